@@ -1,0 +1,100 @@
+"""Every path, profile, seed and size is decided here, once.
+
+Environment variables: `LESION_PROFILE` (smoke, demo, full), `LESION_DATASET` (see `DATASETS`) and
+`LESION_DATA_ROOT` (the folder of that data set; a relative path counts from the repository root).
+"""
+
+import os
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from types import SimpleNamespace
+
+# owner/name of the repository: `make badges REPO=owner/name` changes it here, in the README and in every notebook.
+REPOSITORY = "sketch2lesion/sketch2lesion"
+
+ROOT = Path(__file__).resolve().parents[1]
+PROFILES = ("smoke", "demo", "full")
+DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders")
+
+# What differs between the profiles, for each part of the project.
+SIZES = {
+    "sample": {
+        "smoke": {"images": 120, "size": 64},
+        "demo": {"images": 1000, "size": 128},
+        "full": {"images": 4000, "size": 256},
+    },
+    "data": {
+        "smoke": {"size": 64, "batch": 16},
+        "demo": {"size": 128, "batch": 64},
+        "full": {"size": 128, "batch": 64},
+    },
+    "sketches": {
+        "smoke": {"size": 64, "shown": 3},
+        "demo": {"size": 128, "shown": 6},
+        "full": {"size": 128, "shown": 6},
+    },
+}
+
+
+def get_config(part: str, dataset: str | None = None, data_root: str | Path | None = None) -> SimpleNamespace:
+    """Settings of one part ("data", "sketches", ...) for the profile and data set chosen by the environment.
+
+    `dataset` and `data_root` (which counts from the working directory) go before the environment.
+    Always there: `profile dataset data_root stores outputs seed workers sample`; then what `SIZES[part]` holds.
+    Raises `ValueError` when a variable or `part` names something that does not exist.
+    """
+    profile = _chosen("LESION_PROFILE", None, "demo", PROFILES)
+    chosen = _chosen("LESION_DATASET", dataset, "phantoms", DATASETS)
+    if part not in SIZES:
+        raise ValueError(f"no settings for {part!r}: there are {', '.join(SIZES)}")
+    # Each profile has a sample of its own size, so a smoke run never rewrites the demo's.
+    default = f"data/phantoms-{profile}" if chosen == "phantoms" else f"data/{chosen}"
+    if dataset is None or dataset == os.environ.get("LESION_DATASET"):
+        default = os.environ.get("LESION_DATA_ROOT") or default
+    return SimpleNamespace(
+        profile=profile,
+        dataset=chosen,
+        data_root=Path(data_root).resolve() if data_root else ROOT / Path(default).expanduser(),
+        stores=ROOT / "data" / "stores",
+        outputs=ROOT / "outputs" / f"{chosen}-{profile}",
+        seed=0,
+        workers=cpu_count(),
+        sample=SIZES["sample"][profile],
+        **SIZES[part][profile],
+    )
+
+
+# Where the name pip knows is not the name Python imports; and what a notebook in Colab has no use for.
+IMPORT_NAMES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn"}
+NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "ruff"}
+
+
+def missing_requirements() -> list[str]:
+    """Lines of requirements.txt that cannot be imported here. Never torch, torchvision or numpy: Colab brings builds
+    that fit its GPU and its other packages, and replacing them breaks the running session."""
+    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    names = {line: re.split(r"[<>=!~;\[ ]", line)[0] for line in lines if line}
+    wanted = {line: IMPORT_NAMES.get(name, name.replace("-", "_")) for line, name in names.items()}
+    return [line for line, module in wanted.items() if names[line] not in NOT_IN_COLAB and find_spec(module) is None]
+
+
+def install_missing() -> None:
+    """Install `missing_requirements`; says what, and nothing when there is nothing to do."""
+    if missing := missing_requirements():
+        print("installing", ", ".join(missing))
+        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
+
+
+def cpu_count() -> int:
+    """Cores this process may use (a container or a batch system often allows fewer than the machine has)."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _chosen(variable: str, given: str | None, default: str, allowed: tuple[str, ...]) -> str:
+    value = given or os.environ.get(variable) or default
+    if value not in allowed:
+        raise ValueError(f"{variable}={value!r} is not one of {', '.join(allowed)}")
+    return value
