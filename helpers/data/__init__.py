@@ -1,0 +1,1 @@
+"""Folders of pictures in, trustworthy arrays out."""
