@@ -1,0 +1,121 @@
+"""Pictures and folders on disk: read strictly, written whole or not at all."""
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import cv2
+import numpy as np
+from PIL import Image
+
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+
+# OpenCV's own threads fight with our thread pools; each worker is one thread.
+cv2.setNumThreads(1)
+# Whole-slide sized pictures are not dermoscopy, but ISIC holds some of 60 megapixels.
+Image.MAX_IMAGE_PIXELS = 400_000_000
+
+
+class DataError(ValueError):
+    """Data that cannot be used. The message is one sentence for the person who holds the data."""
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Picture files directly in `folder`, sorted by name; hidden and resource-fork files are skipped."""
+    if not Path(folder).is_dir():
+        return []
+    with os.scandir(folder) as entries:
+        names = [e.name for e in entries if not e.name.startswith(".")]
+    return [Path(folder) / n for n in sorted(names) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
+
+
+def read_image(path: str | Path, at_least: int | None = None) -> np.ndarray:
+    """Read a picture as RGB `uint8 (H, W, 3)`; transparency is shown on white.
+
+    `at_least` lets the JPEG decoder skip detail: the result has both sides of at least that many pixels
+    where the file does, but may be 2, 4 or 8 times smaller than the file says, which is much faster.
+    Raises `DataError` naming the file when it is missing, truncated or no picture.
+    """
+
+    def colours(picture: Image.Image) -> np.ndarray:
+        if at_least:
+            picture.draft("RGB", (at_least, at_least))
+        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+            picture = picture.convert("RGBA")
+            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+        return np.asarray(picture.convert("RGB"))
+
+    return _decode(path, colours)
+
+
+def _decode(path: str | Path, values: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+    try:
+        with Image.open(path) as picture:
+            return values(picture)
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise DataError(f"{path} is missing, damaged or not a picture ({error})") from error
+
+
+def picture_shape(path: str | Path) -> tuple[int, int]:
+    """Height and width of a picture as its file states them, without decoding it."""
+    with Image.open(path) as picture:
+        return picture.size[::-1]
+
+
+def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
+    """Read a lesion mask as `uint8 (H, W)` in {0, 1}, whatever it was written as: 0/1, 0/255, grey or RGB.
+
+    With `shape` (H, W of its image) a mask of another size raises `DataError` with both sizes.
+    """
+    mask = _decode(path, _mask_values)
+    if shape is not None and mask.shape != tuple(shape):
+        raise DataError(
+            f"mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels but its image is {shape[1]} x {shape[0]}"
+        )
+    return (mask > (127 if mask.max() > 1 else 0)).astype(np.uint8)
+
+
+def read_sketch(path: str | Path) -> np.ndarray:
+    """Read a drawing as `uint8 (H, W)`, white lines on black; dark lines on light paper are inverted."""
+    drawing = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
+    return 255 - drawing if np.median(drawing) > 127 else drawing
+
+
+def central_square(picture: np.ndarray) -> np.ndarray:
+    """The largest centred square of `picture (H, W[, C])`, as a view."""
+    height, width = picture.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return picture[top : top + side, left : left + side]
+
+
+def _mask_values(picture: Image.Image) -> np.ndarray:
+    if picture.mode in ("1", "L"):
+        return np.asarray(picture.convert("L"))
+    return np.asarray(picture.convert("RGB")).max(axis=2)
+
+
+@contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """Yield an empty sibling of `folder` to write into; it takes the name `folder` only if the block succeeds.
+
+    An earlier `folder` stays as it was until then, so a full disk or a killed process loses nothing.
+    """
+    folder = Path(folder)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield fresh
+        fresh.chmod(0o755)  # mkdtemp gives 0700, which a shared course folder cannot use
+        if folder.exists():
+            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
+            folder.rename(old / "old")
+            fresh.rename(folder)
+            shutil.rmtree(old)
+        else:
+            fresh.rename(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
