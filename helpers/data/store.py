@@ -1,0 +1,246 @@
+"""`Dataset` -> memory-mapped arrays -> batches.
+
+A store is a folder: `images.npy (N, H, W, 3)`, `masks.npy` and `sketches.npy (N, H, W)`, small columns beside them,
+`table.csv` and `settings.json`. Row i of every one of them is the same picture. Arrays are mapped, not loaded, so a
+store of a million pictures takes no more memory than one of a hundred.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from helpers.data.audit import Report, audit, trusted
+from helpers.data.files import DataError, central_square, picture_shape, read_image, read_mask, read_sketch, whole_folder
+from helpers.data.layouts import Dataset
+from helpers.data.sketches import sketch
+
+SPLITS = ["train", "val", "test"]
+VERSION = 1  # raise it when the same table and settings would give other arrays
+BLOCK = 256  # rows held in memory while writing
+
+
+@dataclass(frozen=True)
+class StoreSettings:
+    """`geometry`: "square" takes the central square (generation, classification), "whole" the whole picture squeezed
+    to a square (segmentation). `style`: "contour" or "structure", see `sketches`. `seed` is that of the split."""
+
+    size: int = 128
+    style: str = "contour"
+    geometry: str = "square"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not 16 <= self.size <= 1024:
+            raise ValueError(f"size {self.size} is not between 16 and 1024 pixels")
+        if self.style not in ("contour", "structure"):
+            raise ValueError(f"style {self.style!r} is not 'contour' or 'structure' ('hand' is drawn at batch time)")
+        if self.geometry not in ("square", "whole"):
+            raise ValueError(f"geometry {self.geometry!r} is not 'square' or 'whole'")
+
+
+class Store:
+    """An opened store.
+
+    `images uint8 (N, H, W, 3)`, `masks uint8 (N, H, W)` in {0, 1}, `sketches uint8 (N, H, W)` in {0, 255}: mapped from
+    disk, read only. `labels int16 (N,)` has -1 where the label is not known; a picture without mask or sketch has zeros
+    there and `False` in `has_mask`, `has_sketch`.
+    """
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+        about = self.folder / "settings.json"
+        if not about.is_file():
+            raise DataError(f"{self.folder} is not a store: no settings.json in it")
+        for name, value in json.loads(about.read_text()).items():
+            setattr(self, name, StoreSettings(**value) if name == "settings" else value)
+        for name in ARRAYS:
+            setattr(self, name, np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+
+    @cached_property
+    def table(self) -> pd.DataFrame:
+        """The data set's table, one row per picture; read when first asked for."""
+        table = pd.read_csv(self.folder / "table.csv", dtype="string")
+        return table.assign(label=table["label"].astype("Int64"))
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{split} {len(self.rows(split)):,}" for split in SPLITS)
+        return f"Store({self.name}: {len(self):,} pictures at {self.settings.size} px, {counts})"
+
+    def rows(self, split: str | None = None, needs: Iterable[str] = (), classes: list[str] | None = None) -> np.ndarray:
+        """Row numbers of a split, of pictures that have what is needed: any of "label", "mask", "sketch"."""
+        keep = np.ones(len(self), bool)
+        if split is not None:
+            keep &= self.splits == SPLITS.index(split)
+        for what in needs:
+            keep &= (self.labels >= 0) if what == "label" else getattr(self, f"has_{what}")
+        if classes is not None:
+            keep &= np.isin(self.labels, [self.classes.index(c) for c in classes])
+        return np.flatnonzero(keep)
+
+    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
+        """Copies of `images, masks, sketches, labels` of these rows, and the `rows` themselves."""
+        return {
+            **{name: np.asarray(getattr(self, name))[rows] for name in ("images", "masks", "sketches", "labels")},
+            "rows": rows,
+        }
+
+    def batches(
+        self, rows: np.ndarray, size: int, rng: np.random.Generator | None = None, drop_last: bool = False
+    ) -> Iterator[dict[str, np.ndarray]]:
+        """The rows once, `size` at a time: in their order, or shuffled by `rng`."""
+        rows = rows if rng is None else rng.permutation(rows)
+        end = len(rows) - len(rows) % size if drop_last else len(rows)
+        return (self.batch(rows[start : start + size]) for start in range(0, end, size))
+
+
+ARRAYS = ("images", "masks", "sketches", "labels", "splits", "has_mask", "has_sketch")
+
+
+def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
+    """A batch as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` in [0, 1]; labels int64."""
+    import torch  # seconds to load, and neither the audit nor the preparation needs it
+
+    def floats(name: str) -> torch.Tensor:
+        return torch.from_numpy(batch[name]).to(device).float()
+
+    return {
+        "images": (floats("images") / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
+        "masks": floats("masks")[:, None],
+        "sketches": floats("sketches")[:, None] / 255,
+        "labels": torch.from_numpy(batch["labels"].astype(np.int64)).to(device),
+    }
+
+
+# ---------------------------------------------------------------------------------------------------------- writing
+
+
+def prepare(
+    dataset: Dataset,
+    stores: str | Path,
+    settings: StoreSettings = StoreSettings(),
+    report: Report | None = None,
+    workers: int = 2,
+    progress: bool = True,
+) -> Store:
+    """From a data set as read to its store in the folder `stores`: opened if it is there, else audited (unless a
+    `report` is given), put right, split and written.
+
+    The name carries a hash of the table, the files' sizes and dates, and the settings: other data, another store.
+    Raises `DataError` for data that cannot be used.
+    """
+    folder = Path(stores) / f"{dataset.name}-{settings.size}-{settings.style}-{store_key(dataset, settings)}"
+    if not folder.is_dir():
+        check_style(dataset, settings)
+        report = report or audit(dataset, workers, progress)
+        build_store(trusted(report, settings.seed), folder, settings, workers, progress)
+    return Store(folder)
+
+
+def build_store(
+    dataset: Dataset, folder: str | Path, settings: StoreSettings, workers: int = 2, progress: bool = True
+) -> Store:
+    """Write the data set as it stands, row by row, to `folder`. Raises `DataError` for a picture that cannot be read, a
+    mask of another size than its picture, or contours of a set without masks; `folder` then stays as it was."""
+    check_style(dataset, settings)
+    with ThreadPoolExecutor(workers) as pool:
+        arrays = _in_blocks(pool, partial(load_row, settings=settings), dataset.table.itertuples(index=False))
+        counted = tqdm(arrays, "storing", len(dataset.table), disable=not progress, leave=False)
+        write_store(folder, dataset, settings, counted)
+    return Store(folder)
+
+
+def check_style(dataset: Dataset, settings: StoreSettings) -> None:
+    """Raise `DataError` when the style needs masks and the data set has none."""
+    if settings.style == "contour" and dataset.table[["mask_path", "sketch_path"]].isna().all(axis=None):
+        raise DataError(f"{dataset.name} has no masks to draw contours from: prepare it with style 'structure'")
+
+
+def store_key(dataset: Dataset, settings: StoreSettings) -> str:
+    """Twelve hexadecimal digits that change with the table, the files it names, or the settings."""
+    table = dataset.table.copy()
+    for column in ("path", "mask_path", "sketch_path"):
+        known = table[column].notna()
+        facts = [os.stat(path) for path in table.loc[known, column]]
+        table.loc[known, column] = [
+            f"{os.path.relpath(path, dataset.root)} {fact.st_size} {fact.st_mtime_ns}"
+            for path, fact in zip(table.loc[known, column], facts, strict=True)
+        ]
+    content = json.dumps([VERSION, asdict(settings), dataset.classes]) + table.to_csv(index=False)
+    return hashlib.sha256(content.encode()).hexdigest()[:12]
+
+
+def write_store(folder: str | Path, dataset: Dataset, settings: StoreSettings, arrays: Iterable[tuple]) -> None:
+    """Write `(image, mask or None, sketch or None)` per row of the table as a store, whole or not at all.
+
+    Written as plain files, not through a map: a full disk is then an error and not a crash, and memory stays flat.
+    """
+    count, size = len(dataset.table), settings.size
+    shapes = {"images": (count, size, size, 3), "masks": (count, size, size), "sketches": (count, size, size)}
+    empty = np.zeros((size, size), np.uint8)
+    has = {"has_mask": np.zeros(count, bool), "has_sketch": np.zeros(count, bool)}
+    with whole_folder(folder) as fresh:
+        with ExitStack() as stack:
+            files = {name: stack.enter_context(open(fresh / f"{name}.npy", "wb")) for name in shapes}
+            for name, shape in shapes.items():
+                header = {"descr": "|u1", "fortran_order": False, "shape": shape}
+                np.lib.format.write_array_header_1_0(files[name], header)
+            for row, (image, mask, drawing) in enumerate(arrays):
+                has["has_mask"][row], has["has_sketch"][row] = mask is not None, drawing is not None and drawing.any()
+                for name, array in zip(shapes, (image, mask, drawing), strict=True):
+                    files[name].write(np.ascontiguousarray(empty if array is None else array, np.uint8).data)
+        for name, column in {**_columns(dataset.table), **has}.items():
+            np.save(fresh / f"{name}.npy", column)
+        dataset.table.to_csv(fresh / "table.csv", index=False)
+        about = {"name": dataset.name, "classes": dataset.classes, "settings": asdict(settings)}
+        (fresh / "settings.json").write_text(json.dumps({**about, "problems": dataset.problems}, indent=1))
+
+
+def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Label and split of every row as small integers, -1 where not known."""
+    splits = table["split"].map({split: code for code, split in enumerate(SPLITS)})
+    return {
+        "labels": table["label"].fillna(-1).to_numpy(np.int16),
+        "splits": splits.fillna(-1).to_numpy(np.int8),
+    }
+
+
+def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:
+    """`pool.map` that looks only `BLOCK` items ahead, so memory does not grow with their number."""
+    while block := [item for _, item in zip(range(BLOCK), items, strict=False)]:
+        yield from pool.map(function, block)
+
+
+def load_row(row, settings: StoreSettings) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+    """One row of the table -> image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None."""
+    image = fit(read_image(row.path, at_least=settings.size), settings)
+    mask = drawing = None
+    if pd.notna(row.mask_path):
+        mask = (fit(255 * read_mask(row.mask_path, picture_shape(row.path)), settings) > 127).astype(np.uint8)
+    if settings.style == "contour" and pd.notna(row.sketch_path):
+        # A thin line fades when it is made smaller; an eighth of white is still a line.
+        drawing = np.where(fit(read_sketch(row.sketch_path), settings) > 32, 255, 0).astype(np.uint8)
+    elif settings.style == "structure" or mask is not None:
+        drawing = sketch(image, mask, settings.style)
+    return image, mask, drawing
+
+
+def fit(picture: np.ndarray, settings: StoreSettings) -> np.ndarray:
+    """A picture `(H, W[, C])` brought to `(S, S[, C])` by the settings' geometry."""
+    picture = central_square(picture) if settings.geometry == "square" else picture
+    smaller = min(picture.shape[:2]) >= settings.size
+    how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
+    return cv2.resize(picture, (settings.size, settings.size), interpolation=how)

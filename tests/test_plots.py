@@ -1,0 +1,40 @@
+import matplotlib
+
+matplotlib.use("Agg")
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pytest
+from PIL import Image
+
+from helpers.data.layouts import read
+from helpers.views.plots import class_counts, grid, overlay, save
+
+
+def test_grid_takes_colour_masks_sketches_and_gaps(tmp_path):
+    colour, mask = np.zeros((8, 8, 3), np.uint8), np.eye(8, dtype=np.uint8)
+    figure = grid([[colour, mask, 255 * mask], [colour]], ["a", "b"], ["image", "mask", "sketch"])
+    shown = [axis for axis in figure.axes if axis.images]
+    assert len(figure.axes) == 6 and len(shown) == 4
+    assert shown[1].images[0].get_clim() == (0, 1) and shown[2].images[0].get_clim() == (0, 255)
+    assert [t.get_text() for t in figure.axes[3].texts] == ["b"]
+    save(figure, tmp_path / "figures/grid.png")
+    assert Image.open(tmp_path / "figures/grid.png").size[0] > 200
+    assert not plt.get_fignums(), "a saved figure is closed, or a notebook would show it twice"
+
+
+def test_class_counts(phantoms):
+    counts = read(phantoms).counts()
+    figure = class_counts(counts)
+    heights = sum(bar.get_height() for bars in figure.axes[0].containers for bar in bars)
+    assert heights == counts.loc["all", "all"]
+    plt.close(figure)
+
+
+def test_overlay_marks_the_border_only():
+    mask = np.zeros((10, 10), np.uint8)
+    mask[3:7, 3:7] = 1
+    marked = overlay(np.zeros((10, 10, 3), np.uint8), mask, colour=(9, 9, 9))
+    assert (marked[..., 0] == 9).sum() == 12 and marked[4:6, 4:6].max() == 0
+    with pytest.raises(IndexError):
+        overlay(np.zeros((4, 4, 3), np.uint8), mask)
