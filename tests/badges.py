@@ -1,0 +1,67 @@
+"""`make badges REPO=owner/name`: the repository's name stands in helpers/config.py; this writes it everywhere else."""
+
+import re
+import sys
+from pathlib import Path
+
+import nbformat
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helpers.config import REPOSITORY  # noqa: E402
+
+SETUP = """\
+# Setup: in Colab this fetches the repository once and installs what is missing; anywhere else it shows nothing.
+import os
+import subprocess
+import sys
+
+root = os.path.abspath("..")
+if "google.colab" in sys.modules:
+    root = os.path.abspath("{name}")
+    if not os.path.isdir(root):
+        address = os.environ.get("LESION_REPOSITORY", "https://github.com/{repository}")
+        subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, root], check=True)
+if sys.path[0] != root:
+    sys.path.insert(0, root)
+if "google.colab" in sys.modules:
+    from helpers.config import install_missing
+
+    install_missing()"""
+
+
+def setup_cell(repository: str) -> str:
+    return SETUP.format(repository=repository, name=repository.split("/")[1])
+
+
+def badge(repository: str, notebook: str) -> str:
+    address = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+
+
+def write_notebook(path: Path, repository: str) -> None:
+    """The badge into the first cell, the setup into the cell that begins with "# Setup"; outputs stay."""
+    notebook = nbformat.read(path, as_version=4)
+    first = notebook.cells[0]
+    first.source = re.sub(r"\[!\[Open in Colab\].*\)", badge(repository, path.stem), first.source)
+    for cell in notebook.cells:
+        if cell.source.startswith("# Setup"):
+            cell.source = setup_cell(repository)
+    nbformat.write(notebook, path)
+
+
+def main(repository: str) -> None:
+    if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
+        sys.exit(f"REPO={repository!r} is not of the form owner/name")
+    config, readme = ROOT / "helpers/config.py", ROOT / "README.md"
+    config.write_text(re.sub(r'(?m)^REPOSITORY = ".*"$', f'REPOSITORY = "{repository}"', config.read_text()))
+    for path in (readme, ROOT / "CITATION.cff"):
+        path.write_text(path.read_text().replace(REPOSITORY, repository))
+    for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
+        write_notebook(path, repository)
+    print(f"badges and setup cells now say {repository}")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1] if len(sys.argv) > 1 else REPOSITORY)

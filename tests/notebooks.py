@@ -1,0 +1,73 @@
+"""Execute notebooks: `run` leaves executed copies in outputs/, `in-place` re-executes them for committing."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
+from nbconvert import HTMLExporter
+from tqdm import tqdm
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from helpers.config import get_config  # noqa: E402
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+
+
+def execute(path: Path, label: str) -> tuple[nbformat.NotebookNode, str | None]:
+    """Run a notebook top to bottom in its own folder -> the executed notebook, and what went wrong if anything did."""
+    notebook = nbformat.read(path, as_version=4)
+    cells = sum(cell.cell_type == "code" for cell in notebook.cells)
+    bar = tqdm(total=cells, desc=label, unit="cell", leave=False, file=sys.stdout)
+    client = NotebookClient(
+        notebook,
+        timeout=3600,
+        resources={"metadata": {"path": str(path.parent)}},
+        on_cell_executed=lambda **_: bar.update(),
+    )
+    try:
+        client.execute()
+        return notebook, None
+    except CellExecutionError as error:
+        return notebook, str(error)
+    finally:
+        bar.close()
+
+
+def without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """No times, no kernel of one machine: what is committed changes only when the content does."""
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        cell.metadata = {}
+        for output in cell.get("outputs", []):
+            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+    return notebook
+
+
+def main(how: str, paths: list[Path]) -> int:
+    cfg = get_config("sample")
+    folder = cfg.outputs / "notebooks"
+    folder.mkdir(parents=True, exist_ok=True)
+    for number, path in enumerate(paths, 1):
+        label, start = f"[{number}/{len(paths)}] {path.stem}", time.perf_counter()
+        notebook, error = execute(path.resolve(), label)
+        copy = path if how == "in-place" and not error else folder / path.name
+        nbformat.write(without_traces(notebook), copy)
+        if error:
+            print(f"{label} failed; as far as it went: {copy}\n{error}")
+            return 1
+        if how == "run":
+            copy.with_suffix(".html").write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
+        print(f"{label}  {time.perf_counter() - start:.0f} s", flush=True)
+    place = os.path.relpath(cfg.outputs)
+    print(f"Look at {place}/notebooks/*.html (executed notebooks) and {place}/figures/ (their pictures).")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1], [Path(p) for p in sys.argv[2:]]))
