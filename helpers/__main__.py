@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from helpers.config import DATASETS, get_config
+from helpers.config import DATASETS, get_config, shown
 from helpers.data.audit import audit
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset, read
@@ -26,7 +26,7 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
     store = prepare(dataset, args.out or cfg.stores, settings, workers=cfg.workers)
     stored = replace(dataset, table=store.table)
     print(stored.counts().to_string())
-    print("".join(f"! {problem}\n" for problem in store.problems) + f"{store}\n{store.folder}")
+    print("".join(f"! {problem}\n" for problem in store.problems) + f"{store}\n{shown(store.folder)}")
     print(f"{time.perf_counter() - start:.0f} s")
     return 0
 

@@ -67,6 +67,12 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
     )
 
 
+def shown(path: str | Path) -> str:
+    """A path as people should see it: from the repository's root where it lies inside, so no page shows a machine."""
+    path = Path(path).resolve()
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else os.path.relpath(path)
+
+
 # Where the name pip knows is not the name Python imports; and what a notebook in Colab has no use for.
 IMPORT_NAMES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn"}
 NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "ruff"}

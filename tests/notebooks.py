@@ -1,6 +1,7 @@
 """Execute notebooks: `run` leaves executed copies in outputs/, `in-place` re-executes them for committing."""
 
 import os
+import shutil
 import sys
 import time
 from pathlib import Path
@@ -16,6 +17,8 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.config import get_config  # noqa: E402
 
+# Pictures that the README shows, taken over when notebooks are executed for committing.
+GALLERY = ("01_examples.png", "02_structure.png")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 
@@ -27,6 +30,7 @@ def execute(path: Path, label: str) -> tuple[nbformat.NotebookNode, str | None]:
     client = NotebookClient(
         notebook,
         timeout=3600,
+        extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=lambda **_: bar.update(),
     )
@@ -40,12 +44,17 @@ def execute(path: Path, label: str) -> tuple[nbformat.NotebookNode, str | None]:
 
 
 def without_traces(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """No times, no kernel of one machine: what is committed changes only when the content does."""
+    """No times, no kernel of one machine, no remains of progress bars: a commit shows what the content changed."""
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
     for cell in notebook.cells:
         cell.metadata = {}
-        for output in cell.get("outputs", []):
-            output.pop("metadata", None) if output.output_type == "stream" else output.update(metadata={})
+        if cell.cell_type == "code":
+            cell.outputs = [
+                o for o in cell.outputs if "application/vnd.jupyter.widget-view+json" not in o.get("data", {})
+            ]
+            for output in cell.outputs:
+                if output.output_type != "stream":
+                    output.metadata = {}
     return notebook
 
 
@@ -64,6 +73,9 @@ def main(how: str, paths: list[Path]) -> int:
         if how == "run":
             copy.with_suffix(".html").write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
         print(f"{label}  {time.perf_counter() - start:.0f} s", flush=True)
+    if how == "in-place":
+        for name in GALLERY:
+            shutil.copy(cfg.outputs / "figures" / name, ROOT / "outputs" / "gallery" / name)
     place = os.path.relpath(cfg.outputs)
     print(f"Look at {place}/notebooks/*.html (executed notebooks) and {place}/figures/ (their pictures).")
     return 0

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.config import PROFILES, ROOT, SIZES, get_config
+from helpers.config import PROFILES, ROOT, SIZES, get_config, shown
 
 
 @pytest.fixture(autouse=True)
@@ -54,3 +54,9 @@ def test_every_part_has_every_profile():
         assert len({tuple(sorted(values)) for values in sizes.values()}) == 1, part
     with pytest.raises(ValueError, match="no settings for 'soup'"):
         get_config("soup")
+
+
+def test_paths_are_shown_from_the_root(tmp_path, monkeypatch):
+    assert shown(ROOT / "data/x") == "data/x"
+    monkeypatch.chdir(tmp_path)
+    assert shown(tmp_path / "y") == "y"

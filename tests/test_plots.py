@@ -18,7 +18,8 @@ def test_grid_takes_colour_masks_sketches_and_gaps(tmp_path):
     assert len(figure.axes) == 6 and len(shown) == 4
     assert shown[1].images[0].get_clim() == (0, 1) and shown[2].images[0].get_clim() == (0, 255)
     assert [t.get_text() for t in figure.axes[3].texts] == ["b"]
-    save(figure, tmp_path / "figures/grid.png")
+    shown = save(figure, tmp_path / "figures/grid.png")
+    assert shown.format == "png" and shown.data == (tmp_path / "figures/grid.png").read_bytes()
     assert Image.open(tmp_path / "figures/grid.png").size[0] > 200
     assert not plt.get_fignums(), "a saved figure is closed, or a notebook would show it twice"
 
@@ -38,3 +39,15 @@ def test_overlay_marks_the_border_only():
     assert (marked[..., 0] == 9).sum() == 12 and marked[4:6, 4:6].max() == 0
     with pytest.raises(IndexError):
         overlay(np.zeros((4, 4, 3), np.uint8), mask)
+
+
+def test_nothing_to_show_is_said():
+    figure = grid([])
+    assert [text.get_text() for text in figure.texts] == ["nothing to show"]
+    plt.close(figure)
+
+
+def test_photographs_are_shown_as_jpeg(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
+    shown = save(grid([[noise] * 3] * 3), tmp_path / "noise.png")
+    assert shown.format == "jpeg" and len(shown.data) < (tmp_path / "noise.png").stat().st_size

@@ -72,6 +72,8 @@ def test_batches_bring_every_row_once(store):
     batch = in_order[1]
     assert (batch["images"] == store.images[batch["rows"]]).all()
     assert (batch["labels"] == store.labels[batch["rows"]]).all()
+    fewer = store.batch(rows[:3], arrays=("images", "labels"))
+    assert set(fewer) == {"images", "labels", "rows"} and set(to_tensors(fewer)) == {"images", "labels"}
 
 
 def test_tensors_keep_the_contract(store):

@@ -17,6 +17,7 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
+from helpers.config import shown
 from helpers.data.files import DataError, picture_shape, read_image, read_mask
 from helpers.data.layouts import MISSING_LIMIT, Dataset
 
@@ -307,20 +308,9 @@ def _done(count: int, what: str) -> str:
 
 
 def _lines(report: Report) -> Iterator[str]:
-    dataset, table = report.dataset, report.dataset.table
-    yield f"{dataset.name}: {len(table):,} pictures in {dataset.root}"
-    sizes = sorted(report.shapes.items(), key=lambda item: -item[1])
-    shown = ", ".join(f"{w} x {h}" for (h, w), _ in sizes[:3]) + (f" and {len(sizes) - 3} more" if sizes[3:] else "")
-    yield f"sizes {shown}; masks {table['mask_path'].notna().sum():,}; sketches {table['sketch_path'].notna().sum():,}" + (
-        f" paired, {len(dataset.unpaired_sketches):,} unpaired" if dataset.unpaired_sketches else ""
-    )
-    known = table["lesion_id"].dropna()
-    yield f"lesions {known.nunique():,}, {len(known) - known.nunique():,} repeat photographs" if len(known) else "no lesion ids"
-    yield ""
-    yield dataset.counts().to_string()
-    yield ""
-    for problem in dataset.problems:
-        yield f"! {problem}"
+    yield from _heading(report)
+    yield f"\n{report.dataset.counts().to_string()}\n"
+    yield from (f"! {problem}" for problem in report.dataset.problems)
     for what, found in (
         ("unreadable pictures", list(report.damaged.values())),
         ("masks that do not fit", list(report.damaged_masks.values())),
@@ -332,12 +322,26 @@ def _lines(report: Report) -> Iterator[str]:
         ("lesions or copies in several splits", report.leaks),
     ):
         yield f"{'!' if found else ' '} {len(found):5,} {what}{_examples(found)}"
-    yield ""
-    yield f"CANNOT BE USED: {report.unusable}" if report.unusable else "can be used" + (
-        "; `prepare` leaves out, groups and moves what is marked !" if report.damaged or report.conflicts or report.leaks else ""
+    faulty = report.damaged or report.conflicts or report.leaks or report.empty_masks
+    yield "\nCANNOT BE USED: " + report.unusable if report.unusable else "\ncan be used" + (
+        "; `prepare` puts these faults right and says how" if faulty else ""
     )
 
 
+def _heading(report: Report) -> Iterator[str]:
+    dataset, table = report.dataset, report.dataset.table
+    yield f"{dataset.name}: {len(table):,} pictures in {shown(dataset.root)}"
+    sizes = sorted(report.shapes.items(), key=lambda item: -item[1])
+    facts = ["sizes " + ", ".join(f"{width} x {height}" for (height, width), _ in sizes[:3])]
+    facts[0] += f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
+    facts += [f"{table[f'{what}_path'].notna().sum():,} {what}{'es' if what == 'sketch' else 's'}" for what in ("mask", "sketch")]
+    facts += [f"{len(dataset.unpaired_sketches):,} unpaired sketches"] if dataset.unpaired_sketches else []
+    lesions = table["lesion_id"].dropna()
+    repeats = len(lesions) - lesions.nunique()
+    facts += [f"{lesions.nunique():,} lesions, {repeats:,} repeat photographs" if len(lesions) else "no lesion ids"]
+    yield "; ".join(facts)
+
+
 def _examples(found: list, most: int = 3) -> str:
-    shown = [" = ".join(item) if isinstance(item, (tuple, list)) else item for item in found[:most]]
-    return ": " + ", ".join(shown) + (", ..." if len(found) > most else "") if found else ""
+    examples = [" = ".join(item) if isinstance(item, (tuple, list)) else item for item in found[:most]]
+    return ": " + ", ".join(examples) + (", ..." if len(found) > most else "") if found else ""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.config import shown
 from helpers.data import sample
 from helpers.data.download import download
 from helpers.data.files import DataError, list_images
@@ -53,6 +54,11 @@ class Dataset:
         table = self.table[keep].assign(label=labels).reset_index(drop=True)
         return replace(self, table=table, classes=list(classes))
 
+    @property
+    def has_outlines(self) -> bool:
+        """Whether contour sketches can be had: from masks, or because they came with the pictures."""
+        return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
+
     def class_names(self) -> pd.Series:
         """The class name of every row, `<NA>` where the label is not known."""
         return self.table["label"].map(dict(enumerate(self.classes))).astype("string")
@@ -70,7 +76,7 @@ class Dataset:
         return counts
 
     def __repr__(self) -> str:
-        return f"Dataset({self.name}: {len(self.table)} pictures, classes {' '.join(self.classes)}, from {self.root})"
+        return f"Dataset({self.name}: {len(self.table)} pictures, classes {' '.join(self.classes)}, from {shown(self.root)})"
 
 
 @dataclass(frozen=True)

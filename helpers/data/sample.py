@@ -13,7 +13,7 @@ from helpers.data.files import DataError, whole_folder
 from helpers.data.phantoms import CLASSES, draw
 
 # The shares of HAM10000.
-_SHARES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
+SHARES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
 _LEAST = 4  # lesions of every class: one for val, one for test, two to learn from
 _VERSION = 3  # of the pictures: raise it when the drawing changes, and old samples are drawn anew
 _OURS = {"phantoms.json", "metadata.csv", "planted.json", "images", "masks"}
@@ -80,7 +80,7 @@ def _complete(folder: Path, images: int) -> bool:
 def _lesions(rng: np.random.Generator, pictures: int) -> list[dict]:
     """Lesions with diagnosis, split and number of photographs (`pictures` in all), as common as in HAM10000."""
     total = round(pictures * 7470 / 10015)  # lesions per picture there
-    counts = {name: max(_LEAST, round(total * share)) for name, share in _SHARES.items()}
+    counts = {name: max(_LEAST, round(total * share)) for name, share in SHARES.items()}
     counts["NV"] += total - sum(counts.values())
     lesions = []
     for label, name in enumerate(CLASSES):

@@ -56,20 +56,33 @@ def hair_mask(image: np.ndarray) -> np.ndarray:
     """Dark hairs in `image (H, W, 3) uint8` as `uint8 (H, W)` in {0, 1}.
 
     After DullRazor (Lee et al. 1997): a closing removes what is dark and thin; what it removed is hair if it also runs
-    straight for a tenth of the picture in some direction, which spares dots, lacunae and the meshes of a network.
+    straight for a good stretch in some direction, which spares dots, lacunae, ridges and the meshes of a network.
     """
     side = min(image.shape[:2])
     grey = image.min(axis=2)  # brown hair on red skin is darkest in one of the channels
     thin = max(3, round(side / 20)) | 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thin, thin))
     dark = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, disc)
-    straight = np.max(
-        [cv2.morphologyEx(dark, cv2.MORPH_OPEN, line) for line in _lines(max(7, round(side / 10)) | 1)], 0
-    )
-    hairs = (straight > max(10.0, 2.5 * float(straight.mean()))).astype(np.uint8)
+    lines = _straight(dark, side / 10)
+    least = max(10.0, 2.5 * float(lines.mean()))
+    hairs = (lines > least).astype(np.uint8)
     # A dark blob whose inside is streaky passes so far: thick in places, or dense all over.
     thick = cv2.morphologyEx(hairs, cv2.MORPH_OPEN, disc)
-    return _keep_long(hairs & ~cv2.dilate(thick, disc), side / 6, densest=0.18)
+    hairs = _keep_long(hairs & ~cv2.dilate(thick, disc), side / 6, densest=0.18)
+    # A net passes too, of many short pieces. Hairs bend, so only most of each has to be straight for longer.
+    return _keep_marked(hairs, (_straight(dark, side / 5) > least) & (hairs > 0), share=0.4)
+
+
+def _straight(dark: np.ndarray, length: float) -> np.ndarray:
+    """What is left of dark lines `(H, W)` by openings with lines of `length` pixels, the best direction everywhere."""
+    return np.max([cv2.morphologyEx(dark, cv2.MORPH_OPEN, line) for line in _lines(max(7, round(length)) | 1)], axis=0)
+
+
+def _keep_marked(binary: np.ndarray, marks: np.ndarray, share: float) -> np.ndarray:
+    """The connected pieces of `binary (H, W)` of which at least `share` is marked."""
+    pieces = cv2.connectedComponents(binary, connectivity=8)[1].ravel()
+    keep = np.bincount(pieces, marks.ravel()) >= share * np.bincount(pieces)
+    return (keep[pieces].reshape(binary.shape) & (binary > 0)).astype(np.uint8)
 
 
 @cache

@@ -25,6 +25,8 @@ from helpers.data.files import DataError, central_square, picture_shape, read_im
 from helpers.data.layouts import Dataset
 from helpers.data.sketches import sketch
 
+BATCH = ("images", "masks", "sketches", "labels")
+ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
 SPLITS = ["train", "val", "test"]
 VERSION = 1  # raise it when the same table and settings would give other arrays
 BLOCK = 256  # rows held in memory while writing
@@ -91,38 +93,38 @@ class Store:
             keep &= np.isin(self.labels, [self.classes.index(c) for c in classes])
         return np.flatnonzero(keep)
 
-    def batch(self, rows: np.ndarray) -> dict[str, np.ndarray]:
-        """Copies of `images, masks, sketches, labels` of these rows, and the `rows` themselves."""
-        return {
-            **{name: np.asarray(getattr(self, name))[rows] for name in ("images", "masks", "sketches", "labels")},
-            "rows": rows,
-        }
+    def batch(self, rows: np.ndarray, arrays: Iterable[str] = BATCH) -> dict[str, np.ndarray]:
+        """Copies of the named `arrays` of these rows, and the `rows` themselves."""
+        return {**{name: np.asarray(getattr(self, name))[rows] for name in arrays}, "rows": rows}
 
     def batches(
-        self, rows: np.ndarray, size: int, rng: np.random.Generator | None = None, drop_last: bool = False
+        self,
+        rows: np.ndarray,
+        size: int,
+        rng: np.random.Generator | None = None,
+        drop_last: bool = False,
+        arrays: Iterable[str] = BATCH,
     ) -> Iterator[dict[str, np.ndarray]]:
         """The rows once, `size` at a time: in their order, or shuffled by `rng`."""
         rows = rows if rng is None else rng.permutation(rows)
         end = len(rows) - len(rows) % size if drop_last else len(rows)
-        return (self.batch(rows[start : start + size]) for start in range(0, end, size))
-
-
-ARRAYS = ("images", "masks", "sketches", "labels", "splits", "has_mask", "has_sketch")
+        return (self.batch(rows[start : start + size], arrays) for start in range(0, end, size))
 
 
 def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
-    """A batch as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` in [0, 1]; labels int64."""
+    """What a batch holds as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` in [0, 1]; labels int64."""
     import torch  # seconds to load, and neither the audit nor the preparation needs it
 
     def floats(name: str) -> torch.Tensor:
         return torch.from_numpy(batch[name]).to(device).float()
 
-    return {
-        "images": (floats("images") / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
-        "masks": floats("masks")[:, None],
-        "sketches": floats("sketches")[:, None] / 255,
-        "labels": torch.from_numpy(batch["labels"].astype(np.int64)).to(device),
+    convert = {
+        "images": lambda: (floats("images") / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
+        "masks": lambda: floats("masks")[:, None],
+        "sketches": lambda: floats("sketches")[:, None] / 255,
+        "labels": lambda: torch.from_numpy(batch["labels"].astype(np.int64)).to(device),
     }
+    return {name: make() for name, make in convert.items() if name in batch}
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
@@ -165,7 +167,7 @@ def build_store(
 
 def check_style(dataset: Dataset, settings: StoreSettings) -> None:
     """Raise `DataError` when the style needs masks and the data set has none."""
-    if settings.style == "contour" and dataset.table[["mask_path", "sketch_path"]].isna().all(axis=None):
+    if settings.style == "contour" and not dataset.has_outlines:
         raise DataError(f"{dataset.name} has no masks to draw contours from: prepare it with style 'structure'")
 
 

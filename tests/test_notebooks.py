@@ -1,0 +1,159 @@
+"""What holds for every committed notebook, and the setup cell run as Colab would run it."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import nbformat
+import pytest
+from badges import badge, main, setup_cell, write_notebook
+
+import helpers.config
+from helpers.config import REPOSITORY, ROOT, install_missing, missing_requirements
+
+PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
+
+
+@pytest.fixture(params=PATHS, ids=lambda path: path.stem)
+def notebook(request):
+    return nbformat.read(request.param, as_version=4)
+
+
+def code(notebook) -> list:
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def words(notebook) -> int:
+    return sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
+
+
+def test_badge_and_setup_cell_are_those_of_the_repository(notebook, request):
+    stem = request.node.callspec.id
+    assert badge(REPOSITORY, stem) in notebook.cells[0].source
+    setup = [cell.source for cell in notebook.cells if cell.source.startswith("# Setup")]
+    assert setup == [setup_cell(REPOSITORY)] and notebook.cells[1].source == setup[0]
+
+
+def test_readme_and_citation_name_the_same_repository():
+    for name in ("README.md", "CITATION.cff"):
+        found = set(re.findall(r"github(?:\.com)?/([\w.-]+/[\w-]+)", (ROOT / name).read_text()))
+        assert found == {REPOSITORY}, name
+
+
+def test_opening_and_ending(notebook):
+    first, last = notebook.cells[0].source, notebook.cells[-1].source
+    assert first.startswith("# ") and "**You will**" in first
+    assert all(word in first for word in ("**Reads**", "**Writes**", "**Takes**"))
+    assert "## Exercises" in last and "**Next:**" in last
+    imports = [c.source for c in code(notebook)[1:] if re.search(r"^(import|from) ", c.source, re.MULTILINE)]
+    assert len(imports) == 1, "one cell with all imports"
+
+
+def test_cells_are_short_and_explained(notebook):
+    lines = [len(cell.source.splitlines()) for cell in code(notebook)]
+    assert max(lines) <= 20 and sorted(lines)[len(lines) // 2] <= 8
+    assert 400 <= words(notebook) <= 1200
+    assert any("assert" in cell.source for cell in code(notebook))
+
+
+def test_notebooks_do_not_branch_on_the_profile(notebook):
+    source = "\n".join(cell.source for cell in code(notebook)[1:])
+    assert not re.search(r"cfg\.(profile|dataset)\s*(==|!=|in\b)|\bif cfg\.(profile|dataset)", source)
+    assert "LESION_" not in source
+
+
+def test_committed_with_outputs_of_one_run_from_top_to_bottom(notebook):
+    cells = [cell for cell in code(notebook) if cell.source]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    outputs = [output for cell in cells for output in cell.outputs]
+    assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
+    pictures = [o for o in outputs if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
+    assert len(pictures) >= 4 and any("image/png" in o.data for o in pictures)
+    assert cells[0].outputs == [], "outside Colab the setup shows nothing"
+
+
+def test_no_path_of_a_machine(notebook):
+    text = nbformat.writes(notebook)
+    assert str(ROOT) not in text and not re.search(r"/content\b|/home/|/Users/|/root/|/tmp/", text)
+
+
+def test_size():
+    sizes = [path.stat().st_size for path in PATHS]
+    assert max(sizes) < 700_000 and sum(sizes) < 4_000_000
+
+
+# --------------------------------------------------------------------------------------------------------- Colab
+
+AS_COLAB = """
+import sys, types
+sys.modules["google.colab"] = types.ModuleType("google.colab")
+for _ in range(2):
+    exec(open(sys.argv[1]).read())
+import helpers.config
+print(helpers.config.ROOT)
+print(sys.path.count(root), sys.path[0] == root)
+"""
+
+
+def run_setup(tmp_path: Path, script: str, cwd: Path, **variables: str) -> list[str]:
+    (tmp_path / "setup.py").write_text(setup_cell(REPOSITORY))
+    (tmp_path / "script.py").write_text(script)
+    environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
+    command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "setup.py")]
+    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.split("\n")
+
+
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: there is nothing to clone from")
+def test_setup_cell_in_colab_clones_once_and_can_run_twice(tmp_path):
+    empty = tmp_path / "colab"
+    empty.mkdir()
+    told = run_setup(tmp_path, AS_COLAB, empty, LESION_REPOSITORY=ROOT.as_uri())
+    clone = empty / REPOSITORY.split("/")[1]
+    assert told[0] == str(clone) and told[1] == "1 True", "everything is here, so nothing was installed or printed"
+    assert (clone / "requirements.txt").is_file() and len(list(empty.iterdir())) == 1
+
+
+def test_setup_cell_elsewhere_shows_nothing(tmp_path):
+    script = "import sys\nfor _ in range(2): exec(open(sys.argv[1]).read())\nimport helpers\nprint(helpers.__file__)"
+    told = run_setup(tmp_path, script, ROOT / "notebooks")
+    assert told == [str(ROOT / "helpers" / "__init__.py"), ""]
+
+
+def test_only_what_is_missing_is_installed_and_never_torch(monkeypatch, capsys):
+    commands = []
+    monkeypatch.setattr(helpers.config.subprocess, "run", lambda command, check: commands.append(command))
+    assert missing_requirements() == []
+    install_missing()
+    assert commands == [] and capsys.readouterr().out == ""
+    monkeypatch.setattr(helpers.config, "find_spec", lambda name: None)
+    missing = missing_requirements()
+    names = {re.split("[<>=]", line)[0] for line in missing}
+    assert {"opencv-python-headless", "scikit-learn", "tqdm"} <= names
+    assert not names & {"torch", "torchvision", "numpy", "jupyter", "ruff"}
+    monkeypatch.setattr(helpers.config, "find_spec", lambda name: None if name == "cv2" else name)
+    install_missing()
+    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", *missing_requirements()]]
+    assert missing_requirements()[0].startswith("opencv-python-headless")
+
+
+# ------------------------------------------------------------------------------------------------------- badges
+
+
+def test_another_repository_name_gets_into_a_notebook(tmp_path):
+    path = tmp_path / PATHS[0].name
+    path.write_bytes(PATHS[0].read_bytes())
+    write_notebook(path, "someone/their-lesions")
+    changed, before = nbformat.read(path, as_version=4), nbformat.read(PATHS[0], as_version=4)
+    assert badge("someone/their-lesions", path.stem) in changed.cells[0].source
+    assert changed.cells[1].source == setup_cell("someone/their-lesions")
+    assert REPOSITORY not in nbformat.writes(changed)
+    assert [c.get("outputs") for c in changed.cells] == [c.get("outputs") for c in before.cells]
+
+
+def test_badges_refuse_what_is_no_repository():
+    with pytest.raises(SystemExit, match="owner/name"):
+        main("https://example.org/x")
