@@ -12,16 +12,17 @@ sys.path.insert(0, str(ROOT))
 from helpers.config import REPOSITORY  # noqa: E402
 
 SETUP = """\
-# Setup: in Colab this fetches the repository once and installs what is missing; anywhere else it shows nothing.
+# Setup: Colab fetches the repository once and installs what is missing; elsewhere nothing happens.
 import os
 import subprocess
 import sys
 
+repository = "{repository}"
 root = os.path.abspath("..")
 if "google.colab" in sys.modules:
-    root = os.path.abspath("{name}")
+    root = os.path.abspath(repository.split("/")[1])
     if not os.path.isdir(root):
-        address = os.environ.get("LESION_REPOSITORY", "https://github.com/{repository}")
+        address = os.environ.get("LESION_REPOSITORY", f"https://github.com/{{repository}}")
         subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, root], check=True)
 if sys.path[0] != root:
     sys.path.insert(0, root)
@@ -32,7 +33,7 @@ if "google.colab" in sys.modules:
 
 
 def setup_cell(repository: str) -> str:
-    return SETUP.format(repository=repository, name=repository.split("/")[1])
+    return SETUP.format(repository=repository)
 
 
 def badge(repository: str, notebook: str) -> str:
