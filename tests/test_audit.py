@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import folders, ham10000, isic2016, paint, paint_mask
+from made_up import folders, ham10000, isic2016, paint, paint_mask
 
 from helpers.data.audit import audit, fingerprint, group, near_pairs, same_lesion, split_by_lesion, trusted
 from helpers.data.files import DataError, read_image
@@ -117,6 +117,16 @@ def test_exact_copies_are_exact(tmp_path):
     assert report.near == []
     clean = trusted(report)
     assert len(clean.table) == 26 and not set(clean.table["image_id"]) & {"ISIC_0000100", "ISIC_0000999"}
+
+
+def test_all_copies_of_a_contradiction_go(tmp_path):
+    """Three copies, two labels: nobody knows which label is right, so none of the three is kept."""
+    root = folders(tmp_path)
+    for place in ("Train/nevus/ISIC_0000998.jpg", "Test/melanoma/ISIC_0000999.jpg"):
+        shutil.copy(root / "Train/nevus/ISIC_0000100.jpg", root / place)
+    report = audit(read(root), progress=False)
+    assert [set(ids) for ids in report.conflicts] == [{"ISIC_0000100", "ISIC_0000998", "ISIC_0000999"}]
+    assert len(trusted(report).table) == 26
 
 
 # -------------------------------------------------------------------------------------------------- what is damaged

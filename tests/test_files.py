@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from conftest import paint
+from made_up import paint
 from PIL import Image
 
 from helpers.data.files import (

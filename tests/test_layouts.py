@@ -2,7 +2,7 @@ import shutil
 
 import pandas as pd
 import pytest
-from conftest import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, paint, paint_mask, write
+from made_up import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, paint, paint_mask, write
 
 from helpers.data.files import DataError
 from helpers.data.layouts import COLUMNS, read

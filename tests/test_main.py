@@ -3,7 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import folders, isic2016
+from made_up import folders, isic2016
 
 from helpers.__main__ import main
 from helpers.data.store import Store

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from conftest import course, folders, ham10000, isic2016, paint_mask
+from made_up import course, folders, ham10000, isic2016, paint_mask
 
 from helpers.data.audit import audit
 from helpers.data.files import DataError, central_square, read_image, read_mask

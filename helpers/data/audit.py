@@ -61,7 +61,7 @@ class Report:
     full_masks: list[str] = field(default_factory=list)
     exact: list[Pair] = field(default_factory=list)
     near: list[Pair] = field(default_factory=list)
-    conflicts: list[Pair] = field(default_factory=list)
+    conflicts: list[list[str]] = field(default_factory=list)
     leaks: list[list[str]] = field(default_factory=list)
     shapes: dict[tuple[int, int], int] = field(default_factory=dict)
 
@@ -92,8 +92,9 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
         exact = list(_exact_pairs(prints))
         near = near_pairs(prints, pool)
     ids = table["image_id"].to_numpy()
-    lesions, splits = table["lesion_id"].to_numpy(), table["split"].to_numpy()
+    lesions = table["lesion_id"].to_numpy()
     groups = group(len(table), lesions, exact + near)
+    copies = group(len(table), np.full(len(table), pd.NA), exact + near)
     # Repeat photographs that share a lesion id are known to be the same lesion: nothing to report.
     unexplained = [(a, b) for a, b in near if pd.isna(lesions[a]) or pd.isna(lesions[b]) or lesions[a] != lesions[b]]
 
@@ -109,8 +110,8 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
         full_masks=[i for i, p in zip(ids, prints, strict=True) if p.foreground == 1],
         exact=named(exact),
         near=named(unexplained),
-        conflicts=named(_contradicting(exact + near, table["label"])),
-        leaks=[list(ids[rows]) for rows in _leaking(groups, splits)],
+        conflicts=[list(ids[rows]) for rows in _mixed(copies, table["label"])],
+        leaks=[list(ids[rows]) for rows in _mixed(groups, table["split"])],
         shapes=pd.Series([p.shape for p in prints if not p.damage]).value_counts().to_dict(),
     )
 
@@ -227,16 +228,10 @@ def group(count: int, lesions: np.ndarray, pairs: list[tuple[int, int]]) -> np.n
     return connected_components(graph, directed=False)[1]
 
 
-def _leaking(groups: np.ndarray, splits: np.ndarray) -> list[np.ndarray]:
-    """Rows of every group that stands in more than one split."""
-    frame = pd.DataFrame({"group": groups, "split": splits}).dropna()
-    crossing = frame.groupby("group")["split"].nunique()
-    return [np.flatnonzero(groups == number) for number in crossing.index[crossing > 1]]
-
-
-def _contradicting(pairs: list[tuple[int, int]], labels: pd.Series) -> list[tuple[int, int]]:
-    known = labels.to_numpy(dtype=float, na_value=np.nan)
-    return [(a, b) for a, b in pairs if known[a] != known[b] and not np.isnan(known[[a, b]]).any()]
+def _mixed(groups: np.ndarray, values: pd.Series) -> list[np.ndarray]:
+    """Rows of every group in which more than one known value stands."""
+    kinds = values.groupby(groups).nunique()
+    return [np.flatnonzero(groups == number) for number in kinds.index[kinds > 1]]
 
 
 def split_by_lesion(
@@ -252,7 +247,7 @@ def split_by_lesion(
     whole = ranks.groupby(groups).transform("max").to_numpy()
     frame = pd.DataFrame({"group": groups, "label": labels, "rank": whole})
     rng = np.random.default_rng(seed)
-    for rank in {1, 2} - set(ranks):
+    for rank in sorted({1, 2} - set(ranks)):
         drawn = _draw_groups(frame, share, rng)
         frame.loc[frame["group"].isin(drawn), "rank"] = rank
     return np.array(["train", "val", "test"], dtype=object)[frame["rank"]]
@@ -282,7 +277,7 @@ def trusted(report: Report, seed: int = 0) -> Dataset:
     if not report.usable:
         raise DataError(f"{report.dataset.root}: {report.unusable}")
     dataset, table = report.dataset, report.dataset.table
-    contradicting = {i for pair in report.conflicts for i in pair}
+    contradicting = {i for copies in report.conflicts for i in copies}
     keep = ~table["image_id"].isin(set(report.damaged) | contradicting).to_numpy()
     empty = table["image_id"].isin(report.empty_masks)
     labels = table["label"].fillna(-1).to_numpy(int)
