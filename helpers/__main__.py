@@ -8,7 +8,6 @@ from pathlib import Path
 
 from helpers.config import DATASETS, get_config, shown
 from helpers.data.audit import audit
-from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset, read
 from helpers.data.store import StoreSettings, prepare
 
@@ -58,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         cfg = get_config("data", dataset=getattr(args, "dataset", None), data_root=getattr(args, "data_root", None))
         return args.run(args, cfg)
-    except (DataError, ValueError) as error:
+    except (ValueError, OSError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -52,7 +52,7 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
         raise ValueError(f"no settings for {part!r}: there are {', '.join(SIZES)}")
     # Each profile has a sample of its own size, so a smoke run never rewrites the demo's.
     default = f"data/phantoms-{profile}" if chosen == "phantoms" else f"data/{chosen}"
-    if dataset is None or dataset == os.environ.get("LESION_DATASET"):
+    if os.environ.get("LESION_DATASET", chosen) in ("", chosen):  # else the variable names another set's folder
         default = os.environ.get("LESION_DATA_ROOT") or default
     return SimpleNamespace(
         profile=profile,

@@ -6,9 +6,9 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import folders, ham10000, isic2016, paint, paint_mask
+from made_up import course, folders, ham10000, isic2016, paint, paint_mask
 
-from helpers.data.audit import audit, fingerprint, group, near_pairs, same_lesion, split_by_lesion, trusted
+from helpers.data.audit import Fingerprint, audit, fingerprint, group, near_pairs, same_lesion, split_by_lesion, trusted
 from helpers.data.files import DataError, read_image
 from helpers.data.layouts import read
 from helpers.data.phantoms import draw
@@ -91,14 +91,36 @@ def test_a_changed_copy_is_recognised(tmp_path, lesion, change):
         assert near_pairs([one, *others, other], pool) == [(0, 21)]
 
 
-def test_one_ruler_on_two_lesions_is_no_copy(tmp_path):
-    prints = []
-    for seed in (1, 2):
-        image = draw(1, seed, 256)[0]
-        for x in range(20, 240, 8):
-            cv2.line(image, (x, 235), (x, 235 + 6 + 4 * (x % 40 == 20)), (20, 20, 20), 1)
-        prints.append(save(tmp_path / f"{seed}.png", image))
-    assert not same_lesion(*prints)
+def keypoints(points: np.ndarray) -> Fingerprint:
+    """A made-up fingerprint: point i looks the same in every picture."""
+    descriptors = np.random.default_rng(1).integers(0, 256, (len(points), 32), dtype=np.uint8)
+    return Fingerprint(points=points.astype(np.float32), descriptors=descriptors)
+
+
+@pytest.mark.parametrize(
+    ("case", "same"),
+    [
+        ("shifted and turned", True),
+        ("zoomed by 1.8", True),
+        ("zoomed by 3", False),
+        ("on one point", False),
+        ("a ruler", False),
+        ("20 of 60 agree", False),
+        ("30 of 60 agree", True),
+        ("20 points in all", False),
+    ],
+)
+def test_what_counts_as_one_geometry(case, same):
+    rng = np.random.default_rng(0)
+    here = rng.uniform(0, 150, (60, 2))
+    here[:, 1] = 140 + rng.uniform(-3, 3, 60) if case == "a ruler" else here[:, 1]
+    turn = np.array([[0.98, -0.2], [0.2, 0.98]])
+    there = here @ turn * {"zoomed by 1.8": 1.8, "zoomed by 3": 3, "on one point": 0}.get(case, 1) + 7
+    if "agree" in case:
+        count = int(case[:2])
+        there[count:] = rng.uniform(0, 150, (60 - count, 2))
+    few = 20 if case == "20 points in all" else 60
+    assert same_lesion(keypoints(here[:few]), keypoints(there[:few])) == same
 
 
 def test_flat_pictures_have_nothing_to_compare(tmp_path):
@@ -152,9 +174,40 @@ def test_damaged_pictures_are_named_and_left_out(tmp_path):
 def test_mask_of_another_size_stops_with_both_sizes(tmp_path):
     paint_mask(isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000001_Segmentation.png", (50, 50))
     report = audit(read(tmp_path), progress=False)
-    assert list(report.damaged_masks) == ["ISIC_0000001"]
+    assert list(report.misfits) == ["ISIC_0000001"] and not report.usable
     with pytest.raises(DataError, match="50 x 50 pixels but its image is 40 x 32"):
         trusted(report)
+
+
+def test_unreadable_masks_and_sketches_are_unknown_not_the_end(tmp_path):
+    whole = course(tmp_path)
+    cut = whole / "Train/Train_sketch/Contours/sketch_ISIC_0024310.png"
+    cut.write_bytes(cut.read_bytes()[:40])
+    clean = trusted(audit(read(whole), progress=False))
+    assert clean.table.set_index("image_id")["sketch_path"].isna().sum() == 1
+    assert "1 unreadable sketches taken as unknown" in clean.problems
+    masks = isic2016(tmp_path / "isic") / "ISBI2016_ISIC_Part1_Training_GroundTruth"
+    (masks / "ISIC_0000001_Segmentation.png").write_bytes(b"")
+    report = audit(read(tmp_path / "isic"), progress=False)
+    assert report.usable and list(report.damaged_masks) == ["ISIC_0000001"]
+    assert "1 unreadable masks taken as unknown" in trusted(report).problems
+    for path in list(masks.iterdir())[:6]:
+        path.write_bytes(b"")
+    assert "masks cannot be read" in audit(read(tmp_path / "isic"), progress=False).unusable
+
+
+def test_a_sketch_of_another_shape_stops(tmp_path):
+    paint_mask(course(tmp_path) / "Train/Train_sketch/Contours/sketch_ISIC_0024310.png", (100, 30))
+    report = audit(read(tmp_path), progress=False)
+    assert "100 x 30 pixels but its image is 40 x 32" in report.unusable
+    paint_mask(tmp_path / "Train/Train_sketch/Contours/sketch_ISIC_0024310.png", (80, 64))
+    assert audit(read(tmp_path), progress=False).usable, "the same shape at another size is fine"
+
+
+def test_a_lesion_with_two_diagnoses_is_reported(tmp_path):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    labels.write_text(labels.read_text().replace("HAM_0000001,ISIC_0024308,nv", "HAM_0000001,ISIC_0024308,bcc"))
+    assert audit(read(tmp_path), progress=False).relabelled == ["HAM_0000001"]
 
 
 def test_full_masks_are_reported_not_dropped(tmp_path):

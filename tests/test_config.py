@@ -34,6 +34,8 @@ def test_what_is_given_goes_before_the_environment(monkeypatch, tmp_path):
     assert cfg.data_root == ROOT / "data/ham10000", "the root of another data set is not this one's"
     assert get_config("data", dataset="isic2017").data_root == ROOT / "somewhere"
     assert get_config("data", data_root=tmp_path).data_root == tmp_path
+    monkeypatch.delenv("LESION_DATASET")
+    assert get_config("data", dataset="ham10000").data_root == ROOT / "somewhere", "a root alone is meant for this set"
 
 
 def test_empty_variables_are_no_choice(monkeypatch):

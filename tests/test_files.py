@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pytest
 from made_up import paint
@@ -50,10 +52,12 @@ def test_draft_is_smaller_but_not_too_small(tmp_path):
     assert np.abs(small - whole).mean() < 3
 
 
-@pytest.mark.parametrize("kind", ["0/1", "0/255", "RGB", "one bit", "palette", "jpeg"])
+@pytest.mark.parametrize("kind", ["0/1", "0/100", "0/255", "RGB", "one bit", "palette", "16 bit", "jpeg"])
 def test_masks_of_every_kind_are_zero_and_one(tmp_path, kind):
     picture = {
         "0/1": Image.fromarray(DISC),
+        "0/100": Image.fromarray(DISC * 100),
+        "16 bit": Image.fromarray(DISC.astype(np.uint16) * 65535),
         "0/255": Image.fromarray(DISC * 255),
         "RGB": Image.fromarray(np.stack([DISC * 255] * 3, axis=2)),
         "one bit": Image.fromarray(DISC * 255).convert("1"),
@@ -71,6 +75,19 @@ def test_empty_and_full_masks(tmp_path):
     for value, expected in ((0, 0), (1, 1), (255, 1)):
         Image.fromarray(np.full((4, 4), value, np.uint8)).save(tmp_path / "m.png")
         assert (read_mask(tmp_path / "m.png") == expected).all()
+
+
+def test_compressed_empty_mask_is_empty(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 6, (32, 40), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "m.png")
+    assert read_mask(tmp_path / "m.png").max() == 0
+
+
+def test_deep_pictures_do_not_clip(tmp_path):
+    ramp = np.linspace(0, 60000, 20 * 30).reshape(20, 30).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    image = read_image(tmp_path / "deep.png")
+    assert image.shape == (20, 30, 3) and abs(float(image.mean()) - 127) < 5
 
 
 def test_mask_of_another_size_names_both(tmp_path):
@@ -112,3 +129,20 @@ def test_whole_folder_keeps_the_old_one_on_failure(tmp_path):
         raise OSError("disk full")
     assert (tmp_path / "out/file").read_text() == "second"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755, "others of a course may read it"
+
+
+def test_whole_folder_puts_the_old_one_back(tmp_path, monkeypatch):
+    with whole_folder(tmp_path / "out") as fresh:
+        (fresh / "file").write_text("first")
+    rename = Path.rename
+
+    def refuse(self, target):
+        if self.name.startswith(".out-") and Path(target).name == "out":
+            raise OSError("no")
+        return rename(self, target)
+
+    monkeypatch.setattr(Path, "rename", refuse)
+    with pytest.raises(OSError, match="no"), whole_folder(tmp_path / "out") as fresh:
+        (fresh / "file").write_text("second")
+    assert (tmp_path / "out/file").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,11 +1,13 @@
 import shutil
+from dataclasses import replace
 
 import pandas as pd
 import pytest
 from made_up import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, paint, paint_mask, write
 
+from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.data.layouts import COLUMNS, read
+from helpers.data.layouts import COLUMNS, open_dataset, read
 
 
 def contract(dataset):
@@ -133,6 +135,64 @@ def test_folders_without_splits_and_with_shared_names(tmp_path):
     assert "share their name" in " ".join(dataset.problems)
 
 
+def test_folders_with_a_validation_split(tmp_path):
+    for split in ("training", "Valid", "testing"):
+        for name in ("a", "b"):
+            paint(tmp_path / split / name / f"{split}.png", len(split))
+    assert read(tmp_path).table["split"].value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}
+
+
+@pytest.mark.parametrize("names", [("images", "masks"), ("trainA", "trainB"), ("X_Training_Input", "X_GroundTruth")])
+def test_folders_that_are_no_classes_are_refused(tmp_path, names):
+    for name in names:
+        paint(tmp_path / name / "1.png")
+    with pytest.raises(DataError, match=f"{names[0]}.*no classes"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("wrapper", ["Sketch2Lesion_data", "latest", "contours of sketches"])
+def test_course_in_a_folder_of_any_name(tmp_path, wrapper):
+    course(tmp_path / wrapper / "ISIC 2016")
+    dataset = read(tmp_path)
+    assert dataset.table["split"].value_counts().to_dict() == {"train": 14, "test": 7}
+    assert dataset.table["sketch_path"].notna().all()
+
+
+def test_course_labels_inside_the_split_folders(tmp_path):
+    course(tmp_path)
+    shutil.move(tmp_path / "Train_labels.csv", tmp_path / "Train/Train_labels.csv")
+    shutil.move(tmp_path / "Test_Labels.csv", tmp_path / "Test/Test_Labels.csv")
+    assert len(contract(read(tmp_path))) == 21
+
+
+def test_course_without_test_labels_keeps_the_pictures(tmp_path):
+    (course(tmp_path) / "Test_Labels.csv").unlink()
+    dataset = read(tmp_path)
+    assert len(contract(dataset)) == 21 and dataset.table["label"].isna().sum() == 7
+    assert any("the test labels are not in" in problem for problem in dataset.problems)
+
+
+def test_a_mark_of_excel_loses_nothing(tmp_path):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes())
+    assert read(tmp_path).table["lesion_id"].nunique() == 7
+
+
+def test_blank_cells_are_unknown_not_a_nevus(tmp_path):
+    labels = isic2017(tmp_path) / "ISIC-2017_Training_Part3_GroundTruth.csv"
+    labels.write_text(labels.read_text().replace("ISIC_0000002,0.0,0.0", "ISIC_0000002,,"))
+    assert read(tmp_path).table.set_index("image_id").loc["ISIC_0000002"].isna()["label"]
+
+
+@pytest.mark.parametrize(
+    ("content", "told"), [("", "cannot be read"), ("image_id,diagnosis\nISIC_0024306,nv", "no column dx")]
+)
+def test_label_files_that_cannot_be_used(tmp_path, content, told):
+    (ham10000(tmp_path) / "HAM10000_metadata.csv").write_text(content)
+    with pytest.raises(DataError, match=told):
+        read(tmp_path)
+
+
 def test_unknown_layout_says_what_was_looked_for(tmp_path):
     write(tmp_path / "readme.txt", "nothing here")
     with pytest.raises(
@@ -141,6 +201,18 @@ def test_unknown_layout_says_what_was_looked_for(tmp_path):
         read(tmp_path)
     with pytest.raises(DataError, match="no folder"):
         read(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(("missing", "stops"), [(4, False), (5, True)])
+def test_a_fifth_may_be_missing_and_no_more(tmp_path, missing, stops):
+    pictures = isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_Data"
+    for i in range(missing):
+        (pictures / f"ISIC_{i:07d}.jpg").unlink()
+    if stops:
+        with pytest.raises(DataError, match="5 of 20"):
+            read(tmp_path)
+    else:
+        assert len(read(tmp_path).table) == 16
 
 
 def test_missing_pictures_are_counted_and_too_many_stop(tmp_path):
@@ -168,7 +240,9 @@ def test_unlabelled_pictures_are_kept_and_named(tmp_path):
 def test_doubled_ids(tmp_path):
     labels = isic2016(tmp_path) / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
     write(labels, *labels.read_text().split(), "ISIC_0000001,benign")
-    assert len(read(tmp_path).table) == 20
+    dataset = read(tmp_path)
+    assert len(dataset.table) == 20
+    assert dataset.problems == ["1 (ISIC_0000001) stand in the label file more than once"]
     write(labels, *labels.read_text().split(), "ISIC_0000001,malignant")
     with pytest.raises(DataError, match=r"ISIC_0000001.*different labels"):
         read(tmp_path)
@@ -202,3 +276,23 @@ def test_subset_renumbers(tmp_path):
     assert dataset.table["label"].value_counts().to_dict() == {0: 2, 1: 2}
     with pytest.raises(DataError, match="WART"):
         dataset.subset(["WART"])
+    with pytest.raises(DataError, match="no picture of ham10000 is labelled MEL"):
+        replace(dataset, table=dataset.table[dataset.table["label"] == 0]).subset(["MEL"])
+
+
+def test_another_set_than_the_one_asked_for_is_said(tmp_path):
+    ham10000(tmp_path)
+    dataset = open_dataset(get_config("data", dataset="isic2016", data_root=tmp_path))
+    assert dataset.problems[0] == "asked for isic2016, but the folder holds ham10000"
+
+
+def test_an_unfinished_download_goes_on(tmp_path, monkeypatch):
+    isic2016(tmp_path)
+    calls = []
+    monkeypatch.setattr("helpers.data.layouts.download", lambda name, folder: calls.append(name))
+    cfg = get_config("data", dataset="isic2016", data_root=tmp_path)
+    open_dataset(cfg)
+    assert calls == []
+    (tmp_path / ".download-unfinished").touch()
+    open_dataset(cfg)
+    assert calls == ["isic2016"]

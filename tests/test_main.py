@@ -80,6 +80,12 @@ def test_what_cannot_be_downloaded_is_said(tmp_path, capsys, dataset):
     assert "no download called" in capsys.readouterr().err
 
 
+def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, capsys):
+    (tmp_path / "stores").write_text("a file")
+    assert prepare(isic2016(tmp_path / "isic"), tmp_path / "stores", "--dataset", "isic2016") == 2
+    assert "error: " in capsys.readouterr().err
+
+
 def test_the_shell_door():
     told = subprocess.run(
         [sys.executable, "-m", "helpers", "--help"], cwd=ROOT, capture_output=True, text=True, check=True

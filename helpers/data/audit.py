@@ -18,7 +18,7 @@ from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
 from helpers.config import shown
-from helpers.data.files import DataError, picture_shape, read_image, read_mask
+from helpers.data.files import DataError, picture_shape, read_image, read_mask, read_sketch, wrong_size
 from helpers.data.layouts import MISSING_LIMIT, Dataset
 
 SIDE = 150  # pixels of the shorter side at which pictures are compared
@@ -45,8 +45,10 @@ class Fingerprint:
     points: np.ndarray | None = None  # (K, 2) float32
     descriptors: np.ndarray | None = None  # (K, 32) uint8
     foreground: float | None = None  # share of the mask, None without one
-    damage: str = ""
+    damage: str = ""  # sentences on what is wrong, empty where nothing is
     mask_damage: str = ""
+    sketch_damage: str = ""
+    misfit: str = ""  # a mask or sketch that is not of this picture
 
 
 @dataclass
@@ -57,22 +59,30 @@ class Report:
     groups: np.ndarray
     damaged: dict[str, str] = field(default_factory=dict)
     damaged_masks: dict[str, str] = field(default_factory=dict)
+    damaged_sketches: dict[str, str] = field(default_factory=dict)
+    misfits: dict[str, str] = field(default_factory=dict)
     empty_masks: list[str] = field(default_factory=list)
     full_masks: list[str] = field(default_factory=list)
     exact: list[Pair] = field(default_factory=list)
     near: list[Pair] = field(default_factory=list)
     conflicts: list[list[str]] = field(default_factory=list)
     leaks: list[list[str]] = field(default_factory=list)
+    relabelled: list[str] = field(default_factory=list)  # lesion ids with several diagnoses
     shapes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
     def unusable(self) -> str:
         """Why the data cannot be used, or nothing."""
         table = self.dataset.table
-        if len(self.damaged) > MISSING_LIMIT * len(table):
-            return f"{len(self.damaged)} of {len(table)} pictures cannot be read"
-        if self.damaged_masks:
-            return f"{len(self.damaged_masks)} masks do not fit: {next(iter(self.damaged_masks.values()))}"
+        for what, damaged, count in (
+            ("pictures", self.damaged, len(table)),
+            ("masks", self.damaged_masks, table["mask_path"].notna().sum()),
+            ("sketches", self.damaged_sketches, table["sketch_path"].notna().sum()),
+        ):
+            if len(damaged) > MISSING_LIMIT * count:
+                return f"{len(damaged)} of {count} {what} cannot be read"
+        if self.misfits:
+            return f"{len(self.misfits)} masks or sketches are not of their pictures: {next(iter(self.misfits.values()))}"
         return ""
 
     @property
@@ -87,7 +97,7 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
     """Open every picture and mask once and compare them all. Nothing is changed or written."""
     table = dataset.table
     with ThreadPoolExecutor(workers) as pool:
-        work = pool.map(fingerprint, table["path"], table["mask_path"])
+        work = pool.map(fingerprint, table["path"], table["mask_path"], table["sketch_path"])
         prints = list(tqdm(work, "auditing", len(table), disable=not progress, leave=False))
         exact = list(_exact_pairs(prints))
         near = near_pairs(prints, pool)
@@ -98,20 +108,26 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
     # Repeat photographs that share a lesion id are known to be the same lesion: nothing to report.
     unexplained = [(a, b) for a, b in near if pd.isna(lesions[a]) or pd.isna(lesions[b]) or lesions[a] != lesions[b]]
 
+    def told(what: str) -> dict[str, str]:
+        return {i: getattr(p, what) for i, p in zip(ids, prints, strict=True) if getattr(p, what)}
+
     def named(pairs: list[tuple[int, int]]) -> list[Pair]:
         return [(ids[a], ids[b]) for a, b in pairs]
 
     return Report(
         dataset=dataset,
         groups=groups,
-        damaged={i: p.damage for i, p in zip(ids, prints, strict=True) if p.damage},
-        damaged_masks={i: p.mask_damage for i, p in zip(ids, prints, strict=True) if p.mask_damage},
+        damaged=told("damage"),
+        damaged_masks=told("mask_damage"),
+        damaged_sketches=told("sketch_damage"),
+        misfits=told("misfit"),
         empty_masks=[i for i, p in zip(ids, prints, strict=True) if p.foreground == 0],
         full_masks=[i for i, p in zip(ids, prints, strict=True) if p.foreground == 1],
         exact=named(exact),
         near=named(unexplained),
         conflicts=[list(ids[rows]) for rows in _mixed(copies, table["label"])],
         leaks=[list(ids[rows]) for rows in _mixed(groups, table["split"])],
+        relabelled=[str(lesions[rows[0]]) for rows in _mixed(group(len(table), lesions, []), table["label"])],
         shapes=pd.Series([p.shape for p in prints if not p.damage]).value_counts().to_dict(),
     )
 
@@ -121,11 +137,11 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
 _tools = local()  # an ORB detector is not safe to share between threads
 
 
-def fingerprint(path: str, mask_path: str | None = None) -> Fingerprint:
-    """Open one picture and its mask; what is wrong with them is kept as a sentence, not raised."""
+def fingerprint(path: str, mask_path: str | None = None, sketch_path: str | None = None) -> Fingerprint:
+    """Open one picture, its mask and its sketch; what is wrong with them is kept as a sentence, not raised."""
     try:
         content = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
-        image = read_image(path, at_least=SIDE)
+        image, shape = read_image(path, at_least=SIDE), picture_shape(path)
     except (OSError, DataError) as error:
         return Fingerprint(damage=str(error))
     grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
@@ -135,15 +151,36 @@ def fingerprint(path: str, mask_path: str | None = None) -> Fingerprint:
     if not hasattr(_tools, "orb"):
         _tools.orb = cv2.ORB_create(KEYPOINTS, 1.2, 4, 10, 0, 2, cv2.ORB_HARRIS_SCORE, 21, 5)
     keypoints, descriptors = _tools.orb.detectAndCompute(grey, None)
-    found = Fingerprint(content, image.shape[:2], signature(grey))
-    found.points, found.descriptors = np.float32([k.pt for k in keypoints]), descriptors
-    if mask_path is not None and pd.notna(mask_path):
-        try:
-            mask = read_mask(mask_path, picture_shape(path))
-            found.foreground = float(mask.mean())
-        except DataError as error:
-            found.mask_damage = str(error)
+    found = Fingerprint(content, shape, signature(grey), np.float32([k.pt for k in keypoints]), descriptors)
+    _look_at_mask(found, mask_path)
+    _look_at_sketch(found, sketch_path)
     return found
+
+
+def _look_at_mask(found: Fingerprint, path: str | None) -> None:
+    if path is None or pd.isna(path):
+        return
+    try:
+        mask = read_mask(path)
+    except DataError as error:
+        found.mask_damage = str(error)
+        return
+    found.foreground = float(mask.mean())
+    if mask.shape != found.shape:
+        found.misfit = wrong_size(path, mask.shape, found.shape)
+
+
+def _look_at_sketch(found: Fingerprint, path: str | None) -> None:
+    if path is None or pd.isna(path):
+        return
+    try:
+        height, width = read_sketch(path).shape
+    except DataError as error:
+        found.sketch_damage = str(error)
+        return
+    # Sketches come at sizes of their own; what has another shape was not drawn from this picture.
+    if abs(width * found.shape[0] / (height * found.shape[1]) - 1) > 0.02:
+        found.misfit = wrong_size(path, (height, width), found.shape)
 
 
 def signature(grey: np.ndarray) -> np.ndarray:
@@ -279,7 +316,10 @@ def trusted(report: Report, seed: int = 0) -> Dataset:
     dataset, table = report.dataset, report.dataset.table
     contradicting = {i for copies in report.conflicts for i in copies}
     keep = ~table["image_id"].isin(set(report.damaged) | contradicting).to_numpy()
-    empty = table["image_id"].isin(report.empty_masks)
+    unknown = {
+        "mask_path": table["image_id"].isin([*report.empty_masks, *report.damaged_masks]),
+        "sketch_path": table["image_id"].isin(list(report.damaged_sketches)),
+    }
     labels = table["label"].fillna(-1).to_numpy(int)
     splits = split_by_lesion(table["split"].to_numpy(), report.groups, labels, seed=seed)
     moved = table["split"].notna().to_numpy() & (splits != table["split"].fillna("").to_numpy()) & keep
@@ -288,9 +328,11 @@ def trusted(report: Report, seed: int = 0) -> Dataset:
         _done(len(report.damaged), "unreadable pictures left out"),
         _done(len(contradicting), "pictures left out because a copy of them has another label"),
         _done(len(report.empty_masks), "empty masks taken as unknown"),
+        _done(len(report.damaged_masks), "unreadable masks taken as unknown"),
+        _done(len(report.damaged_sketches), "unreadable sketches taken as unknown"),
         _done(int((moved & leaked).sum()), "pictures moved so that no lesion stands in two splits"),
     ]
-    table = table.assign(split=pd.array(splits, "string"), mask_path=table["mask_path"].mask(empty))
+    table = table.assign(split=pd.array(splits, "string"), **{c: table[c].mask(gone) for c, gone in unknown.items()})
     table = table[keep].reset_index(drop=True)
     return replace(dataset, table=table, problems=dataset.problems + [line for line in done if line])
 
@@ -308,16 +350,19 @@ def _lines(report: Report) -> Iterator[str]:
     yield from (f"! {problem}" for problem in report.dataset.problems)
     for what, found in (
         ("unreadable pictures", list(report.damaged.values())),
-        ("masks that do not fit", list(report.damaged_masks.values())),
+        ("unreadable masks", list(report.damaged_masks.values())),
+        ("unreadable sketches", list(report.damaged_sketches.values())),
+        ("masks and sketches that are not of their picture", list(report.misfits.values())),
         ("empty masks", report.empty_masks),
         ("masks that cover the whole picture", report.full_masks),
         ("exact copies", report.exact),
         ("near duplicates that no lesion id explains", report.near),
         ("copies under another label", report.conflicts),
+        ("lesion ids with several diagnoses", report.relabelled),
         ("lesions or copies in several splits", report.leaks),
     ):
         yield f"{'!' if found else ' '} {len(found):5,} {what}{_examples(found)}"
-    faulty = report.damaged or report.conflicts or report.leaks or report.empty_masks
+    faulty = any((report.damaged, report.damaged_masks, report.empty_masks, report.conflicts, report.leaks))
     yield "\nCANNOT BE USED: " + report.unusable if report.unusable else "\ncan be used" + (
         "; `prepare` puts these faults right and says how" if faulty else ""
     )

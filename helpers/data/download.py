@@ -30,6 +30,7 @@ DATAVERSE = "https://dataverse.harvard.edu/api"
 # Dataverse's firewall answers 403 to the name urllib gives itself.
 AGENT = {"User-Agent": "sketch2lesion (course project)"}
 BLOCK = 1 << 18
+_UNFINISHED = ".download-unfinished"
 MAX_RATIO = 100  # JPEG and PNG hardly shrink in a zip; hundredfold is a zip bomb
 
 
@@ -114,13 +115,21 @@ def download(name: str, folder: str | Path, mirror: str | None = None) -> Path:
         print(f"{name}: all {len(ARCHIVES[name])} parts are already in {folder}")
         return folder
     _announce(name, missing, folder, mirror)
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / _UNFINISHED).touch()
     published = _published_md5(name, mirror)
     for archive in missing:
         file_id = urlsplit(archive.url).path.rpartition("/")[2]
         # The checksum listed for a table may be that of Dataverse's own conversion, not of the original.
         md5 = archive.md5 if archive.folder is None else published.get(file_id, archive.md5)
         _bring(archive, folder, _address(archive.url, mirror), md5)
+    (folder / _UNFINISHED).unlink()
     return folder
+
+
+def is_unfinished(folder: str | Path) -> bool:
+    """Whether a download into `folder` was begun and not brought to its end."""
+    return (Path(folder) / _UNFINISHED).exists()
 
 
 def _announce(name: str, missing: list[Archive], folder: Path, mirror: str | None) -> None:

@@ -37,12 +37,16 @@ def read_image(path: str | Path, at_least: int | None = None) -> np.ndarray:
 
     `at_least` lets the JPEG decoder skip detail: the result has both sides of at least that many pixels
     where the file does, but may be 2, 4 or 8 times smaller than the file says, which is much faster.
+    Orientation flags are ignored: masks fit the pixels as they are stored.
     Raises `DataError` naming the file when it is missing, truncated or no picture.
     """
 
     def colours(picture: Image.Image) -> np.ndarray:
         if at_least:
             picture.draft("RGB", (at_least, at_least))
+        if picture.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
+            deep = np.asarray(picture, np.float32)
+            picture = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
         if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
             picture = picture.convert("RGBA")
             picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
@@ -72,10 +76,16 @@ def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndar
     """
     mask = _decode(path, _mask_values)
     if shape is not None and mask.shape != tuple(shape):
-        raise DataError(
-            f"mask {path} is {mask.shape[1]} x {mask.shape[0]} pixels but its image is {shape[1]} x {shape[0]}"
-        )
-    return (mask > (127 if mask.max() > 1 else 0)).astype(np.uint8)
+        raise DataError(wrong_size(path, mask.shape, shape))
+    peak = int(mask.max())
+    if 1 < peak < 32:  # what compression leaves of an empty mask
+        return np.zeros_like(mask)
+    return (mask > peak / 2).astype(np.uint8)
+
+
+def wrong_size(path: str | Path, found: tuple[int, int], image: tuple[int, int]) -> str:
+    """The sentence on a mask or sketch of shape `found` (H, W) that does not fit its image."""
+    return f"{path} is {found[1]} x {found[0]} pixels but its image is {image[1]} x {image[0]}"
 
 
 def read_sketch(path: str | Path) -> np.ndarray:
@@ -110,12 +120,22 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield fresh
         fresh.chmod(0o755)  # mkdtemp gives 0700, which a shared course folder cannot use
-        if folder.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{folder.name}-old-", dir=folder.parent))
-            folder.rename(old / "old")
-            fresh.rename(folder)
-            shutil.rmtree(old)
-        else:
-            fresh.rename(folder)
+        _take_place(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _take_place(fresh: Path, folder: Path) -> None:
+    """Rename `fresh` to `folder`, an earlier one set aside first and put back if that fails."""
+    if not folder.exists():
+        fresh.rename(folder)
+        return
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = folder.rename(aside / "old")
+    try:
+        fresh.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)

@@ -4,6 +4,7 @@ Layouts as published: ISIC challenges 2016, 2017 and 2018 task 3 (challenge.isic
 doi:10.7910/DVN/DBW86T, also as re-issued on Kaggle), the sketch course's re-arrangement of it, class folders.
 """
 
+import csv
 import json
 import os
 import re
@@ -15,7 +16,7 @@ import pandas as pd
 
 from helpers.config import shown
 from helpers.data import sample
-from helpers.data.download import download
+from helpers.data.download import download, is_unfinished
 from helpers.data.files import DataError, list_images
 
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -50,6 +51,8 @@ class Dataset:
             raise DataError(f"classes {classes}: unknown or doubled; {self.name} has {', '.join(self.classes)}")
         names = self.class_names()
         keep = names.isin(classes)
+        if not keep.any():
+            raise DataError(f"no picture of {self.name} is labelled {' or '.join(classes)}")
         labels = names[keep].map({c: i for i, c in enumerate(classes)}).astype("Int64")
         table = self.table[keep].assign(label=labels).reset_index(drop=True)
         return replace(self, table=table, classes=list(classes))
@@ -112,9 +115,12 @@ def open_dataset(cfg, classes: list[str] | None = None) -> Dataset:
     downloaded (a published set) if it is not there. Raises `DataError` where neither is possible."""
     if cfg.dataset == "phantoms":
         sample.write(cfg.data_root, seed=cfg.seed, **cfg.sample)
-    elif not cfg.data_root.is_dir():
+    elif not cfg.data_root.is_dir() or is_unfinished(cfg.data_root):
         download(cfg.dataset, cfg.data_root)
-    return read(cfg.data_root, classes)
+    dataset = read(cfg.data_root, classes)
+    if dataset.name != cfg.dataset:
+        dataset.problems.insert(0, f"asked for {cfg.dataset}, but the folder holds {dataset.name}")
+    return dataset
 
 
 def _unwrapped(folder: Path) -> list[Path]:
@@ -170,26 +176,25 @@ def _by_id(folder: Path | None) -> dict[str, Path]:
 # --------------------------------------------------------------------------------------------------- label tables
 
 
-def _read_labels(path: Path, columns: list[str] | None = None) -> pd.DataFrame:
-    """A label file as strings; `columns` names those of a file without a header. Ids lose a file ending."""
-    try:
-        table = pd.read_csv(
-            path, dtype=str, names=columns, header=None if columns else "infer", sep=None, engine="python"
-        )
-    except (OSError, ValueError, pd.errors.ParserError) as error:
+def _read_labels(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
+    """A label file as strings, with at least the columns `needs`, or just these where it has no header. The first
+    column is the id if none is called so; ids lose a file ending."""
+    names = {"header": "infer"} if header else {"header": None, "names": needs}
+    try:  # utf-8-sig: Excel puts a mark before the first column's name
+        table = pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", **names)
+    except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"label file {path} cannot be read ({error})") from error
     table = table.rename(columns={table.columns[0]: "image_id"} if "image_id" not in table else {})
+    absent = [column for column in needs if column not in table]
+    if absent:
+        raise DataError(f"label file {path} has no column {', '.join(absent)}")
     table["image_id"] = table["image_id"].str.strip().str.replace(r"\.(jpe?g|png)$", "", regex=True, case=False)
-    return table
+    return table.dropna(subset="image_id")
 
 
 def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list[str]) -> pd.DataFrame:
     """One-hot columns -> `diagnosis`; rows with none or several ones get `<NA>` and are named."""
-    columns = {c.strip().upper(): c for c in table.columns}
-    absent = [c for c in classes if c not in columns]
-    if absent:
-        raise DataError(f"label file {path} has no column {', '.join(absent)}")
-    hot = table[[columns[c] for c in classes]].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
+    hot = table[classes].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
     table["diagnosis"] = pd.Series([classes[i] for i in hot.argmax(axis=1)], index=table.index, dtype="string")
     table.loc[hot.sum(axis=1) != 1, "diagnosis"] = pd.NA
     _tell(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
@@ -198,6 +203,7 @@ def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list
 
 def _once(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     """Each id once. A doubled id with one diagnosis is reported, with several it stops."""
+    _tell(problems, "stand in the label file more than once", table["image_id"][table["image_id"].duplicated()])
     table = table.drop_duplicates(["image_id", "diagnosis"])
     doubled = table["image_id"][table["image_id"].duplicated()]
     if len(doubled):
@@ -268,7 +274,7 @@ def _challenge_split(
     """One official split of an ISIC challenge; a split whose picture folder is not there is told and left out."""
     if pictures is None:
         problems.append(f"the {split} pictures are not in {folder.name}")
-        return pd.DataFrame(columns=["image_id", "diagnosis", "split", "path", "mask_path"])
+        return None
     if labels is None:
         problems.append(f"the {split} labels are not in {folder.name}")
     return _join(_by_id(pictures), labels, problems, split, mask_path=_by_id(masks))
@@ -280,7 +286,7 @@ def _challenge_split(
 def _read_phantoms(folder: Path) -> Dataset:
     settings = json.loads((folder / "phantoms.json").read_text())
     problems: list[str] = []
-    labels = _once(_read_labels(folder / "metadata.csv"), problems)
+    labels = _once(_read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split"]), problems)
     files = {"path": _by_id(folder / "images"), "mask_path": _by_id(folder / "masks")}
     rows = labels.assign(**{column: labels["image_id"].map(found) for column, found in files.items()})
     return _assemble("phantoms", folder, rows, settings["classes"], problems)
@@ -295,7 +301,7 @@ def _read_isic2016(folder: Path) -> Dataset:
         pictures = _entry(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
         masks = _entry(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
         path = _entry(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
-        labels = _read_labels(path, ["image_id", "diagnosis"]) if path else None
+        labels = _read_labels(path, ["image_id", "diagnosis"], header=False) if path else None
         if labels is not None:
             labels["diagnosis"] = labels["diagnosis"].str.strip().replace(words)
             labels = _once(labels, problems)
@@ -313,8 +319,9 @@ def _read_isic2017(folder: Path) -> Dataset:
         labels = None
         if path:
             # Two binary columns; a lesion that is neither is a benign nevus.
-            labels = _read_labels(path)
-            other = (labels[["melanoma", "seborrheic_keratosis"]].astype(float).sum(axis=1) == 0).astype(float)
+            labels = _read_labels(path, ["melanoma", "seborrheic_keratosis"])
+            kinds = labels[["melanoma", "seborrheic_keratosis"]].apply(pd.to_numeric, errors="coerce")
+            other = (kinds.sum(axis=1, skipna=False) == 0).astype(float)
             labels = labels.rename(columns={"melanoma": "MEL", "seborrheic_keratosis": "SK"}).assign(NV=other)
             labels = _once(_one_hot(labels, path, ["MEL", "SK", "NV"], problems), problems)
         splits.append(_challenge_split(folder, pictures, masks, labels, split, problems))
@@ -327,7 +334,7 @@ def _ham_metadata(folder: Path) -> Path | None:
 
 def _read_ham10000(folder: Path) -> Dataset:
     problems: list[str] = []
-    labels = _read_labels(_ham_metadata(folder))
+    labels = _read_labels(_ham_metadata(folder), ["dx", "lesion_id"])
     labels = _once(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
     pictures: dict[str, Path] = {}
     for inner in _folders(folder):
@@ -346,7 +353,7 @@ def _read_isic2018(folder: Path) -> Dataset:
         path = _csv(folder, f"ISIC2018_Task3_{published}_GroundTruth")
         if pictures is None and path is None:
             continue
-        labels = _once(_one_hot(_read_labels(path), path, HAM_CLASSES, problems), problems) if path else None
+        labels = _once(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems) if path else None
         masks = _entry(folder, "HAM10000_segmentations_lesion_tschandl")
         splits.append(_challenge_split(folder, pictures, masks, labels, split, problems))
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
@@ -364,40 +371,60 @@ def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> p
             "or ISIC2018_Task3_Training_LesionGroupings.csv into the folder"
         )
         return rows
-    groups = _read_labels(path).rename(columns={"image": "image_id"}).drop_duplicates("image_id")
+    groups = _read_labels(path, ["lesion_id"]).drop_duplicates("image_id")
     return rows.assign(lesion_id=rows["image_id"].map(groups.set_index("image_id")["lesion_id"]))
 
 
 def _course_csv(folder: Path, split: str) -> Path | None:
-    """`Train_labels.csv`, beside the pictures or inside `Train/`."""
-    for place in [folder, *_folders(folder)]:
+    """`Train_labels.csv`, beside the pictures or in folders called after a split, `Train/` for instance."""
+    named = [f for f in _folders(folder) if _is_split_name(f)]
+    for place in [folder, *named, *(f for outer in named for f in _folders(outer) if _is_split_name(f))]:
         if found := _entry(place, rf"{split}_labels?\.csv"):
             return found
     return None
 
 
-def _read_course(folder: Path) -> Dataset:
-    """The course's folders differ from year to year, so they are told apart by the words in their names."""
-    problems: list[str] = []
+def _is_split_name(folder: Path) -> bool:
+    return re.match("train|test", folder.name, re.IGNORECASE) is not None
+
+
+def _course_files(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
+    """Pictures by (split, kind) and id. The course's folders differ from year to year, so they are told apart by the
+    words in their names."""
     found: dict[tuple[str, str], dict[str, Path]] = {}
     for inner, _, _ in os.walk(folder):
         where = Path(inner).relative_to(folder).as_posix().lower()
         kind = "unpaired" if "unpaired" in where else "sketch" if re.search("sketch|contour", where) else "image"
-        split = "test" if "test" in where else "train"
-        found.setdefault((split, kind), {}).update({_DECORATION.sub("", p.stem): p for p in list_images(Path(inner))})
+        split = "test" if re.search("(^|[/_ -])test", where) else "train"
+        files = {_DECORATION.sub("", path.stem): path for path in list_images(Path(inner))}
+        found.setdefault((split, kind), {}).update(files)
+    return found
+
+
+def _read_course(folder: Path) -> Dataset:
+    problems: list[str] = []
+    found = _course_files(folder)
     splits, unpaired = [], []
     for split in ("train", "test"):
-        if path := _course_csv(folder, split):
-            labels = _once(_one_hot(_read_labels(path), path, HAM_CLASSES, problems), problems)
-            pictures, sketches = found.get((split, "image"), {}), found.get((split, "sketch"), {})
+        pictures, sketches = found.get((split, "image"), {}), found.get((split, "sketch"), {})
+        path, labels = _course_csv(folder, split), None
+        if path:
+            labels = _once(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems)
+        elif pictures:
+            problems.append(f"the {split} labels are not in {folder.name}")
+        if path or pictures:
             splits.append(_join(pictures, labels, problems, split, sketch_path=sketches))
-            # A sketch that names no picture has no pair, whatever its folder is called.
-            unpaired += [p for i, p in sketches.items() if i not in pictures]
+        # A sketch that names no picture has no pair, whatever its folder is called.
+        unpaired += [p for i, p in sketches.items() if i not in pictures]
         unpaired += found.get((split, "unpaired"), {}).values()
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if rows["image_id"].str.match(r"ISIC_00(2[4-9]|3[0-4])\d{3}$").mean() > 0.9:
         problems.insert(0, "these are HAM10000's pictures and seven labels (ISIC 2018 task 3), not ISIC 2016's")
     return _assemble("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
+
+
+# Folders of pictures whose names say what they are in another layout, not which diagnosis.
+_NO_CLASS = re.compile(r"images?|masks?|sketch(es)?|contours?|.*_(input|data|groundtruth)|(train|test)[ab]", re.IGNORECASE)
 
 
 def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
@@ -416,6 +443,9 @@ def _read_folders(folder: Path) -> Dataset:
         for path in list_images(c)
     ]
     rows = pd.DataFrame(rows)
+    strange = [name for name in rows["diagnosis"].unique() if _NO_CLASS.fullmatch(name)]
+    if strange:
+        raise DataError(f"{folder} has folders called {', '.join(strange)}, which are no classes of lesions")
     # One file name under two classes is two rows; the audit will say whether it is one picture.
     again = rows["image_id"].duplicated(keep=False)
     full = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))

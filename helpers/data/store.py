@@ -11,7 +11,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -28,7 +28,7 @@ from helpers.data.sketches import sketch
 BATCH = ("images", "masks", "sketches", "labels")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
 SPLITS = ["train", "val", "test"]
-VERSION = 1  # raise it when the same table and settings would give other arrays
+VERSION = 1  # raise it when the same data and settings would give another store
 BLOCK = 256  # rows held in memory while writing
 
 
@@ -64,10 +64,18 @@ class Store:
         about = self.folder / "settings.json"
         if not about.is_file():
             raise DataError(f"{self.folder} is not a store: no settings.json in it")
-        for name, value in json.loads(about.read_text()).items():
-            setattr(self, name, StoreSettings(**value) if name == "settings" else value)
-        for name in ARRAYS:
-            setattr(self, name, np.load(self.folder / f"{name}.npy", mmap_mode="r"))
+        try:
+            facts = json.loads(about.read_text())
+            arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
+            whole = {len(array) for array in arrays.values()} == {facts["rows"]}
+        except (OSError, ValueError, KeyError) as error:
+            raise DataError(f"the store {self.folder} is damaged ({error}): delete it, it will be made again") from error
+        if not whole:
+            raise DataError(f"the store {self.folder} is damaged (rows are missing): delete it, it will be made again")
+        self.name, self.classes, self.problems = facts["name"], facts["classes"], facts["problems"]
+        self.settings = StoreSettings(**facts["settings"])
+        for name, array in arrays.items():
+            setattr(self, name, array)
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -141,14 +149,24 @@ def prepare(
     """From a data set as read to its store in the folder `stores`: opened if it is there, else audited (unless a
     `report` is given), put right, split and written.
 
-    The name carries a hash of the table, the files' sizes and dates, and the settings: other data, another store.
-    Raises `DataError` for data that cannot be used.
+    Its name holds the settings and a hash of the data: other data, another store. A store of the same data under other
+    settings spares the audit. Raises `DataError` for data that cannot be used.
     """
-    folder = Path(stores) / f"{dataset.name}-{settings.size}-{settings.style}-{store_key(dataset, settings)}"
+    key = data_key(dataset, settings.seed)
+    folder = Path(stores) / f"{dataset.name}-{key}-{settings.size}-{settings.style}-{settings.geometry}"
     if not folder.is_dir():
         check_style(dataset, settings)
-        report = report or audit(dataset, workers, progress)
-        build_store(trusted(report, settings.seed), folder, settings, workers, progress)
+        sibling = next(Path(stores).glob(f"{dataset.name}-{key}-*"), None)
+        if sibling is not None:
+            known = Store(sibling)
+            clean = replace(dataset, table=known.table, problems=known.problems)
+        else:
+            clean = trusted(report or audit(dataset, workers, progress), settings.seed)
+        try:
+            build_store(clean, folder, settings, workers, progress)
+        except OSError:
+            if not folder.is_dir():  # else another process was first with the same store
+                raise
     return Store(folder)
 
 
@@ -171,18 +189,15 @@ def check_style(dataset: Dataset, settings: StoreSettings) -> None:
         raise DataError(f"{dataset.name} has no masks to draw contours from: prepare it with style 'structure'")
 
 
-def store_key(dataset: Dataset, settings: StoreSettings) -> str:
-    """Twelve hexadecimal digits that change with the table, the files it names, or the settings."""
-    table = dataset.table.copy()
+def data_key(dataset: Dataset, seed: int) -> str:
+    """Twelve hexadecimal digits that change with the table, the size or date of a file it names, or the split's seed."""
+    digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
+    digest.update(dataset.table.to_csv(index=False).encode())
     for column in ("path", "mask_path", "sketch_path"):
-        known = table[column].notna()
-        facts = [os.stat(path) for path in table.loc[known, column]]
-        table.loc[known, column] = [
-            f"{os.path.relpath(path, dataset.root)} {fact.st_size} {fact.st_mtime_ns}"
-            for path, fact in zip(table.loc[known, column], facts, strict=True)
-        ]
-    content = json.dumps([VERSION, asdict(settings), dataset.classes]) + table.to_csv(index=False)
-    return hashlib.sha256(content.encode()).hexdigest()[:12]
+        for path in dataset.table[column].dropna():
+            fact = os.stat(path)
+            digest.update(f"{fact.st_size} {fact.st_mtime_ns} ".encode())
+    return digest.hexdigest()[:12]
 
 
 def write_store(folder: str | Path, dataset: Dataset, settings: StoreSettings, arrays: Iterable[tuple]) -> None:
@@ -207,7 +222,7 @@ def write_store(folder: str | Path, dataset: Dataset, settings: StoreSettings, a
         for name, column in {**_columns(dataset.table), **has}.items():
             np.save(fresh / f"{name}.npy", column)
         dataset.table.to_csv(fresh / "table.csv", index=False)
-        about = {"name": dataset.name, "classes": dataset.classes, "settings": asdict(settings)}
+        about = {"name": dataset.name, "rows": count, "classes": dataset.classes, "settings": asdict(settings)}
         (fresh / "settings.json").write_text(json.dumps({**about, "problems": dataset.problems}, indent=1))
 
 
@@ -233,8 +248,8 @@ def load_row(row, settings: StoreSettings) -> tuple[np.ndarray, np.ndarray | Non
     if pd.notna(row.mask_path):
         mask = (fit(255 * read_mask(row.mask_path, picture_shape(row.path)), settings) > 127).astype(np.uint8)
     if settings.style == "contour" and pd.notna(row.sketch_path):
-        # A thin line fades when it is made smaller; an eighth of white is still a line.
-        drawing = np.where(fit(read_sketch(row.sketch_path), settings) > 32, 255, 0).astype(np.uint8)
+        # A thin line fades when it is made smaller; a tenth of white is still a line.
+        drawing = np.where(fit(read_sketch(row.sketch_path), settings) > 25, 255, 0).astype(np.uint8)
     elif settings.style == "structure" or mask is not None:
         drawing = sketch(image, mask, settings.style)
     return image, mask, drawing
