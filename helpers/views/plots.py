@@ -37,6 +37,9 @@ def grid(
         axis.axis("off")
     for line, row in zip(axes, rows, strict=True):
         for axis, picture in zip(line, row, strict=False):
+            axis.axis("on")
+            axis.set(xticks=[], yticks=[])
+            axis.spines[:].set_color("0.6")  # a white line along the frame would be lost on a white page
             axis.imshow(picture, cmap="gray", vmin=0, vmax=max(1, int(picture.max())) if picture.ndim == 2 else None)
     for axis, title in zip(axes[0], column_titles, strict=False):
         axis.set_title(title, fontsize=9)
