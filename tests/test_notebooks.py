@@ -146,10 +146,10 @@ def test_only_what_is_missing_is_installed_and_never_torch(monkeypatch, capsys):
 def test_another_repository_name_gets_into_a_notebook(tmp_path):
     path = tmp_path / PATHS[0].name
     path.write_bytes(PATHS[0].read_bytes())
-    write_notebook(path, "someone/their-lesions")
+    write_notebook(path, "zz-somebody/zz-other")
     changed, before = nbformat.read(path, as_version=4), nbformat.read(PATHS[0], as_version=4)
-    assert badge("someone/their-lesions", path.stem) in changed.cells[0].source
-    assert changed.cells[1].source == setup_cell("someone/their-lesions")
+    assert badge("zz-somebody/zz-other", path.stem) in changed.cells[0].source
+    assert changed.cells[1].source == setup_cell("zz-somebody/zz-other")
     assert REPOSITORY not in nbformat.writes(changed)
     assert [c.get("outputs") for c in changed.cells] == [c.get("outputs") for c in before.cells]
 

@@ -260,7 +260,8 @@ def _join(
     _tell(problems, "are in the picture folder but not in the label file", unlabelled)
     rows = pd.concat([labels, pd.DataFrame({"image_id": unlabelled})], ignore_index=True)
     rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(pictures))
-    return rows.assign(**{column: rows["image_id"].map(files) for column, files in more.items()})
+    rows = rows.assign(**{column: rows["image_id"].map(files) for column, files in more.items()})
+    return rows.astype("string")  # a column without a value would otherwise change the type of those joined to it
 
 
 def _challenge_split(
