@@ -1,0 +1,181 @@
+"""The one training loop: device, precision, averaged weights, checkpoints, exact resume, progress.
+
+A method (`cgan.py`, ...) brings networks, optimisers and one `step`. Everything random in a step follows from the
+run's seed and the step's number, so a run that was killed and started again draws the very same numbers.
+"""
+
+import copy
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+Batch = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Run:
+    """How long and how often; the same for every method. `batch` counts pictures of all processes together."""
+
+    steps: int
+    batch: int = 16
+    seed: int = 0
+    average_over: int = 2_000  # pictures after which a weight counts half in the average (EMA)
+    save_every: int = 500  # steps
+    report_every: int = 50
+
+
+class Method:
+    """What the loop asks of a method. `networks` and `optimisers` by name; `averaged` names the networks whose
+    exponential average is kept, which is what draws afterwards. `settings` must match to go on from a checkpoint."""
+
+    networks: dict[str, nn.Module]
+    optimisers: dict[str, torch.optim.Optimizer]
+    averaged: tuple[str, ...]
+    settings: dict
+
+    def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """One update of everything; returns what to write into the history."""
+        raise NotImplementedError
+
+    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> None:
+        """Save whatever shows how far the training is; called with every checkpoint."""
+
+
+def precision() -> str:
+    """bf16 where the hardware multiplies it, float16 on older GPUs, else float32, in Accelerate's words."""
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
+
+
+def train(method: Method, draw: Callable[[int, int], Batch], out: str | Path, run: Run) -> dict[str, list[float]]:
+    """Train until `run.steps`, going on from `out/checkpoint.pt` if it is there; returns the history.
+
+    `draw(step, process)` gives that process's share of the step's batch on the CPU, the same for the same numbers.
+    Writes `checkpoint.pt` and `history.json`, on the main process. Raises `ValueError` when the checkpoint is of other
+    settings, `RuntimeError` naming a smaller batch when the GPU's memory is full.
+    """
+    accelerator = Accelerator(mixed_precision=precision())
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in method.networks:
+        method.networks[name] = accelerator.prepare(method.networks[name].to(memory_format=torch.channels_last))
+    for name in method.optimisers:
+        method.optimisers[name] = accelerator.prepare(method.optimisers[name])
+    state = State(method, accelerator, run)
+    state.load(out / "checkpoint.pt")
+    bar = tqdm(total=run.steps * run.batch, initial=state.step * run.batch, unit="images", desc=out.name,
+               disable=not accelerator.is_main_process)  # fmt: skip
+    while state.step < run.steps:
+        losses = _step(method, draw, state.step, accelerator, run)
+        state.after(losses)
+        bar.update(run.batch)
+        if state.step % run.report_every == 0:
+            bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
+        if accelerator.is_main_process and (state.step % run.save_every == 0 or state.step == run.steps):
+            state.save(out)
+            method.show(state.averages, out, state.step)
+    bar.close()
+    return state.history
+
+
+def _step(method: Method, draw: Callable, step: int, accelerator: Accelerator, run: Run) -> dict[str, Tensor]:
+    # One number from all three; a prime apart, so that neighbouring steps and processes share nothing.
+    torch.manual_seed(run.seed * 1_000_003 + step * 101 + accelerator.process_index)
+    batch = draw(step, accelerator.process_index)
+    batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    try:
+        return method.step(batch, step, accelerator.backward)
+    except torch.OutOfMemoryError as error:
+        raise RuntimeError(f"out of GPU memory with batch {run.batch}: try batch {max(1, run.batch // 2)}") from error
+
+
+class State:
+    """All that a step depends on, in one file."""
+
+    def __init__(self, method: Method, accelerator: Accelerator, run: Run):
+        self.method, self.accelerator, self.run = method, accelerator, run
+        self.step, self.history, self.sums, self.since = 0, {"step": []}, {}, time.perf_counter()
+        self.averages = {
+            name: copy.deepcopy(self.network(name)).eval().requires_grad_(False) for name in method.averaged
+        }
+
+    def network(self, name: str) -> nn.Module:
+        return self.accelerator.unwrap_model(self.method.networks[name], keep_fp32_wrapper=False)
+
+    def after(self, losses: dict[str, Tensor]) -> None:
+        """Average the weights, note the losses: their mean over `report_every` steps."""
+        self.step += 1
+        decay = 0.5 ** (self.run.batch / self.run.average_over)
+        # Early on the average would mostly remember random weights.
+        decay = min(decay, self.step / (self.step + 10))
+        for name, average in self.averages.items():
+            update_average(average, self.network(name), decay)
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        if self.step % self.run.report_every == 0:
+            self.history["step"].append(self.step)
+            for name, total in self.sums.items():
+                self.history.setdefault(name, []).append(total / self.run.report_every)
+            self.sums = {}
+
+    def contents(self) -> dict:
+        return {
+            "step": self.step,
+            "settings": self.method.settings,
+            "run": asdict(self.run),
+            "history": self.history,
+            "sums": self.sums,
+            "networks": {name: self.network(name).state_dict() for name in self.method.networks},
+            "averages": {name: average.state_dict() for name, average in self.averages.items()},
+            "optimisers": {name: optimiser.state_dict() for name, optimiser in self.method.optimisers.items()},
+        }
+
+    def save(self, out: Path) -> None:
+        """Checkpoint and history, each written beside its place and renamed: a kill leaves the one before."""
+        fresh = out / "checkpoint.pt.part"
+        torch.save(self.contents(), fresh)
+        os.replace(fresh, out / "checkpoint.pt")
+        fresh = out / "history.json.part"
+        fresh.write_text(json.dumps(self.history))
+        os.replace(fresh, out / "history.json")
+
+    def load(self, path: Path) -> None:
+        if not path.is_file():
+            return
+        saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        _same_settings(path, saved["settings"], self.method.settings)
+        # Steps may be raised to train longer; what shapes a step may not change.
+        shaping = ("batch", "seed", "average_over", "report_every")
+        _same_settings(path, {k: saved["run"][k] for k in shaping}, {k: asdict(self.run)[k] for k in shaping})
+        for name, weights in saved["networks"].items():
+            self.network(name).load_state_dict(weights)
+        for name, weights in saved["averages"].items():
+            self.averages[name].load_state_dict(weights)
+        for name, content in saved["optimisers"].items():
+            self.method.optimisers[name].load_state_dict(content)
+        self.step, self.history, self.sums = saved["step"], saved["history"], saved["sums"]
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, network: nn.Module, decay: float) -> None:
+    """average <- decay * average + (1 - decay) * network; buffers are copied."""
+    for mean, weight in zip(average.parameters(), network.parameters(), strict=True):
+        mean.lerp_(weight.to(mean.dtype), 1 - decay)
+    for mean, value in zip(average.buffers(), network.buffers(), strict=True):
+        mean.copy_(value)
+
+
+def _same_settings(path: Path, saved: dict, given: dict) -> None:
+    differing = [f"{k} {saved.get(k)!r} there, {given.get(k)!r} here" for k in given if saved.get(k) != given.get(k)]
+    if differing:
+        raise ValueError(f"{path} is of another run ({'; '.join(differing)}): choose another folder or delete it")

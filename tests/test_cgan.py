@@ -1,0 +1,177 @@
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from helpers.data.layouts import read
+from helpers.data.store import Store, StoreSettings, prepare
+from helpers.models.cgan import (
+    CGAN,
+    CGANSettings,
+    Discriminator,
+    Generator,
+    balanced_batches,
+    coarse_difference,
+    d_loss,
+    detail,
+    g_loss,
+    load_cgan,
+    preview_of,
+    r1_penalty,
+    train_cgan,
+)
+from helpers.models.training import Run
+
+CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+
+
+def small(size: int = 64) -> CGANSettings:
+    return CGANSettings(size, CLASSES, width=8)
+
+
+@pytest.fixture(scope="module")
+def store(phantoms, tmp_path_factory) -> Store:
+    return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreSettings(64), progress=False)
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_shapes_and_ranges(size):
+    torch.manual_seed(0)
+    settings = small(size)
+    sketch, label, noise = torch.rand(2, 1, size, size).round(), torch.tensor([0, 6]), torch.randn(2, settings.noise)
+    image = Generator(settings)(sketch, label, noise)
+    assert image.shape == (2, 3, size, size) and image.abs().max() <= 1
+    patches, whole, features = Discriminator(settings)(image, sketch, label)
+    assert patches.shape == (2, 16 * 16) and whole.shape == (2,) and features.shape[0] == 2
+
+
+def test_other_sizes_are_refused():
+    with pytest.raises(ValueError, match="96 is not one of 64, 128, 256"):
+        CGANSettings(96, CLASSES)
+
+
+def test_sketch_label_and_noise_all_change_the_picture():
+    torch.manual_seed(0)
+    generator = Generator(small()).eval()
+
+    def picture(sketch: torch.Tensor, label: int, seed: int) -> torch.Tensor:
+        noise = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
+        torch.manual_seed(5)  # the same grain
+        return generator(sketch, torch.tensor([label]), noise)
+
+    blank, line = torch.zeros(1, 1, 64, 64), torch.zeros(1, 1, 64, 64)
+    line[..., 32, :] = 1
+    base = picture(blank, 0, 0)
+    assert torch.equal(base, picture(blank, 0, 0))
+    for other in (picture(line, 0, 0), picture(blank, 1, 0), picture(blank, 0, 1)):
+        assert (other - base).abs().mean() > 1e-3
+
+
+def test_the_label_reaches_only_the_whole_logit():
+    torch.manual_seed(0)
+    discriminator = Discriminator(small()).eval()
+    image, sketch = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
+    one = discriminator(image, sketch, torch.tensor([0, 1]))
+    other = discriminator(image, sketch, torch.tensor([2, 1]))
+    assert torch.equal(one[0], other[0]) and one[1][0] != other[1][0] and one[1][1] == other[1][1]
+
+
+def test_losses_of_known_logits():
+    zero = (torch.zeros(3, 4), torch.zeros(3))
+    assert d_loss(zero, zero).item() == pytest.approx(4 * math.log(2))
+    assert g_loss(zero).item() == pytest.approx(2 * math.log(2))
+    sure = (torch.full((3, 4), 20.0), torch.full((3,), 20.0))
+    assert d_loss(sure, tuple(-x for x in sure)).item() < 1e-6
+    assert g_loss(sure).item() < 1e-6 < 10 < g_loss(tuple(-x for x in sure)).item()
+
+
+def test_r1_of_a_linear_function():
+    images = torch.randn(5, 3, 4, 4, requires_grad=True)
+    weight = torch.randn(3, 4, 4)
+    assert r1_penalty((images * weight).sum(dim=(1, 2, 3)), images).item() == pytest.approx(
+        0.5 * weight.square().sum().item(), rel=1e-5
+    )
+
+
+def test_coarse_difference_sees_layout_and_not_texture():
+    torch.manual_seed(0)
+    flat = torch.zeros(2, 3, 64, 64)
+    grain = torch.randn(2, 3, 64, 64) * 0.2
+    assert coarse_difference(flat + 0.5, flat).item() == pytest.approx(0.5)
+    assert coarse_difference(flat + grain, flat).item() < 0.03
+
+
+def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
+    torch.manual_seed(0)
+    method = CGAN(small())
+    before = {n: [p.clone() for p in net.parameters()] for n, net in method.networks.items()}
+    batch = {
+        "images": torch.rand(4, 3, 64, 64) * 2 - 1,
+        "sketches": torch.rand(4, 1, 64, 64).round(),
+        "labels": torch.arange(4),
+    }
+    told = method.step(batch, 0, torch.Tensor.backward)
+    assert set(told) == {"d", "g", "on_real", "on_drawn", "rebuilt", "matched"}
+    assert all(math.isfinite(v.item()) for v in told.values())
+    for name, net in method.networks.items():
+        assert any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)), name
+    drawn = method.networks["generator"](batch["sketches"], batch["labels"], torch.randn(4, 64)).detach()
+    for net in method.networks.values():
+        net.zero_grad(set_to_none=True)
+    method.update_d(batch, drawn, 1, torch.Tensor.backward)
+    assert all(p.grad is None for p in method.networks["generator"].parameters()), "detached"
+
+
+def test_batches_are_balanced_reproducible_and_of_the_training_split(store):
+    draw = balanced_batches(store, 200, seed=0)
+    batch, again, other = draw(3, 0), draw(3, 0), draw(4, 0)
+    assert torch.equal(batch["images"], again["images"]) and not torch.equal(batch["images"], other["images"])
+    assert not torch.equal(batch["images"], draw(3, 1)["images"]), "another process sees other pictures"
+    counts = torch.bincount(torch.cat([draw(k, 0)["labels"] for k in range(10)]), minlength=7) / 2000
+    assert (counts - 1 / 7).abs().max() < 0.03
+    train = store.batch(store.rows("train"))["images"].reshape(len(store.rows("train")), -1)
+    known = {row.tobytes() for row in train}
+    back = ((batch["images"][:20].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    assert all(picture.tobytes() in known for picture in back)
+
+
+def test_preview_shows_every_label_and_two_more_noises(store):
+    preview = preview_of(store, small(), seed=0, sketches=3)
+    assert preview["sketches"].shape == (27, 1, 64, 64) and preview["columns"] == 9
+    assert preview["labels"][:7].tolist() == list(range(7))
+    assert torch.equal(preview["sketches"][0], preview["sketches"][8])
+    assert torch.equal(preview["noises"][0], preview["noises"][6])
+    assert not torch.equal(preview["noises"][0], preview["noises"][7])
+
+
+def test_train_resume_and_load(store, tmp_path):
+    run = {"batch": 4, "report_every": 2, "save_every": 2}
+    history = train_cgan(store, small(), tmp_path / "whole", Run(6, **run))
+    train_cgan(store, small(), tmp_path / "parts", Run(2, **run))
+    assert train_cgan(store, small(), tmp_path / "parts", Run(6, **run)) == history
+    one, settings = load_cgan(tmp_path / "whole/checkpoint.pt")
+    other, _ = load_cgan(tmp_path / "parts/checkpoint.pt")
+    assert settings == small() and isinstance(one, nn.Module)
+    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
+        assert torch.equal(a, b)
+    assert sorted(p.name for p in (tmp_path / "whole").glob("grid-*.png")) == [f"grid-{k:06d}.png" for k in (2, 4, 6)]
+    with pytest.raises(ValueError, match="width 8 there, 16 here"):
+        train_cgan(store, CGANSettings(64, CLASSES, width=16), tmp_path / "whole", Run(8, **run))
+
+
+def test_detail_is_what_a_blur_takes_away():
+    torch.manual_seed(0)
+    flat = torch.full((1, 3, 32, 32), 0.3)
+    ramp = torch.linspace(-1, 1, 32).expand(1, 3, 32, 32)
+    grain = flat + 0.02 * torch.randn(1, 3, 32, 32)
+    assert detail(flat).abs().max() < 1e-5
+    assert detail(ramp)[..., 4:-4].abs().max() < 1e-4, "a smooth slope has no detail"
+    assert detail(grain).std().item() == pytest.approx(0.2, rel=0.1)
+
+
+def test_a_fresh_generator_has_no_screen_pattern():
+    torch.manual_seed(0)
+    image = Generator(small())(torch.zeros(1, 1, 64, 64), torch.tensor([0]), torch.zeros(1, 64))
+    blocks = image.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    assert blocks.std(dim=-1).max() < 1e-6, "the four pixels of a block begin alike"
