@@ -265,7 +265,9 @@ class CGAN(Method):
         """`grid-<step>.png`: the preview, drawn by the averaged generator."""
         if self.preview is not None:
             torch.manual_seed(0)  # the grain too is the same in every grid
-            images = averages["generator"](*(self.preview[k] for k in ("sketches", "labels", "noises")))
+            generator = averages["generator"]
+            device = next(generator.parameters()).device
+            images = generator(*(self.preview[k].to(device) for k in ("sketches", "labels", "noises")))
             save_image(
                 images,
                 folder / f"grid-{number:06d}.png",

@@ -7,7 +7,6 @@ run's seed and the step's number, so a run that was killed and started again dra
 import copy
 import json
 import os
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,7 +21,7 @@ Batch = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Run:
-    """How long and how often; the same for every method. `batch` counts pictures of all processes together."""
+    """How long and how often; the same for every method. `batch` counts the pictures of one process."""
 
     steps: int
     batch: int = 16
@@ -67,18 +66,21 @@ def train(method: Method, draw: Callable[[int, int], Batch], out: str | Path, ru
     accelerator = Accelerator(mixed_precision=precision())
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    for name in method.networks:
-        method.networks[name] = accelerator.prepare(method.networks[name].to(memory_format=torch.channels_last))
+    for network in method.networks.values():
+        network.to(accelerator.device, memory_format=torch.channels_last)
+    # Before `prepare`, which wraps what it is given: weights and averages are those of the plain networks.
+    state = State(method, dict(method.networks), accelerator, run)
+    method.networks = {name: accelerator.prepare(network) for name, network in method.networks.items()}
     for name in method.optimisers:
         method.optimisers[name] = accelerator.prepare(method.optimisers[name])
-    state = State(method, accelerator, run)
     state.load(out / "checkpoint.pt")
-    bar = tqdm(total=run.steps * run.batch, initial=state.step * run.batch, unit="images", desc=out.name,
+    together = run.batch * accelerator.num_processes
+    bar = tqdm(total=run.steps * together, initial=state.step * together, unit="images", desc=out.name,
                disable=not accelerator.is_main_process)  # fmt: skip
     while state.step < run.steps:
         losses = _step(method, draw, state.step, accelerator, run)
         state.after(losses)
-        bar.update(run.batch)
+        bar.update(together)
         if state.step % run.report_every == 0:
             bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
         if accelerator.is_main_process and (state.step % run.save_every == 0 or state.step == run.steps):
@@ -102,24 +104,19 @@ def _step(method: Method, draw: Callable, step: int, accelerator: Accelerator, r
 class State:
     """All that a step depends on, in one file."""
 
-    def __init__(self, method: Method, accelerator: Accelerator, run: Run):
-        self.method, self.accelerator, self.run = method, accelerator, run
-        self.step, self.history, self.sums, self.since = 0, {"step": []}, {}, time.perf_counter()
-        self.averages = {
-            name: copy.deepcopy(self.network(name)).eval().requires_grad_(False) for name in method.averaged
-        }
-
-    def network(self, name: str) -> nn.Module:
-        return self.accelerator.unwrap_model(self.method.networks[name], keep_fp32_wrapper=False)
+    def __init__(self, method: Method, networks: dict[str, nn.Module], accelerator: Accelerator, run: Run):
+        self.method, self.networks, self.accelerator, self.run = method, networks, accelerator, run
+        self.step, self.history, self.sums = 0, {"step": []}, {}
+        self.averages = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in method.averaged}
 
     def after(self, losses: dict[str, Tensor]) -> None:
         """Average the weights, note the losses: their mean over `report_every` steps."""
         self.step += 1
-        decay = 0.5 ** (self.run.batch / self.run.average_over)
+        decay = 0.5 ** (self.run.batch * self.accelerator.num_processes / self.run.average_over)
         # Early on the average would mostly remember random weights.
         decay = min(decay, self.step / (self.step + 10))
         for name, average in self.averages.items():
-            update_average(average, self.network(name), decay)
+            update_average(average, self.networks[name], decay)
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
         if self.step % self.run.report_every == 0:
@@ -135,7 +132,7 @@ class State:
             "run": asdict(self.run),
             "history": self.history,
             "sums": self.sums,
-            "networks": {name: self.network(name).state_dict() for name in self.method.networks},
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.method.optimisers.items()},
         }
@@ -158,7 +155,7 @@ class State:
         shaping = ("batch", "seed", "average_over", "report_every")
         _same_settings(path, {k: saved["run"][k] for k in shaping}, {k: asdict(self.run)[k] for k in shaping})
         for name, weights in saved["networks"].items():
-            self.network(name).load_state_dict(weights)
+            self.networks[name].load_state_dict(weights)
         for name, weights in saved["averages"].items():
             self.averages[name].load_state_dict(weights)
         for name, content in saved["optimisers"].items():
