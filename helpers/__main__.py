@@ -1,4 +1,4 @@
-"""The one shell door: `python -m helpers audit FOLDER`, `python -m helpers prepare`."""
+"""The one shell door: `python -m helpers audit | prepare | train | draw`."""
 
 import argparse
 import sys
@@ -6,10 +6,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+from PIL import Image
+
 from helpers.config import DATASETS, get_config, shown
 from helpers.data.audit import audit
-from helpers.data.layouts import open_dataset, read
-from helpers.data.store import StoreSettings, prepare
+from helpers.data.files import DataError
+from helpers.data.layouts import open_dataset, pictures_by_id, read, read_labels
+from helpers.data.store import StoreSettings, load_sketch, prepare
 
 
 def audit_command(args: argparse.Namespace, cfg) -> int:
@@ -30,6 +34,74 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
+def train_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.cgan import CGANSettings, train_cgan  # seconds to load: not for every command
+    from helpers.models.training import Run
+
+    dataset, size, out = open_dataset(cfg, args.classes), args.size or cfg.size, args.out or cfg.outputs / args.method
+    settings = CGANSettings(size, tuple(dataset.classes), args.width or cfg.width)
+    store = prepare(dataset, cfg.stores, StoreSettings(size, args.style, "square", cfg.seed), workers=cfg.workers)
+    run = Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
+    train_cgan(store, settings, out, run)
+    print(shown(out))
+    return 0
+
+
+def draw_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.cgan import draw, load_cgan  # seconds to load: not for every command
+
+    checkpoint = args.checkpoint or cfg.outputs / "cgan" / "checkpoint.pt"
+    if not checkpoint.is_file():
+        raise DataError(
+            f"there is no {shown(checkpoint)}: `python -m helpers train cgan` makes one, --checkpoint names one"
+        )
+    generator, settings = load_cgan(checkpoint)
+    problems = []
+    sketches = read_sketches(args.sketches, settings.size, problems)
+    labels = labels_of(sketches, args.labels, list(settings.classes), problems)
+    print("".join(f"! {problem}\n" for problem in problems), end="")
+    if not labels:
+        raise DataError(f"nothing to draw: no sketch in {args.sketches} that can be read and has a label")
+    for k, name in enumerate(settings.classes):
+        if ids := [image_id for image_id in sketches if name in labels.get(image_id, ())]:
+            images = draw(generator, np.stack([sketches[i] for i in ids]), [k] * len(ids), args.seed)
+            (args.out / name).mkdir(parents=True, exist_ok=True)
+            for image_id, image in zip(ids, images, strict=True):
+                Image.fromarray(image).save(args.out / name / f"{image_id}.png")
+            print(f"{len(ids)} images in {shown(args.out / name)}")
+    return 0
+
+
+def read_sketches(folder: Path, size: int, problems: list[str]) -> dict[str, np.ndarray]:
+    """Every drawing of a folder by its id, `(size, size)` in {0, 255}; what cannot be read or is empty is named."""
+    found = {}
+    for image_id, path in pictures_by_id(folder).items():
+        try:
+            drawing = load_sketch(path, StoreSettings(size))
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        if drawing.any():
+            found[image_id] = drawing
+        else:
+            problems.append(f"{path} is empty and is not drawn")
+    return found
+
+
+def labels_of(sketches: dict, file: Path | None, classes: list[str], problems: list[str]) -> dict[str, list[str]]:
+    """Under which class names each sketch is drawn: the one in the label file, or all of them without a file."""
+    if file is None:
+        return dict.fromkeys(sketches, classes)
+    labels = read_labels(file, classes, problems)
+    if without := [i for i in sketches if i not in labels]:
+        problems.append(
+            f"{len(without)} sketches have no label in {file.name} and are not drawn ({', '.join(without[:5])})"
+        )
+    if absent := [i for i in labels if i not in sketches]:
+        problems.append(f"{len(absent)} ids of {file.name} have no sketch ({', '.join(absent[:5])})")
+    return {i: [labels[i]] for i in sketches if i in labels}
+
+
 def parser() -> argparse.ArgumentParser:
     door = argparse.ArgumentParser(prog="python -m helpers", description=__doc__)
     commands = door.add_subparsers(required=True, metavar="COMMAND")
@@ -38,7 +110,7 @@ def parser() -> argparse.ArgumentParser:
     look = commands.add_parser("audit", help="say what a folder is and whether it can be trusted; writes nothing")
     look.add_argument("folder", type=Path)
     look.add_argument("--classes", **classes)
-    look.set_defaults(run=audit_command)
+    look.set_defaults(run=audit_command, part="data")
 
     make = commands.add_parser("prepare", help="download if absent, audit, split by lesion, write the store")
     make.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
@@ -48,14 +120,40 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--geometry", choices=("square", "whole"), default="square", help="central square or all of it")
     make.add_argument("--classes", **classes)
     make.add_argument("--out", type=Path, help="folder for the store; default: data/stores")
-    make.set_defaults(run=prepare_command)
+    make.set_defaults(run=prepare_command, part="data")
+    learn = commands.add_parser("train", help="train a network; goes on from the checkpoint if one is there")
+    learn.add_argument("method", choices=("cgan",))
+    learn.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
+    learn.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
+    learn.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
+    learn.add_argument("--classes", **classes)
+    for name in ("size", "width", "steps", "batch"):
+        learn.add_argument(f"--{name}", type=int, help="default: the profile's")
+    learn.add_argument("--seed", type=int, default=0)
+    learn.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="default: 500")
+    learn.add_argument("--out", type=Path, help="folder for checkpoint, history and grids; default: outputs/.../METHOD")
+    learn.set_defaults(run=train_command, part="cgan")
+
+    pen = commands.add_parser("draw", help="sketches -> images, by a trained network")
+    pen.add_argument("--checkpoint", type=Path, help="default: the one of `train cgan`")
+    pen.add_argument("--sketches", type=Path, required=True, metavar="FOLDER")
+    pen.add_argument(
+        "--labels", type=Path, metavar="CSV", help="image_id,label or one-hot columns; without it every class"
+    )
+    pen.add_argument("--seed", type=int, default=0)
+    pen.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <class name>/<image_id>.png")
+    pen.set_defaults(run=draw_command, part="cgan")
     return door
 
 
 def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
-        cfg = get_config("data", dataset=getattr(args, "dataset", None), data_root=getattr(args, "data_root", None))
+        cfg = get_config(
+            args.part,
+            dataset=getattr(args, "dataset", None),
+            data_root=getattr(args, "data_root", None),
+        )
         return args.run(args, cfg)
     except (ValueError, OSError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)

@@ -36,6 +36,11 @@ SIZES = {
         "demo": {"size": 128, "shown": 6},
         "full": {"size": 128, "shown": 6},
     },
+    "cgan": {
+        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
+        "demo": {"size": 128, "width": 32, "steps": 650, "batch": 4},
+        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
+    },
 }
 
 

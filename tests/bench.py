@@ -6,6 +6,7 @@ Speeds differ from machine to machine and from minute to minute: what counts are
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 import time
@@ -13,6 +14,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import nn
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize
@@ -27,6 +30,8 @@ from helpers.data.phantoms import CLASSES, draw  # noqa: E402
 from helpers.data.sample import SHARES  # noqa: E402
 from helpers.data.sketches import contour, hand, structure  # noqa: E402
 from helpers.data.store import Store, StoreSettings, prepare  # noqa: E402
+from helpers.models import training  # noqa: E402
+from helpers.models.cgan import CGAN, CGANSettings  # noqa: E402
 
 
 def row(what: str, value: float, unit: str, target: str = "") -> None:
@@ -113,7 +118,117 @@ def bench_reading(store: Store, dataset: Dataset, workers: int) -> None:
         row("  the store is faster by", ours / theirs, "times", "target 100")
 
 
+# ------------------------------------------------------------------------------------------------- training steps
+
+
+def unet_256() -> nn.Module:
+    """The generator of Isola et al. 2017 at 256 px: eight halvings to one pixel, skips, dropout in the inner layers."""
+
+    def level(outer: int, inner: int, within: nn.Module | None, edge: bool = False, dropout: bool = False) -> nn.Module:
+        down = [] if edge else [nn.LeakyReLU(0.2)]
+        down += [nn.Conv2d(1 if edge else outer, inner, 4, 2, 1)]
+        down += [nn.BatchNorm2d(inner)] if within is not None and not edge else []
+        up = [nn.ReLU(), nn.ConvTranspose2d(inner * (1 if within is None else 2), 3 if edge else outer, 4, 2, 1)]
+        up += [nn.Tanh()] if edge else [nn.BatchNorm2d(outer)]
+        up += [nn.Dropout(0.5)] if dropout else []
+        return nn.Sequential(*down, *([] if within is None else [Skip(within)]), *up)
+
+    net = level(512, 512, None)
+    for _ in range(3):
+        net = level(512, 512, net, dropout=True)
+    for outer, inner in ((256, 512), (128, 256), (64, 128)):
+        net = level(outer, inner, net)
+    return level(3, 64, net, edge=True)
+
+
+class Skip(nn.Module):
+    """x -> x beside what the inner levels make of it."""
+
+    def __init__(self, within: nn.Module):
+        super().__init__()
+        self.within = within
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.cat([x, self.within(x)], dim=1)
+
+
+def patch_gan_70() -> nn.Module:
+    """Its discriminator: each output judges 70 x 70 pixels of picture and sketch."""
+    layers = [nn.Conv2d(4, 64, 4, 2, 1), nn.LeakyReLU(0.2)]
+    for inside, outside, stride in ((64, 128, 2), (128, 256, 2), (256, 512, 1)):
+        layers += [nn.Conv2d(inside, outside, 4, stride, 1), nn.BatchNorm2d(outside), nn.LeakyReLU(0.2)]
+    return nn.Sequential(*layers, nn.Conv2d(512, 1, 4, 1, 1))
+
+
+def pix2pix_rate(steps: int) -> float:
+    """Images a second of the canonical step: batch 1, float32, Adam, cross-entropy and 100 x L1."""
+    generator, discriminator = unet_256(), patch_gan_70()
+    painter, judge = (torch.optim.Adam(n.parameters(), 2e-4, (0.5, 0.999)) for n in (generator, discriminator))
+    sketch, real = torch.rand(1, 1, 256, 256).round(), torch.rand(1, 3, 256, 256) * 2 - 1
+    entropy = nn.functional.binary_cross_entropy_with_logits
+
+    def opinion(image: torch.Tensor, wanted: float) -> torch.Tensor:
+        logits = discriminator(torch.cat([sketch, image], dim=1))
+        return entropy(logits, torch.full_like(logits, wanted))
+
+    ends = []
+    for _ in range(steps):
+        drawn = generator(sketch)
+        judge.zero_grad()
+        ((opinion(drawn.detach(), 0.0) + opinion(real, 1.0)) / 2).backward()
+        judge.step()
+        discriminator.requires_grad_(False)
+        painter.zero_grad()
+        (opinion(drawn, 1.0) + 100 * (drawn - real).abs().mean()).backward()
+        painter.step()
+        discriminator.requires_grad_(True)
+        ends.append(time.perf_counter())
+    return (steps - 3) / (ends[-1] - ends[2])
+
+
+def our_rate(steps: int, batch: int = 4) -> float:
+    """Images a second of our step, as trained: precision and memory layout of the training loop, its averages too."""
+    ends = []
+
+    class Timed(CGAN):
+        def step(self, *given):
+            ends.append(time.perf_counter())
+            return super().step(*given)
+
+    settings = CGANSettings(256, tuple(CLASSES), width=get_config("cgan").width)
+    given = {
+        "images": torch.rand(batch, 3, 256, 256) * 2 - 1,
+        "sketches": torch.rand(batch, 1, 256, 256).round(),
+        "labels": torch.arange(batch) % len(CLASSES),
+    }
+    with tempfile.TemporaryDirectory() as out:
+        training.train(Timed(settings), lambda *_: dict(given), out, training.Run(steps, batch))
+    return batch * (steps - 4) / (ends[-1] - ends[3])
+
+
+def step_rate(what: str) -> None:
+    """One measurement in a process of its own: precision cannot change within one."""
+    torch.manual_seed(0)
+    if what == "float32":
+        training.precision = lambda: "no"
+    print(pix2pix_rate(13) if what == "pix2pix" else our_rate(14))
+
+
+def bench_steps() -> None:
+    rates = {what: [] for what in ("pix2pix", "ours", "float32")}
+    for what in [*rates] * 2:  # in turn and twice, so that a busy minute does not hit one alone
+        done = subprocess.run([sys.executable, __file__, what], capture_output=True, text=True, check=True)
+        rates[what].append(float(done.stdout.split()[-1]))
+    pix2pix, ours, float32 = (max(r) for r in rates.values())
+    print(f"{'training step at 256 px: pix2pix, batch 1, float32':<58} {pix2pix:>10.2f} images/s")
+    print(f"{f'  ours, batch 4, precision {training.precision()!r}':<58} {ours:>10.2f} images/s")
+    print(f"{'  ours is faster by':<58} {ours / pix2pix:>10.1f} times          target 6")
+    print(f"{'  ours against itself in float32':<58} {ours / float32:>10.2f} times")
+
+
 def main() -> None:
+    if len(sys.argv) > 1:
+        return step_rate(sys.argv[1])
     cfg = get_config("data")
     dataset = open_dataset(cfg)
     print(f"{dataset.name}, {len(dataset.table):,} pictures, {cfg.workers} cores")
@@ -124,6 +239,7 @@ def main() -> None:
         bench_reading(store, dataset, cfg.workers)
     finally:
         shutil.rmtree(store.folder.parent)
+    bench_steps()
 
 
 if __name__ == "__main__":

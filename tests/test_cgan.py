@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -10,15 +11,20 @@ from helpers.models.cgan import (
     CGAN,
     CGANSettings,
     Discriminator,
+    Encoder,
     Generator,
     balanced_batches,
-    coarse_difference,
     d_loss,
     detail,
+    divergence,
+    draw,
     g_loss,
+    lines_around,
     load_cgan,
     preview_of,
     r1_penalty,
+    roughness,
+    texture_difference,
     train_cgan,
 )
 from helpers.models.training import Run
@@ -40,10 +46,12 @@ def test_shapes_and_ranges(size):
     torch.manual_seed(0)
     settings = small(size)
     sketch, label, noise = torch.rand(2, 1, size, size).round(), torch.tensor([0, 6]), torch.randn(2, settings.noise)
-    image = Generator(settings)(sketch, label, noise)
+    image = Generator(settings).eval()(sketch, label, noise)
     assert image.shape == (2, 3, size, size) and image.abs().max() <= 1
     patches, whole, features = Discriminator(settings)(image, sketch, label)
     assert patches.shape == (2, 16 * 16) and whole.shape == (2,) and features.shape[0] == 2
+    mean, log_variance = Encoder(settings.noise)(image)
+    assert mean.shape == log_variance.shape == noise.shape
 
 
 def test_other_sizes_are_refused():
@@ -56,7 +64,7 @@ def test_sketch_label_and_noise_all_change_the_picture():
     generator = Generator(small()).eval()
 
     def picture(sketch: torch.Tensor, label: int, seed: int) -> torch.Tensor:
-        noise = torch.randn(1, 64, generator=torch.Generator().manual_seed(seed))
+        noise = torch.randn(1, 16, generator=torch.Generator().manual_seed(seed))
         torch.manual_seed(5)  # the same grain
         return generator(sketch, torch.tensor([label]), noise)
 
@@ -94,12 +102,49 @@ def test_r1_of_a_linear_function():
     )
 
 
-def test_coarse_difference_sees_layout_and_not_texture():
+def test_lines_around_finds_the_inside_of_an_outline_and_survives_a_gap():
+    sketch = torch.zeros(1, 1, 16, 16)
+    sketch[..., 4, 4:12] = sketch[..., 11, 4:12] = sketch[..., 4:12, 4] = sketch[..., 4:12, 11] = 1
+    around = lines_around(sketch)[0]
+    assert around.shape == (4, 16, 16) and set(around.unique().tolist()) == {0, 1}
+    inside = torch.zeros(16, 16, dtype=torch.bool)
+    inside[4:12, 4:12] = True
+    assert torch.equal(around.sum(dim=0) == 4, inside)
+    assert around[:, 0, 0].sum() == 0 and around[:, 8, 0].sum() == 1
+    sketch[..., 8, 11] = 0
+    inside[8, 5:] = False
+    assert torch.equal(lines_around(sketch)[0].sum(dim=0) == 4, inside), "one row, no more, is lost through a gap"
+
+
+def test_texture_is_compared_by_strength_direction_and_colour_not_pixel_by_pixel():
     torch.manual_seed(0)
-    flat = torch.zeros(2, 3, 64, 64)
-    grain = torch.randn(2, 3, 64, 64) * 0.2
-    assert coarse_difference(flat + 0.5, flat).item() == pytest.approx(0.5)
-    assert coarse_difference(flat + grain, flat).item() < 0.03
+    base = torch.linspace(-0.5, 0.5, 64).expand(2, 3, 64, 64)
+    grain, other = (0.05 * torch.randn(2, 1, 64, 64) for _ in range(2))
+    same = texture_difference(base + grain, base + other)
+    assert texture_difference(base + grain, base + grain).item() == 0
+    assert texture_difference(base + 0.4, base).item() < 1e-4, "light is not texture"
+    stripes = grain[..., :1].expand(2, 1, 64, 64)
+    coloured = 0.05 * torch.randn(2, 3, 64, 64)
+    for worse in (base, base + 3 * grain, base + stripes, base + coloured):
+        assert texture_difference(worse, base + other) > 3 * same
+
+
+def test_roughness_of_a_known_texture():
+    checks = 0.1 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1).expand(1, 3, 32, 32)
+    rough = roughness(checks)
+    assert rough.shape == (1, 6, 4, 4)
+    assert rough[0, [0, 3]].flatten().tolist() == pytest.approx([math.log(0.2)] * 32, abs=1e-3), (
+        "neighbours differ by 0.2"
+    )
+    assert rough[0, [1, 2, 4, 5]].max() < math.log(0.01), "grey has no colour noise"
+
+
+def test_divergence_from_the_standard_normal():
+    assert divergence(torch.zeros(3, 5), torch.zeros(3, 5)).item() == 0
+    assert divergence(torch.ones(3, 5), torch.zeros(3, 5)).item() == pytest.approx(2.5)
+    assert divergence(torch.zeros(3, 1), torch.full((3, 1), math.log(4.0))).item() == pytest.approx(
+        0.5 * (3 - math.log(4))
+    )
 
 
 def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
@@ -112,11 +157,11 @@ def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
         "labels": torch.arange(4),
     }
     told = method.step(batch, 0, torch.Tensor.backward)
-    assert set(told) == {"d", "g", "on_real", "on_drawn", "rebuilt", "matched"}
+    assert set(told) == {"d", "g", "on_real", "on_drawn", "matched", "rebuilt", "texture", "prior"}
     assert all(math.isfinite(v.item()) for v in told.values())
     for name, net in method.networks.items():
         assert any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)), name
-    drawn = method.networks["generator"](batch["sketches"], batch["labels"], torch.randn(4, 64)).detach()
+    drawn = method.networks["generator"](batch["sketches"], batch["labels"], torch.randn(4, 16)).detach()
     for net in method.networks.values():
         net.zero_grad(set_to_none=True)
     method.update_d(batch, drawn, 1, torch.Tensor.backward)
@@ -134,6 +179,28 @@ def test_batches_are_balanced_reproducible_and_of_the_training_split(store):
     known = {row.tobytes() for row in train}
     back = ((batch["images"][:20].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
     assert all(picture.tobytes() in known for picture in back)
+
+
+def test_a_share_of_the_sketches_is_redrawn_by_hand(store):
+    plain, some = (balanced_batches(store, 200, seed=0, by_hand=share)(0, 0) for share in (0.0, 0.3))
+    changed = (plain["sketches"] != some["sketches"]).flatten(1).any(dim=1).float().mean()
+    assert torch.equal(plain["images"], some["images"]) and 0.2 < changed < 0.4
+
+
+def test_drawing_is_reproducible_and_takes_given_noise():
+    torch.manual_seed(0)
+    generator = Generator(small()).eval()
+    sketches = np.zeros((5, 64, 64), np.uint8)
+    sketches[:, 20:40, 20:22] = 255
+    before = torch.random.get_rng_state()
+    one = draw(generator, sketches, [0, 1, 2, 3, 4], seed=3, batch=2)
+    assert one.shape == (5, 64, 64, 3) and one.dtype == np.uint8
+    assert np.array_equal(one, draw(generator, sketches, [0, 1, 2, 3, 4], seed=3, batch=2))
+    assert not np.array_equal(one, draw(generator, sketches, [0, 1, 2, 3, 4], seed=4, batch=2))
+    assert torch.equal(before, torch.random.get_rng_state()), "other random numbers are left alone"
+    same = draw(generator, sketches[:2], [0, 0], noise=torch.zeros(2, 16)).astype(float)
+    different = draw(generator, sketches[:2], [0, 0], noise=torch.tensor([[-2.0], [2.0]]).expand(2, 16)).astype(float)
+    assert np.abs(same[0] - same[1]).mean() < np.abs(different[0] - different[1]).mean()
 
 
 def test_preview_shows_every_label_and_two_more_noises(store):
@@ -172,6 +239,6 @@ def test_detail_is_what_a_blur_takes_away():
 
 def test_a_fresh_generator_has_no_screen_pattern():
     torch.manual_seed(0)
-    image = Generator(small())(torch.zeros(1, 1, 64, 64), torch.tensor([0]), torch.zeros(1, 64))
+    image = Generator(small())(torch.zeros(1, 1, 64, 64), torch.tensor([0]), torch.zeros(1, 16))
     blocks = image.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
     assert blocks.std(dim=-1).max() < 1e-6, "the four pixels of a block begin alike"

@@ -1,8 +1,13 @@
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
+import cv2
+import numpy as np
 import pytest
+import torch
 from made_up import folders, isic2016
 
 from helpers.__main__ import main
@@ -91,3 +96,147 @@ def test_the_shell_door():
         [sys.executable, "-m", "helpers", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
     )
     assert "audit" in told.stdout and "prepare" in told.stdout
+
+
+# ------------------------------------------------------------------------------------------------- train and draw
+
+
+@pytest.fixture(scope="module")
+def trained(phantoms, tmp_path_factory) -> Path:
+    """A checkpoint that the shell door made; too few steps to be worth looking at."""
+    root = tmp_path_factory.mktemp("root")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helpers.config.ROOT", root)  # stores go there, not into the repository's data folder
+        patch.setenv("LESION_PROFILE", "smoke")
+        assert main(["train", "cgan", "--data-root", str(phantoms), "--steps", "2", "--out", str(root / "run")]) == 0
+        assert main(["train", "cgan", "--data-root", str(phantoms), "--steps", "3", "--out", str(root / "run")]) == 0
+    return root / "run" / "checkpoint.pt"
+
+
+@pytest.fixture
+def drawings(tmp_path) -> Path:
+    """Three outlines as people hand them in: white on black, black on paper, large and not square."""
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    for name, shape, turned in (
+        ("a.png", (64, 64), False),
+        ("sketch_b.png", (64, 64), True),
+        ("c.jpg", (300, 400), True),
+    ):
+        drawing = np.zeros(shape, np.uint8)
+        cv2.circle(drawing, (shape[1] // 2, shape[0] // 2), shape[0] // 4, 255, max(2, shape[0] // 60))
+        cv2.imwrite(str(folder / name), 255 - drawing if turned else drawing)
+    return folder
+
+
+def draw(checkpoint, sketches, out, *more) -> int:
+    return main(["draw", "--checkpoint", str(checkpoint), "--sketches", str(sketches), "--out", str(out), *more])
+
+
+def drawn(out: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.png"))}
+
+
+def test_train_writes_all_that_is_promised_and_goes_on(trained):
+    assert {"checkpoint.pt", "history.json", "grid-000002.png", "grid-000003.png"} <= {
+        p.name for p in trained.parent.iterdir()
+    }
+
+
+KILLED = """
+import sys
+from pathlib import Path
+sys.path.insert(0, {code!r})
+import torch
+torch.set_num_threads(1)
+import helpers.config
+from helpers.__main__ import main
+helpers.config.ROOT = Path({root!r})
+length = ["--steps", "24", "--save-every", "4"]
+sys.exit(main(["train", "cgan", "--data-root", {phantoms!r}, *length, "--out", sys.argv[1]]))
+"""
+
+
+def test_killed_in_the_middle_and_the_same_command_again(phantoms, tmp_path):
+    """kill -9 while the two networks train, then the same command: the same weights, averages and history."""
+    code = KILLED.format(code=str(ROOT), root=str(tmp_path), phantoms=str(phantoms))
+    environment = os.environ | {"LESION_PROFILE": "smoke"}
+
+    def command(out: str) -> list[str]:
+        return [sys.executable, "-c", code, str(tmp_path / out)]
+
+    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
+    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
+    while process.poll() is None and not (tmp_path / "killed/checkpoint.pt").is_file():
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    kept = torch.load(tmp_path / "killed/checkpoint.pt", weights_only=True)
+    assert 0 < kept["step"] < 24
+    subprocess.run(command("killed"), check=True, capture_output=True, env=environment)
+    one, other = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "killed"))
+    assert one["step"] == other["step"] == 24 and one["history"] == other["history"]
+    for part in ("networks", "averages"):
+        for name, weights in one[part].items():
+            assert all(torch.equal(w, other[part][name][k]) for k, w in weights.items()), name
+
+
+def test_draw_every_class_for_every_sketch(trained, drawings, tmp_path, capsys):
+    assert draw(trained, drawings, tmp_path / "one", "--seed", "4") == 0
+    assert draw(trained, drawings, tmp_path / "two", "--seed", "4") == 0
+    assert draw(trained, drawings, tmp_path / "three", "--seed", "5") == 0
+    one = drawn(tmp_path / "one")
+    classes = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+    assert set(one) == {f"{c}/{i}.png" for c in classes for i in "abc"}
+    assert one == drawn(tmp_path / "two") != drawn(tmp_path / "three")
+    assert cv2.imread(str(tmp_path / "one/MEL/c.png")).shape == (64, 64, 3)
+    assert capsys.readouterr().out.count("!") == 0
+
+
+@pytest.mark.parametrize(
+    "table", ["image_id,label\na,BCC\nb,NV\nc.jpg,NV\n", "image,MEL,NV,BCC\na,0,0,1\nb,0.0,1.0,0.0\nc,0,1,0\n"]
+)
+def test_draw_by_a_label_file(trained, drawings, tmp_path, table):
+    (tmp_path / "labels.csv").write_text(table)
+    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 0
+    assert set(drawn(tmp_path / "out")) == {"BCC/a.png", "NV/b.png", "NV/c.png"}
+
+
+def test_draw_names_what_it_leaves_out(trained, drawings, tmp_path, capsys):
+    (drawings / "broken.png").write_bytes(b"no picture")
+    cv2.imwrite(str(drawings / "empty.png"), np.zeros((64, 64), np.uint8))
+    (tmp_path / "labels.csv").write_text("image_id,label\na,BCC\nb,lupus\nz,NV\n")
+    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 0
+    told = capsys.readouterr().out
+    for part in ("broken.png is missing, damaged", "empty.png is empty", "none of MEL NV", "2 sketches have no label",
+                 "1 ids of labels.csv have no sketch (z)"):  # fmt: skip
+        assert part in told
+    assert set(drawn(tmp_path / "out")) == {"BCC/a.png"}
+
+
+def test_draw_says_why_it_cannot(trained, drawings, tmp_path, capsys):
+    assert draw(tmp_path / "none.pt", drawings, tmp_path / "out") == 2
+    assert "train cgan" in capsys.readouterr().err
+    for name, content in (("torn.pt", trained.read_bytes()[:1000]), ("text.pt", b"weights")):
+        (tmp_path / name).write_bytes(content)
+        assert draw(tmp_path / name, drawings, tmp_path / "out") == 2
+        assert f"{name} is not a checkpoint" in capsys.readouterr().err
+    torch.save({"settings": {"classes": []}}, tmp_path / "other.pt")
+    assert draw(tmp_path / "other.pt", drawings, tmp_path / "out") == 2
+    assert "other.pt is not a checkpoint" in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
+    assert draw(trained, tmp_path / "nothing", tmp_path / "out") == 2
+    assert "nothing to draw" in capsys.readouterr().err
+    (tmp_path / "labels.csv").write_text("image_id,age\na,40\n")
+    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 2
+    assert "neither a column 'label'" in capsys.readouterr().err
+    (tmp_path / "labels.csv").write_text("image_id,label\na,NV\na,MEL\n")
+    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 2
+    assert "under different labels" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_train_refuses_a_size_it_has_no_network_for(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    assert main(["train", "cgan", "--data-root", str(phantoms), "--size", "96", "--steps", "1"]) == 2
+    assert "96 is not one of 64, 128, 256" in capsys.readouterr().err

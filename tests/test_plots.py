@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.data.layouts import read
-from helpers.views.plots import class_counts, grid, overlay, save
+from helpers.views.plots import class_counts, curves, grid, overlay, save
 
 
 def test_grid_takes_colour_masks_sketches_and_gaps(tmp_path):
@@ -48,3 +48,12 @@ def test_photographs_are_shown_as_jpeg(tmp_path):
     noise = np.random.default_rng(0).integers(0, 255, (128, 128, 3), dtype=np.uint8)
     shown = save(grid([[noise] * 3] * 3), tmp_path / "noise.png")
     assert shown.format == "jpeg" and len(shown.data) < (tmp_path / "noise.png").stat().st_size
+
+
+def test_curves_of_a_history():
+    history = {"step": [10, 20, 30], "d": [2.0, 1.5, 1.0], "on_real": [0.0, 1.0, 2.0], "on_drawn": [0.0, -1.0, -2.0]}
+    figure = curves(history, [["d"], ["on_real", "on_drawn"]])
+    lines = [line for axis in figure.axes for line in axis.lines]
+    assert [line.get_label() for line in lines] == ["d", "on real", "on drawn"]
+    assert lines[0].get_xydata().tolist() == [[10, 2.0], [20, 1.5], [30, 1.0]]
+    plt.close(figure)

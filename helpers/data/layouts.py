@@ -161,7 +161,7 @@ def _csv(folder: Path, pattern: str) -> Path | None:
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
 
 
-def _by_id(folder: Path | None) -> dict[str, Path]:
+def pictures_by_id(folder: Path | None) -> dict[str, Path]:
     """Pictures in `folder` (or in the one folder inside it) by picture id, superpixel files left out."""
     if folder is None:
         return {}
@@ -174,6 +174,22 @@ def _by_id(folder: Path | None) -> dict[str, Path]:
 
 
 # --------------------------------------------------------------------------------------------------- label tables
+
+
+def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> dict[str, str]:
+    """`image_id,label` or one-hot columns -> the class name of every id; what is doubtful goes to `problems`."""
+    path = Path(path)
+    table = _read_labels(path, [])
+    if "label" in table:
+        table["diagnosis"] = table["label"].str.strip()
+    elif hot := [c for c in classes if c in table]:
+        table = _one_hot(table, path, hot, problems)
+    else:
+        raise DataError(f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})")
+    table = _once(table[["image_id", "diagnosis"]], problems)
+    unknown = ~table["diagnosis"].isin(classes)
+    _tell(problems, f"have a label in {path.name} that is none of {' '.join(classes)}", table["image_id"][unknown])
+    return dict(table[~unknown].itertuples(index=False))
 
 
 def _read_labels(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
@@ -278,7 +294,7 @@ def _challenge_split(
         return None
     if labels is None:
         problems.append(f"the {split} labels are not in {folder.name}")
-    return _join(_by_id(pictures), labels, problems, split, mask_path=_by_id(masks))
+    return _join(pictures_by_id(pictures), labels, problems, split, mask_path=pictures_by_id(masks))
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -288,7 +304,7 @@ def _read_phantoms(folder: Path) -> Dataset:
     settings = json.loads((folder / "phantoms.json").read_text())
     problems: list[str] = []
     labels = _once(_read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split"]), problems)
-    files = {"path": _by_id(folder / "images"), "mask_path": _by_id(folder / "masks")}
+    files = {"path": pictures_by_id(folder / "images"), "mask_path": pictures_by_id(folder / "masks")}
     rows = labels.assign(**{column: labels["image_id"].map(found) for column, found in files.items()})
     return _assemble("phantoms", folder, rows, settings["classes"], problems)
 
@@ -340,8 +356,8 @@ def _read_ham10000(folder: Path) -> Dataset:
     pictures: dict[str, Path] = {}
     for inner in _folders(folder):
         if re.match(r"ham10000_images", inner.name, re.IGNORECASE):
-            pictures = {**_by_id(inner), **pictures}
-    masks = _by_id(_entry(folder, "HAM10000_segmentations_lesion_tschandl"))
+            pictures = {**pictures_by_id(inner), **pictures}
+    masks = pictures_by_id(_entry(folder, "HAM10000_segmentations_lesion_tschandl"))
     rows = _join(pictures, labels, problems, None, mask_path=masks)
     return _assemble("ham10000", folder, rows, HAM_CLASSES, problems)
 

@@ -248,11 +248,16 @@ def load_row(row, settings: StoreSettings) -> tuple[np.ndarray, np.ndarray | Non
     if pd.notna(row.mask_path):
         mask = (fit(255 * read_mask(row.mask_path, picture_shape(row.path)), settings) > 127).astype(np.uint8)
     if settings.style == "contour" and pd.notna(row.sketch_path):
-        # A thin line fades when it is made smaller; a tenth of white is still a line.
-        drawing = np.where(fit(read_sketch(row.sketch_path), settings) > 25, 255, 0).astype(np.uint8)
+        drawing = load_sketch(row.sketch_path, settings)
     elif settings.style == "structure" or mask is not None:
         drawing = sketch(image, mask, settings.style)
     return image, mask, drawing
+
+
+def load_sketch(path: str | Path, settings: StoreSettings) -> np.ndarray:
+    """A drawing in a file -> `(S, S)` in {0, 255}."""
+    # A thin line fades when it is made smaller; a tenth of white is still a line.
+    return np.where(fit(read_sketch(path), settings) > 25, 255, 0).astype(np.uint8)
 
 
 def fit(picture: np.ndarray, settings: StoreSettings) -> np.ndarray:

@@ -2,15 +2,21 @@
 
 The generator reads the sketch into ever coarser features (a U-Net, Ronneberger et al. 2015, so lines stay where they
 are), then paints back up. Label and a noise vector say *what* is painted, by scaling and shifting features (FiLM,
-Perez et al. 2018); a noise picture at every resolution gives skin its texture (StyleGAN, Karras et al. 2019). The
+Perez et al. 2018); a noise picture at every resolution gives skin its grain (StyleGAN, Karras et al. 2019). The
 discriminator sees a picture with its sketch and answers twice: patch by patch, and for the whole with its label by
 projection (Miyato and Koyama 2018). Loss: non-saturating logistic with an R1 penalty (Mescheder et al. 2018).
 
-Both work on blocks of 2 x 2 pixels as channels (pixel shuffle, Shi et al. 2016): at full resolution a step would spend
-most of its time moving memory.
+A discriminator alone needs a hundred thousand pictures before skin looks like skin. Three things shorten that: an
+encoder reads off each photograph the noise that would have drawn it, so the drawing can be compared with it pixel by
+pixel without averaging over all that the sketch leaves open; roughness is compared scale by scale; and both networks
+are told where lines lie around each pixel, hence what is inside.
+
+Networks work on blocks of 2 x 2 pixels as channels (pixel shuffle, Shi et al. 2016): at full resolution a step would
+spend most of its time moving memory.
 """
 
-from collections.abc import Callable
+import pickle
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -21,6 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
+from helpers.data.files import DataError
+from helpers.data.sketches import hand
 from helpers.data.store import Store, to_tensors
 from helpers.models.augment import augment
 from helpers.models.training import Batch, Method, Run, train
@@ -37,14 +45,17 @@ class CGANSettings:
     size: int
     classes: tuple[str, ...]
     width: int = 32
-    noise: int = 64
-    rate: float = 2e-4  # of the generator; the discriminator learns twice as fast (Heusel et al. 2017)
+    noise: int = 16
+    rate: float = 2e-4  # of generator and encoder; the discriminator learns twice as fast (Heusel et al. 2017)
     penalty: float = 0.05  # weight of R1 per picture; applied every `penalty_every` steps
     penalty_every: int = 8
-    rebuild: float = 2.0  # weight of the difference to the real picture at low resolution
+    rebuild: float = 10.0  # weight of the absolute difference to a photograph whose noise is known
+    texture: float = 3.0  # weight of the difference of its texture
+    prior: float = 0.02  # weight of what keeps the noises of photographs normally distributed
     matching: float = 2.0  # weight of the difference of mean discriminator features
     colour: float = 0.2
     shift: float = 0.1
+    hand: float = 0.2  # share of sketches redrawn as by hand
 
     def __post_init__(self):
         if self.size not in SIZES:
@@ -59,25 +70,41 @@ class CGANSettings:
 # --------------------------------------------------------------------------------------------------------- generator
 
 
-class Painter(nn.Module):
-    """3x3 convolution, noise picture, normalisation, then scale and shift by the style.
+def lines_around(sketch: Tensor) -> Tensor:
+    """Is there a line to the left, right, above, below? (B, 1, H, W) in [0, 1] -> (B, 4, H, W) in [0, 1].
 
-    x: (B, C, H, W), style: (B, S) -> (B, D, H, W)
+    Four times yes is the inside of an outline, and a gap in it spoils only what lies straight behind the gap. A
+    convolution would need the whole depth of the network to find this out.
+    """
+    return torch.cat([sketch.flip(d).cummax(d)[0].flip(d) if back else sketch.cummax(d)[0]
+                      for d in (2, 3) for back in (False, True)], dim=1)  # fmt: skip
+
+
+def conv(inside: int, outside: int, width: int, stride: int = 1) -> nn.Conv2d:
+    """Edges are repeated: zeros beyond the frame would tell where it is, and normalisation would make much of that."""
+    return nn.Conv2d(inside, outside, width, stride, padding=1, padding_mode="replicate")
+
+
+class Paint(nn.Module):
+    """Twice: 3x3 convolution, normalisation, noise picture, then scale and shift by the style.
+
+    x: (B, C, H, W), style: (B, S) -> (B, C, H, W)
     """
 
-    def __init__(self, inside: int, outside: int, style: int):
+    def __init__(self, channels: int, style: int):
         super().__init__()
-        self.conv = nn.Conv2d(inside, outside, 3, padding=1)
-        self.grain = nn.Parameter(torch.full((outside, 1, 1), 0.1))
-        self.norm = nn.GroupNorm(max(1, outside // 16), outside, affine=False)
-        self.film = nn.Linear(style, 2 * outside)
-        nn.init.zeros_(self.film.bias)
+        self.convs = nn.ModuleList(conv(channels, channels, 3) for _ in range(2))
+        self.grains = nn.ParameterList(torch.full((channels, 1, 1), 0.1) for _ in range(2))
+        self.films = nn.ModuleList(nn.Linear(style, 2 * channels) for _ in range(2))
+        self.norm = nn.GroupNorm(max(1, channels // 16), channels, affine=False)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
-        x = self.norm(self.conv(x))
-        x = x + self.grain * torch.randn(len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype)
-        scale, shift = self.film(style)[:, :, None, None].chunk(2, dim=1)
-        return F.leaky_relu(x * (1 + scale) + shift, 0.2)
+        for convolve, grain, film in zip(self.convs, self.grains, self.films, strict=True):
+            x = self.norm(convolve(x))
+            x = x + grain * torch.randn(len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype)
+            scale, shift = film(style)[:, :, None, None].chunk(2, dim=1)
+            x = F.leaky_relu(x * (1 + scale) + shift, 0.2)
+        return x
 
 
 class Generator(nn.Module):
@@ -85,36 +112,58 @@ class Generator(nn.Module):
 
     def __init__(self, settings: CGANSettings):
         super().__init__()
-        widths, style = settings.channels(), 128
+        widths, style, self.noise = settings.channels(), 128, settings.noise
         self.label = nn.Embedding(len(settings.classes), 64)
         self.style = nn.Sequential(
             nn.Linear(64 + settings.noise, style), nn.LeakyReLU(0.2), nn.Linear(style, style), nn.LeakyReLU(0.2)
         )
-        self.first = nn.Conv2d(4, widths[0], 3, padding=1)
-        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
-        self.turn = nn.ModuleList([Painter(widths[-1], widths[-1], style), Painter(widths[-1], widths[-1], style)])
-        self.up = nn.ModuleList(
-            nn.ModuleList([Painter(b + a, a, style), Painter(a, a, style)])
-            for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True)
-        )
-        self.paint = nn.Conv2d(widths[0], 12, 3, padding=1)
+        self.first = conv(8, widths[0], 3)
+        self.down = nn.ModuleList(conv(a, b, 4, stride=2) for a, b in pairwise(widths))
+        self.turn = Paint(widths[-1], style)
+        # Coarse to fine: fewer channels before the enlargement, so that the wide convolutions stay at few pixels.
+        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(widths[-2::-1], widths[:0:-1], strict=True))
+        self.up = nn.ModuleList(Paint(a, style) for a in widths[-2::-1])
+        self.paint = conv(widths[0], 12, 3)
         with torch.no_grad():  # all four pixels of a block begin alike, else a screen pattern has to be unlearnt
             self.paint.weight.copy_(self.paint.weight[::4].repeat_interleave(4, dim=0))
             self.paint.bias.zero_()
 
     def forward(self, sketch: Tensor, label: Tensor, noise: Tensor) -> Tensor:
         style = self.style(torch.cat([self.label(label), noise], dim=1))
-        x = self.first(F.pixel_unshuffle(2 * sketch - 1, 2))
+        lines = torch.cat([F.pixel_unshuffle(sketch, 2), lines_around(F.max_pool2d(sketch, 2))], dim=1)
+        x = self.first(lines)
         seen = []
         for down in self.down:
             seen.append(x)
             x = down(F.leaky_relu(x, 0.2))
-        for painter in self.turn:
-            x = painter(x, style)
-        for (join, refine), lines in zip(self.up, reversed(seen), strict=True):
-            x = F.interpolate(x, scale_factor=2, mode="nearest")
-            x = refine(join(torch.cat([x, lines], dim=1), style), style)
-        return torch.tanh(F.pixel_shuffle(self.paint(x), 2))
+        x = self.turn(x, style)
+        for narrow, up, lines in zip(self.narrow, self.up, reversed(seen), strict=True):
+            x = up(F.interpolate(narrow(x), scale_factor=2, mode="nearest") + lines, style)
+        image = F.pixel_shuffle(self.paint(x), 2)
+        # No tanh: where it saturates nothing is learnt any more, and white corners stay white.
+        return image if self.training else image.clamp(-1, 1)
+
+
+# ----------------------------------------------------------------------------------------------------------- encoder
+
+
+class Encoder(nn.Module):
+    """Which noise would have drawn this photograph: image (B, 3, H, W) -> mean and log-variance (B, Z).
+
+    Reads 32 pixels a side: tone, light and the layout of colours, not the texture.
+    """
+
+    def __init__(self, noise: int):
+        super().__init__()
+        widths = (3, 32, 64, 128)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
+        self.out = nn.Linear(widths[-1] * 16, 2 * noise)
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        x = F.adaptive_avg_pool2d(image, 32)
+        for down in self.down:
+            x = F.leaky_relu(down(x), 0.2)
+        return self.out(x.flatten(1)).chunk(2, dim=1)
 
 
 # ----------------------------------------------------------------------------------------------------- discriminator
@@ -128,24 +177,10 @@ def keep_scale(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
-class Halve(nn.Module):
-    """Two 3x3 convolutions and an average over 2 x 2, with a shortcut. x: (B, C, H, W) -> (B, D, H/2, W/2)"""
-
-    def __init__(self, inside: int, outside: int):
-        super().__init__()
-        self.first, self.second = nn.Conv2d(inside, inside, 3, padding=1), nn.Conv2d(inside, outside, 3, padding=1)
-        self.short = nn.Conv2d(inside, outside, 1, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.second(F.leaky_relu(self.first(F.leaky_relu(x, 0.2)), 0.2))
-        return (F.avg_pool2d(y, 2) + self.short(F.avg_pool2d(x, 2))) * 0.5**0.5
-
-
 def detail(image: Tensor, gain: float = 10.0) -> Tensor:
     """What a 5 x 5 average takes away, made strong. In skin it is a hundredth of the range, so a fresh discriminator
     does not tell a photograph from its blurred self, and nothing would teach the generator texture."""
-    smooth = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, stride=1)
-    return gain * (image - smooth)
+    return gain * (image - F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, stride=1))
 
 
 class Discriminator(nn.Module):
@@ -155,8 +190,8 @@ class Discriminator(nn.Module):
     def __init__(self, settings: CGANSettings):
         super().__init__()
         widths = settings.channels()
-        self.first = nn.Conv2d(28, widths[0], 3, padding=1)
-        self.halves = nn.ModuleList(Halve(a, b) for a, b in pairwise(widths))
+        self.first = nn.Conv2d(32, widths[0], 3, padding=1)
+        self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
         self.patch = nn.Conv2d(widths[-2], 1, 3, padding=1)
         self.last = nn.Conv2d(widths[-1] + 1, widths[-1], 3, padding=1)
         self.whole = nn.Linear(widths[-1], 1)
@@ -164,13 +199,14 @@ class Discriminator(nn.Module):
         self.apply(keep_scale)
 
     def forward(self, image: Tensor, sketch: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        x = self.first(F.pixel_unshuffle(torch.cat([image, detail(image), sketch], dim=1), 2))
-        for half in self.halves[:-1]:
-            x = half(x)
+        seen = F.pixel_unshuffle(torch.cat([image, detail(image), sketch], dim=1), 2)
+        x = self.first(torch.cat([seen, lines_around(F.max_pool2d(sketch, 2))], dim=1))
+        for down in self.down[:-1]:
+            x = down(F.leaky_relu(x, 0.2))
         patches = self.patch(F.leaky_relu(x, 0.2)).flatten(1)
-        x = self.halves[-1](x)
+        x = self.down[-1](F.leaky_relu(x, 0.2))
         # How much the pictures of a batch differ: a generator that always paints the same is found out by it.
-        spread = x.std(dim=0, unbiased=False).mean().expand(len(x), 1, *x.shape[2:])
+        spread = (x - x.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean().expand(len(x), 1, *x.shape[2:])
         features = F.leaky_relu(self.last(torch.cat([x, spread], dim=1)), 0.2).mean(dim=(2, 3))
         whole = self.whole(features).squeeze(1) + (self.label(label) * features).sum(dim=1) / features.shape[1] ** 0.5
         return patches, whole, features
@@ -195,9 +231,32 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return 0.5 * slope.square().sum(dim=(1, 2, 3)).mean()
 
 
-def coarse_difference(drawn: Tensor, real: Tensor, side: int = 8) -> Tensor:
-    """Mean absolute difference of pictures shrunk to `side` pixels: the layout of colours, not the texture."""
-    return (F.adaptive_avg_pool2d(drawn, side) - F.adaptive_avg_pool2d(real, side)).abs().mean()
+def texture_difference(drawn: Tensor, real: Tensor, scales: int = 4) -> Tensor:
+    """How differently strong detail is: where the real skin is rough the drawn one shall be as rough, whatever its
+    pores. After the band energies of Heeger and Bergen, *Pyramid-Based Texture Analysis/Synthesis*, 1995.
+    """
+    difference = drawn.new_zeros(())
+    for _ in range(scales):
+        difference = difference + (roughness(drawn) - roughness(real)).abs().mean()
+        drawn, real = F.avg_pool2d(drawn, 2), F.avg_pool2d(real, 2)
+    return difference
+
+
+def roughness(image: Tensor, cells: int = 4) -> Tensor:
+    """Logarithm of the size of differences between neighbours, in a raster of `cells` x `cells`: along rows and columns
+    (else stripes would do), of light and of two differences of colour (else coloured noise would do).
+
+    (B, 3, H, W) -> (B, 6, cells, cells)
+    """
+    red, green, blue = image.unbind(1)
+    colours = torch.stack([image.mean(dim=1), red - green, blue - green], dim=1)
+    steps = (colours.diff(dim=2), colours.diff(dim=3))
+    return torch.cat([F.adaptive_avg_pool2d(step.square(), cells) for step in steps], dim=1).add(1e-6).log() / 2
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the standard normal, summed over the noise, mean over the batch."""
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
 
 
 # ---------------------------------------------------------------------------------------------------------- training
@@ -212,31 +271,43 @@ class CGAN(Method):
         """`preview`: sketches, labels and noises that are drawn with every checkpoint."""
         self.s, self.preview = settings, preview
         self.settings = asdict(settings) | {"classes": list(settings.classes)}
-        self.networks = {"generator": Generator(settings), "discriminator": Discriminator(settings)}
-        # Beta1 0: momentum makes two networks that chase one another swing (Gulrajani et al. 2017).
+        self.networks = {
+            "generator": Generator(settings),
+            "encoder": Encoder(settings.noise),
+            "discriminator": Discriminator(settings),
+        }
+        painters = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
         self.optimisers = {
-            name: torch.optim.Adam(network.parameters(), lr=rate, betas=(0.0, 0.99))
-            for (name, network), rate in zip(self.networks.items(), (settings.rate, 2 * settings.rate), strict=True)
+            "generator": torch.optim.Adam(painters, settings.rate, betas=(0.5, 0.99), fused=True),
+            "discriminator": torch.optim.Adam(
+                self.networks["discriminator"].parameters(), 2 * settings.rate, betas=(0.5, 0.99), fused=True
+            ),
         }
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
+        """Half of the batch is drawn with the noise that the encoder reads off its photograph, so it can be compared
+        with it; the other half with any noise, as later (cVAE-GAN; Larsen et al. 2016, Zhu et al. 2017)."""
+        known = max(1, len(batch["labels"]) // 2)
         noise = torch.randn(len(batch["labels"]), self.s.noise).to(batch["labels"].device)
+        read = self.networks["encoder"](batch["images"][:known])
+        mean, log_variance = read
+        noise = torch.cat([mean + (log_variance / 2).exp() * noise[:known], noise[known:]])
         drawn = self.networks["generator"](batch["sketches"], batch["labels"], noise)
         told = self.update_d(batch, drawn.detach(), number, backward)
-        return told | self.update_g(batch, drawn, backward)
+        return told | self.update_g(batch, drawn, read, backward)
 
-    def judge(self, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Logits and features of pictures, seen through augmentation."""
         images, sketches = augment(images, batch["sketches"], self.s.colour, self.s.shift)
-        patches, whole, features = self.networks["discriminator"](images, sketches, batch["labels"])
+        patches, whole, features = discriminator(images, sketches, batch["labels"])
         return (patches, whole), features
 
     def update_d(
         self, batch: Batch, drawn: Tensor, number: int, backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
         real = batch["images"].requires_grad_(number % self.s.penalty_every == 0)
-        on_real, features = self.judge(real, batch)
-        on_drawn, _ = self.judge(drawn, batch)
+        on_real, features = self.judge(self.networks["discriminator"], real, batch)
+        on_drawn, _ = self.judge(self.networks["discriminator"], drawn, batch)
         loss = d_loss(on_real, on_drawn)
         told = {"d": loss, "on_real": on_real[1].mean(), "on_drawn": on_drawn[1].mean()}
         if real.requires_grad:
@@ -247,13 +318,27 @@ class CGAN(Method):
         self.real_features = features.detach().mean(dim=0)
         return told
 
-    def update_g(self, batch: Batch, drawn: Tensor, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        on_drawn, features = self.judge(drawn, batch)
-        rebuilt = coarse_difference(drawn, batch["images"].detach())
-        matched = (features.mean(dim=0) - self.real_features).abs().mean()
-        loss = g_loss(on_drawn) + self.s.rebuild * rebuilt + self.s.matching * matched
-        self._apply("generator", loss, backward)
-        return {"g": g_loss(on_drawn), "rebuilt": rebuilt, "matched": matched}
+    def update_g(
+        self, batch: Batch, drawn: Tensor, read: tuple[Tensor, Tensor], backward: Callable[[Tensor], None]
+    ) -> dict[str, Tensor]:
+        # Frozen, and without the wrapper that would average its gradients over processes: none are wanted here.
+        judge = getattr(self.networks["discriminator"], "module", self.networks["discriminator"])
+        judge.requires_grad_(False)
+        on_drawn, features = self.judge(judge, drawn, batch)
+        judge.requires_grad_(True)
+        known = len(read[0])
+        real = batch["images"][:known].detach()
+        parts = {
+            "g": g_loss(on_drawn),
+            "matched": (features.mean(dim=0) - self.real_features).abs().mean(),
+            "rebuilt": (drawn[:known] - real).abs().mean(),
+            "texture": texture_difference(drawn[:known], real),
+            "prior": divergence(*read),
+        }
+        weights = {"g": 1.0, "matched": self.s.matching, "rebuilt": self.s.rebuild}
+        weights |= {"texture": self.s.texture, "prior": self.s.prior}
+        self._apply("generator", sum(weights[name] * part for name, part in parts.items()), backward)
+        return parts
 
     def _apply(self, name: str, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
         self.optimisers[name].zero_grad(set_to_none=True)
@@ -277,8 +362,11 @@ class CGAN(Method):
             )
 
 
-def balanced_batches(store: Store, batch: int, seed: int, split: str = "train") -> Callable[[int, int], Batch]:
-    """`draw(step, process)` for the loop: every class equally likely, within it every picture; random by the step."""
+def balanced_batches(
+    store: Store, batch: int, seed: int, split: str = "train", by_hand: float = 0.0
+) -> Callable[[int, int], Batch]:
+    """`draw(step, process)` for the loop: every class equally likely, within it every picture; random by the step.
+    A share `by_hand` of the sketches is redrawn as by hand."""
     rows = store.rows(split, needs=["sketch", "label"])
     by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))]
     by_class = [members for members in by_class if len(members)]
@@ -286,7 +374,10 @@ def balanced_batches(store: Store, batch: int, seed: int, split: str = "train") 
     def draw(step: int, process: int) -> Batch:
         rng = np.random.default_rng([seed, step, process])
         chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch)]
-        return to_tensors(store.batch(np.array(chosen), ("images", "sketches", "labels")))
+        arrays = store.batch(np.array(chosen), ("images", "sketches", "labels"))
+        for k in np.flatnonzero(rng.random(batch) < by_hand):
+            arrays["sketches"][k] = hand(arrays["sketches"][k], rng)
+        return to_tensors(arrays)
 
     return draw
 
@@ -295,16 +386,48 @@ def train_cgan(store: Store, settings: CGANSettings, out: str | Path, run: Run) 
     """Train on the store's training split; checkpoint, history and grids go to `out`. Returns the history."""
     torch.manual_seed(run.seed)
     method = CGAN(settings, preview_of(store, settings, run.seed))
-    return train(method, balanced_batches(store, run.batch, run.seed), out, run)
+    return train(method, balanced_batches(store, run.batch, run.seed, by_hand=settings.hand), out, run)
 
 
 def load_cgan(path: str | Path) -> tuple[Generator, CGANSettings]:
-    """The averaged generator of a checkpoint, ready to draw, and its settings."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    settings = CGANSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
-    generator = Generator(settings)
-    generator.load_state_dict(saved["averages"]["generator"])
+    """The averaged generator of a checkpoint, ready to draw, and its settings. Raises `DataError` for another file."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        settings = CGANSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
+        generator = Generator(settings)
+        generator.load_state_dict(saved["averages"]["generator"])
+    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} is not a checkpoint of this version's `train cgan` ({error})") from error
     return generator.eval().requires_grad_(False), settings
+
+
+@torch.no_grad()
+def draw(
+    generator: Generator,
+    sketches: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    seed: int = 0,
+    noise: Tensor | None = None,
+    batch: int = 32,
+) -> np.ndarray:
+    """`sketches uint8 (N, H, W)` in {0, 255} under `labels (N,)` -> images `uint8 (N, H, W, 3)`, the same for the same
+    seed. `noise (N, Z)` says what is to be the same in several pictures; without it each gets its own.
+
+    Raises `ValueError` when there are not as many labels (or noises) as sketches.
+    """
+    if len(sketches) != len(labels) or (noise is not None and len(noise) != len(sketches)):
+        noises = "any" if noise is None else len(noise)
+        raise ValueError(f"{len(sketches)} sketches, {len(labels)} labels, {noises} noises")
+    device = next(generator.parameters()).device
+    given = to_tensors({"sketches": np.array(sketches), "labels": np.array(labels)})
+    images = []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        noise = torch.randn(len(sketches), generator.noise) if noise is None else noise
+        for parts in zip(given["sketches"].split(batch), given["labels"].split(batch), noise.split(batch), strict=True):
+            image = generator(*(part.to(device) for part in parts))
+            images.append(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+    return np.concatenate(images)
 
 
 def preview_of(store: Store, settings: CGANSettings, seed: int, sketches: int = 4) -> dict[str, Tensor]:

@@ -70,6 +70,19 @@ def class_counts(counts: pd.DataFrame) -> Figure:
     return figure
 
 
+def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> Figure:
+    """What a training wrote into its history, over steps: one chart per group of names."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(3.3 * len(groups), 2.6), squeeze=False)
+    for axis, names in zip(axes[0], groups, strict=True):
+        for name, colour in zip(names, PALETTE, strict=False):
+            axis.plot(history["step"], history[name], color=colour, label=name.replace("_", " "))
+        axis.set_xlabel("step")
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    return figure
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
     """`image (H, W, 3) uint8` with the border of `mask (H, W)` in {0, 1} drawn on it."""
     padded = np.pad(mask, 1)
