@@ -38,7 +38,7 @@ SIZES = {
     },
     "cgan": {
         "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
-        "demo": {"size": 128, "width": 32, "steps": 650, "batch": 4},
+        "demo": {"size": 128, "width": 32, "steps": 900, "batch": 4},
         "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
     },
 }

@@ -50,7 +50,7 @@ def test_shapes_and_ranges(size):
     assert image.shape == (2, 3, size, size) and image.abs().max() <= 1
     patches, whole, features = Discriminator(settings)(image, sketch, label)
     assert patches.shape == (2, 16 * 16) and whole.shape == (2,) and features.shape[0] == 2
-    mean, log_variance = Encoder(settings.noise)(image)
+    mean, log_variance = Encoder(settings)(image, label)
     assert mean.shape == log_variance.shape == noise.shape
 
 
@@ -124,19 +124,21 @@ def test_texture_is_compared_by_strength_direction_and_colour_not_pixel_by_pixel
     assert texture_difference(base + grain, base + grain).item() == 0
     assert texture_difference(base + 0.4, base).item() < 1e-4, "light is not texture"
     stripes = grain[..., :1].expand(2, 1, 64, 64)
+    diagonal = torch.stack([grain[:, :, 0].roll(k, dims=-1) for k in range(64)], dim=2)
     coloured = 0.05 * torch.randn(2, 3, 64, 64)
-    for worse in (base, base + 3 * grain, base + stripes, base + coloured):
-        assert texture_difference(worse, base + other) > 3 * same
+    for worse in (base, base + 3 * grain, base + stripes, base + diagonal, base + coloured):
+        assert texture_difference(worse, base + other) > 2 * same
 
 
 def test_roughness_of_a_known_texture():
     checks = 0.1 * ((torch.arange(32)[:, None] + torch.arange(32)) % 2 * 2.0 - 1).expand(1, 3, 32, 32)
     rough = roughness(checks)
-    assert rough.shape == (1, 6, 4, 4)
+    assert rough.shape == (1, 12, 4, 4)
     assert rough[0, [0, 3]].flatten().tolist() == pytest.approx([math.log(0.2)] * 32, abs=1e-3), (
         "neighbours differ by 0.2"
     )
     assert rough[0, [1, 2, 4, 5]].max() < math.log(0.01), "grey has no colour noise"
+    assert rough[0, [6, 9]].max() < math.log(0.01), "along a diagonal a chessboard is of one colour"
 
 
 def test_divergence_from_the_standard_normal():

@@ -47,13 +47,13 @@ class CGANSettings:
     width: int = 32
     noise: int = 16
     rate: float = 2e-4  # of generator and encoder; the discriminator learns twice as fast (Heusel et al. 2017)
-    penalty: float = 0.05  # weight of R1 per picture; applied every `penalty_every` steps
+    penalty: float = 0.02  # weight of R1 per picture; applied every `penalty_every` steps
     penalty_every: int = 8
     rebuild: float = 10.0  # weight of the absolute difference to a photograph whose noise is known
     texture: float = 3.0  # weight of the difference of its texture
-    prior: float = 0.02  # weight of what keeps the noises of photographs normally distributed
+    prior: float = 0.1  # weight of what keeps the noises of photographs normally distributed
     matching: float = 2.0  # weight of the difference of mean discriminator features
-    colour: float = 0.2
+    colour: float = 0.05  # strength of the augmentation, see `augment`
     shift: float = 0.1
     hand: float = 0.2  # share of sketches redrawn as by hand
 
@@ -76,8 +76,12 @@ def lines_around(sketch: Tensor) -> Tensor:
     Four times yes is the inside of an outline, and a gap in it spoils only what lies straight behind the gap. A
     convolution would need the whole depth of the network to find this out.
     """
-    return torch.cat([sketch.flip(d).cummax(d)[0].flip(d) if back else sketch.cummax(d)[0]
-                      for d in (2, 3) for back in (False, True)], dim=1)  # fmt: skip
+
+    def met(axis: int, backwards: bool) -> Tensor:
+        on_the_way = sketch.flip(axis).cumsum(axis).flip(axis) if backwards else sketch.cumsum(axis)
+        return on_the_way.clamp(max=1)
+
+    return torch.cat([met(axis, backwards) for axis in (2, 3) for backwards in (False, True)], dim=1)
 
 
 def conv(inside: int, outside: int, width: int, stride: int = 1) -> nn.Conv2d:
@@ -148,22 +152,25 @@ class Generator(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Which noise would have drawn this photograph: image (B, 3, H, W) -> mean and log-variance (B, Z).
+    """Which noise would have drawn this photograph: image (B, 3, H, W), label (B,) -> mean and log-variance (B, Z).
 
-    Reads 32 pixels a side: tone, light and the layout of colours, not the texture.
+    Reads 32 pixels a side: tone, light and the layout of colours, not the texture. It is told the label, for a noise
+    that gave it away would not be the noise that is drawn later.
     """
 
-    def __init__(self, noise: int):
+    def __init__(self, settings: CGANSettings):
         super().__init__()
         widths = (3, 32, 64, 128)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(widths))
-        self.out = nn.Linear(widths[-1] * 16, 2 * noise)
+        self.out = nn.Linear(widths[-1] * 16, 2 * settings.noise)
+        self.label = nn.Embedding(len(settings.classes), 2 * settings.noise)
+        nn.init.zeros_(self.label.weight)
 
-    def forward(self, image: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
         x = F.adaptive_avg_pool2d(image, 32)
         for down in self.down:
             x = F.leaky_relu(down(x), 0.2)
-        return self.out(x.flatten(1)).chunk(2, dim=1)
+        return (self.out(x.flatten(1)) + self.label(label)).chunk(2, dim=1)
 
 
 # ----------------------------------------------------------------------------------------------------- discriminator
@@ -180,7 +187,8 @@ def keep_scale(module: nn.Module) -> None:
 def detail(image: Tensor, gain: float = 10.0) -> Tensor:
     """What a 5 x 5 average takes away, made strong. In skin it is a hundredth of the range, so a fresh discriminator
     does not tell a photograph from its blurred self, and nothing would teach the generator texture."""
-    return gain * (image - F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), 5, stride=1))
+    smooth = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), (5, 1), stride=1)
+    return gain * (image - F.avg_pool2d(smooth, (1, 5), stride=1))  # one axis, then the other: 10 reads, not 25
 
 
 class Discriminator(nn.Module):
@@ -243,14 +251,15 @@ def texture_difference(drawn: Tensor, real: Tensor, scales: int = 4) -> Tensor:
 
 
 def roughness(image: Tensor, cells: int = 4) -> Tensor:
-    """Logarithm of the size of differences between neighbours, in a raster of `cells` x `cells`: along rows and columns
-    (else stripes would do), of light and of two differences of colour (else coloured noise would do).
+    """Logarithm of the size of differences between neighbours, in a raster of `cells` x `cells`: along rows, columns
+    and both diagonals (else stripes would do), of light and of two differences of colour (else coloured noise would).
 
-    (B, 3, H, W) -> (B, 6, cells, cells)
+    (B, 3, H, W) -> (B, 12, cells, cells)
     """
     red, green, blue = image.unbind(1)
-    colours = torch.stack([image.mean(dim=1), red - green, blue - green], dim=1)
-    steps = (colours.diff(dim=2), colours.diff(dim=3))
+    x = torch.stack([image.mean(dim=1), red - green, blue - green], dim=1)
+    rising, falling = x[..., 1:, :-1] - x[..., :-1, 1:], x[..., 1:, 1:] - x[..., :-1, :-1]
+    steps = (x.diff(dim=2), x.diff(dim=3), rising, falling)
     return torch.cat([F.adaptive_avg_pool2d(step.square(), cells) for step in steps], dim=1).add(1e-6).log() / 2
 
 
@@ -273,7 +282,7 @@ class CGAN(Method):
         self.settings = asdict(settings) | {"classes": list(settings.classes)}
         self.networks = {
             "generator": Generator(settings),
-            "encoder": Encoder(settings.noise),
+            "encoder": Encoder(settings),
             "discriminator": Discriminator(settings),
         }
         painters = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
@@ -289,7 +298,7 @@ class CGAN(Method):
         with it; the other half with any noise, as later (cVAE-GAN; Larsen et al. 2016, Zhu et al. 2017)."""
         known = max(1, len(batch["labels"]) // 2)
         noise = torch.randn(len(batch["labels"]), self.s.noise).to(batch["labels"].device)
-        read = self.networks["encoder"](batch["images"][:known])
+        read = self.networks["encoder"](batch["images"][:known], batch["labels"][:known])
         mean, log_variance = read
         noise = torch.cat([mean + (log_variance / 2).exp() * noise[:known], noise[known:]])
         drawn = self.networks["generator"](batch["sketches"], batch["labels"], noise)
