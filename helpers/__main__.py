@@ -39,11 +39,11 @@ def train_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.training import Run
 
     dataset, size, out = open_dataset(cfg, args.classes), args.size or cfg.size, args.out or cfg.outputs / args.method
-    settings = CGANSettings(size, tuple(dataset.classes), args.width or cfg.width)
+    settings = CGANSettings(size, tuple(dataset.classes), args.style, args.width or cfg.width)
     store = prepare(dataset, cfg.stores, StoreSettings(size, args.style, "square", cfg.seed), workers=cfg.workers)
     run = Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
     train_cgan(store, settings, out, run)
-    print(shown(out))
+    print(f"trained: python -m helpers draw --checkpoint {shown(out / 'checkpoint.pt')} --sketches FOLDER --out FOLDER")
     return 0
 
 
@@ -56,6 +56,7 @@ def draw_command(args: argparse.Namespace, cfg) -> int:
             f"there is no {shown(checkpoint)}: `python -m helpers train cgan` makes one, --checkpoint names one"
         )
     generator, settings = load_cgan(checkpoint)
+    print(f"{shown(checkpoint)}: {settings.size} px, sketches of style {settings.style}, {' '.join(settings.classes)}")
     problems = []
     sketches = read_sketches(args.sketches, settings.size, problems)
     labels = labels_of(sketches, args.labels, list(settings.classes), problems)
@@ -72,19 +73,25 @@ def draw_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
+MOSTLY_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exceeds it, a line drawing does not
+
+
 def read_sketches(folder: Path, size: int, problems: list[str]) -> dict[str, np.ndarray]:
     """Every drawing of a folder by its id, `(size, size)` in {0, 255}; what cannot be read or is empty is named."""
     found = {}
-    for image_id, path in pictures_by_id(folder).items():
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    for image_id, path in pictures_by_id(folder, problems).items():
         try:
             drawing = load_sketch(path, StoreSettings(size))
         except DataError as error:
             problems.append(str(error))
             continue
-        if drawing.any():
+        inked = (drawing > 0).mean()
+        if 0 < inked < MOSTLY_INK:
             found[image_id] = drawing
         else:
-            problems.append(f"{path} is empty and is not drawn")
+            problems.append(f"{path} is {'a filled area, no line drawing,' if inked else 'empty'} and is not drawn")
     return found
 
 
@@ -100,6 +107,13 @@ def labels_of(sketches: dict, file: Path | None, classes: list[str], problems: l
     if absent := [i for i in labels if i not in sketches]:
         problems.append(f"{len(absent)} ids of {file.name} have no sketch ({', '.join(absent[:5])})")
     return {i: [labels[i]] for i in sketches if i in labels}
+
+
+def positive(text: str) -> int:
+    """A whole number from 1 up, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number from 1 up")
+    return int(text)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -128,13 +142,16 @@ def parser() -> argparse.ArgumentParser:
     learn.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
     learn.add_argument("--classes", **classes)
     for name in ("size", "width", "steps", "batch"):
-        learn.add_argument(f"--{name}", type=int, help="default: the profile's")
+        learn.add_argument(f"--{name}", type=positive, help="default: the profile's")
     learn.add_argument("--seed", type=int, default=0)
-    learn.add_argument("--save-every", type=int, default=500, metavar="STEPS", help="default: 500")
+    learn.add_argument("--save-every", type=positive, default=500, metavar="STEPS", help="default: 500")
     learn.add_argument("--out", type=Path, help="folder for checkpoint, history and grids; default: outputs/.../METHOD")
     learn.set_defaults(run=train_command, part="cgan")
 
     pen = commands.add_parser("draw", help="sketches -> images, by a trained network")
+    pen.add_argument(
+        "--dataset", choices=DATASETS, help="whose network: default: LESION_DATASET, else the embedded sample"
+    )
     pen.add_argument("--checkpoint", type=Path, help="default: the one of `train cgan`")
     pen.add_argument("--sketches", type=Path, required=True, metavar="FOLDER")
     pen.add_argument(
@@ -155,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
             data_root=getattr(args, "data_root", None),
         )
         return args.run(args, cfg)
-    except (ValueError, OSError) as error:  # DataError is a ValueError
+    except (ValueError, OSError, MemoryError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
 

@@ -211,7 +211,7 @@ def step_rate(what: str) -> None:
     torch.manual_seed(0)
     if what == "float32":
         training.precision = lambda: "no"
-    print(pix2pix_rate(13) if what == "pix2pix" else our_rate(14))
+    print(pix2pix_rate(13) if what == "pix2pix" else our_rate(20))
 
 
 def bench_steps() -> None:

@@ -53,7 +53,7 @@ def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = No
     """Rows of a split by the protocol; with `like` as many of each class as there."""
     rows = np.random.default_rng(0).permutation(store.rows(split, needs=["sketch", "label"]))
     if protocol == "natural":
-        return rows[:1000]
+        return rows[: 1000 if like is None else len(like)]
     counts = (
         [55] * len(store.classes) if like is None else np.bincount(store.labels[like], minlength=len(store.classes))
     )

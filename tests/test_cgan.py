@@ -116,6 +116,17 @@ def test_lines_around_finds_the_inside_of_an_outline_and_survives_a_gap():
     assert torch.equal(lines_around(sketch)[0].sum(dim=0) == 4, inside), "one row, no more, is lost through a gap"
 
 
+def test_lines_around_closes_small_gaps():
+    sketch = torch.zeros(1, 1, 64, 64)
+    sketch[..., 12, 12:52] = sketch[..., 51, 12:52] = sketch[..., 12:52, 12] = sketch[..., 12:52, 51] = 1
+    inside = lines_around(sketch).sum(dim=1) == 4
+    sketch[..., 30:34, 51] = 0
+    assert torch.equal(lines_around(sketch).sum(dim=1) == 4, inside), "four of 64 pixels are closed"
+    sketch[..., 24:40, 51] = 0
+    lost = inside & (lines_around(sketch).sum(dim=1) != 4)
+    assert lost.any(dim=2).sum() == 16, "sixteen are not"
+
+
 def test_texture_is_compared_by_strength_direction_and_colour_not_pixel_by_pixel():
     torch.manual_seed(0)
     base = torch.linspace(-0.5, 0.5, 64).expand(2, 3, 64, 64)
@@ -158,16 +169,31 @@ def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
         "sketches": torch.rand(4, 1, 64, 64).round(),
         "labels": torch.arange(4),
     }
-    told = method.step(batch, 0, torch.Tensor.backward)
+    gradients = []
+    backward = Backward(method.networks, gradients)
+    told = method.step(batch, 0, backward)
     assert set(told) == {"d", "g", "on_real", "on_drawn", "matched", "rebuilt", "texture", "prior"}
     assert all(math.isfinite(v.item()) for v in told.values())
     for name, net in method.networks.items():
         assert any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)), name
-    drawn = method.networks["generator"](batch["sketches"], batch["labels"], torch.randn(4, 16)).detach()
-    for net in method.networks.values():
-        net.zero_grad(set_to_none=True)
-    method.update_d(batch, drawn, 1, torch.Tensor.backward)
-    assert all(p.grad is None for p in method.networks["generator"].parameters()), "detached"
+    first, second = gradients
+    assert first["discriminator"] and not first["generator"] and not first["encoder"], "drawn pictures are detached"
+    assert second["generator"] and second["encoder"] and not second["discriminator"], "frozen in the generator's update"
+    assert all(p.requires_grad for p in method.networks["discriminator"].parameters())
+
+
+class Backward:
+    """Calls backward with clean gradients, and notes which networks got some."""
+
+    def __init__(self, networks: dict[str, nn.Module], notes: list[dict[str, bool]]):
+        self.networks, self.notes = networks, notes
+
+    def __call__(self, loss: torch.Tensor) -> None:
+        for net in self.networks.values():
+            net.zero_grad(set_to_none=True)
+        loss.backward()
+        got = {n: any(p.grad is not None for p in net.parameters()) for n, net in self.networks.items()}
+        self.notes.append(got)
 
 
 def test_batches_are_balanced_reproducible_and_of_the_training_split(store):
@@ -200,9 +226,30 @@ def test_drawing_is_reproducible_and_takes_given_noise():
     assert np.array_equal(one, draw(generator, sketches, [0, 1, 2, 3, 4], seed=3, batch=2))
     assert not np.array_equal(one, draw(generator, sketches, [0, 1, 2, 3, 4], seed=4, batch=2))
     assert torch.equal(before, torch.random.get_rng_state()), "other random numbers are left alone"
-    same = draw(generator, sketches[:2], [0, 0], noise=torch.zeros(2, 16)).astype(float)
-    different = draw(generator, sketches[:2], [0, 0], noise=torch.tensor([[-2.0], [2.0]]).expand(2, 16)).astype(float)
-    assert np.abs(same[0] - same[1]).mean() < np.abs(different[0] - different[1]).mean()
+    same = draw(generator, sketches[:2], [0, 0], noise=torch.zeros(2, 16))
+    assert np.array_equal(same[0], same[1]), "the same grain too"
+    assert not np.array_equal(same, draw(generator, sketches[:2], [0, 0], noise=torch.zeros(2, 16), seed=1))
+    different = draw(generator, sketches[:2], [0, 0], noise=torch.tensor([[-2.0], [2.0]]).expand(2, 16))
+    assert not np.array_equal(different[0], different[1])
+    with pytest.raises(ValueError, match="5 sketches, 2 labels"):
+        draw(generator, sketches, [0, 1])
+    with pytest.raises(ValueError, match=r"\(32, 32\) pixels, the network draws \(64, 64\)"):
+        draw(generator, sketches[:, :32, :32], [0] * 5)
+
+
+def test_settings_that_do_not_fit_the_store_are_refused(store, tmp_path):
+    with pytest.raises(ValueError, match="size 64, not 128"):
+        train_cgan(store, small(128), tmp_path, Run(1))
+    with pytest.raises(ValueError, match=r"classes .* not .*'MEL', 'NV'"):
+        train_cgan(store, CGANSettings(64, ("MEL", "NV"), width=8), tmp_path, Run(1))
+    with pytest.raises(ValueError, match="style 'contour', not 'structure'"):
+        train_cgan(store, CGANSettings(64, CLASSES, style="structure", width=8), tmp_path, Run(1))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_any_width_makes_a_network():
+    for width in (5, 50, 56):
+        Generator(CGANSettings(64, CLASSES, width=width))
 
 
 def test_preview_shows_every_label_and_two_more_noises(store):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_up import folders, isic2016
 
-from helpers.__main__ import main
+from helpers.__main__ import main, read_sketches
 from helpers.data.store import Store
 
 ROOT = Path(__file__).parents[1]
@@ -150,7 +150,7 @@ sys.path.insert(0, {code!r})
 import torch
 torch.set_num_threads(1)
 import helpers.config
-from helpers.__main__ import main
+from helpers.__main__ import main, read_sketches
 helpers.config.ROOT = Path({root!r})
 length = ["--steps", "24", "--save-every", "4"]
 sys.exit(main(["train", "cgan", "--data-root", {phantoms!r}, *length, "--out", sys.argv[1]]))
@@ -190,7 +190,19 @@ def test_draw_every_class_for_every_sketch(trained, drawings, tmp_path, capsys):
     assert set(one) == {f"{c}/{i}.png" for c in classes for i in "abc"}
     assert one == drawn(tmp_path / "two") != drawn(tmp_path / "three")
     assert cv2.imread(str(tmp_path / "one/MEL/c.png")).shape == (64, 64, 3)
-    assert capsys.readouterr().out.count("!") == 0
+    told = capsys.readouterr().out
+    assert "checkpoint.pt: 64 px, sketches of style contour, MEL NV" in told and "!" not in told
+
+
+@pytest.mark.parametrize("paper, ink", [(190, 40), (225, 90), (50, 200), (255, 0)])
+def test_paper_and_boards_need_not_be_white_or_black(trained, tmp_path, paper, ink):
+    (tmp_path / "in").mkdir()
+    drawing = np.full((200, 200, 3), paper, np.uint8)
+    cv2.circle(drawing, (100, 100), 50, (ink,) * 3, 3)
+    cv2.imwrite(str(tmp_path / "in/a.png"), drawing)
+    problems = []
+    sketch = read_sketches(tmp_path / "in", 64, problems)["a"]
+    assert not problems and 0.01 < (sketch > 0).mean() < 0.1 and sketch[0, 0] == 0
 
 
 @pytest.mark.parametrize(
@@ -205,11 +217,21 @@ def test_draw_by_a_label_file(trained, drawings, tmp_path, table):
 def test_draw_names_what_it_leaves_out(trained, drawings, tmp_path, capsys):
     (drawings / "broken.png").write_bytes(b"no picture")
     cv2.imwrite(str(drawings / "empty.png"), np.zeros((64, 64), np.uint8))
-    (tmp_path / "labels.csv").write_text("image_id,label\na,BCC\nb,lupus\nz,NV\n")
+    cv2.imwrite(str(drawings / "a_mask.png"), np.eye(64, dtype=np.uint8) * 255)
+    shade = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
+    cv2.imwrite(str(drawings / "photo.png"), shade)
+    (tmp_path / "labels.csv").write_text("image_id,label\nsketch_a.bmp,BCC\nb,lupus\nz,NV\nc,\n")
     assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 0
     told = capsys.readouterr().out
-    for part in ("broken.png is missing, damaged", "empty.png is empty", "none of MEL NV", "2 sketches have no label",
-                 "1 ids of labels.csv have no sketch (z)"):  # fmt: skip
+    for part in (
+        "broken.png is missing, damaged",
+        "empty.png is empty",
+        "photo.png is a filled area",
+        "none of MEL NV",
+        "(a_mask.png) have the id",
+        "2 sketches have no label",
+        "1 ids of labels.csv have no sketch (z)",
+    ):
         assert part in told
     assert set(drawn(tmp_path / "out")) == {"BCC/a.png"}
 
@@ -224,6 +246,8 @@ def test_draw_says_why_it_cannot(trained, drawings, tmp_path, capsys):
     torch.save({"settings": {"classes": []}}, tmp_path / "other.pt")
     assert draw(tmp_path / "other.pt", drawings, tmp_path / "out") == 2
     assert "other.pt is not a checkpoint" in capsys.readouterr().err
+    assert draw(trained, tmp_path / "nowhere", tmp_path / "out") == 2
+    assert "there is no folder" in capsys.readouterr().err
     (tmp_path / "nothing").mkdir()
     assert draw(trained, tmp_path / "nothing", tmp_path / "out") == 2
     assert "nothing to draw" in capsys.readouterr().err
@@ -236,7 +260,16 @@ def test_draw_says_why_it_cannot(trained, drawings, tmp_path, capsys):
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("option", ["--steps", "--batch", "--width", "--size", "--save-every"])
+def test_train_refuses_numbers_that_are_none(option, capsys):
+    for value in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            main(["train", "cgan", option, value])
+        assert "is not a whole number from 1 up" in capsys.readouterr().err
+
+
 def test_train_refuses_a_size_it_has_no_network_for(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
     assert main(["train", "cgan", "--data-root", str(phantoms), "--size", "96", "--steps", "1"]) == 2
     assert "96 is not one of 64, 128, 256" in capsys.readouterr().err

@@ -112,6 +112,14 @@ def test_a_finished_run_is_not_trained_again(tmp_path):
     assert history["step"] == [5, 10] and equal(before, checkpoint(tmp_path))
 
 
+def test_how_often_is_reported_may_change(tmp_path):
+    train(Line(), draw, tmp_path, Run(10, batch=8, report_every=4))
+    history = train(Line(), draw, tmp_path, Run(20, batch=8, report_every=10))
+    whole = train(Line(), draw, tmp_path / "whole", Run(20, batch=8, report_every=1))
+    assert history["step"] == [4, 8, 20]
+    assert history["loss"][-1] == pytest.approx(sum(whole["loss"][8:]) / 12), "the mean since the last report"
+
+
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
     train(Line(), draw, tmp_path, Run(10, batch=8))
     with pytest.raises(ValueError, match=r"rate 0.05 there, 0.1 here"):
@@ -126,10 +134,10 @@ def test_a_full_disk_keeps_the_checkpoint(tmp_path, monkeypatch):
 
     def full(contents, path):
         Path(path).write_bytes(b"half")
-        raise OSError("no space left on device")
+        raise RuntimeError("PytorchStreamWriter failed writing file")
 
     monkeypatch.setattr("helpers.models.training.torch.save", full)
-    with pytest.raises(OSError, match="no space"):
+    with pytest.raises(OSError, match="the checkpoint before it is kept"):
         train(Line(), draw, tmp_path, Run(20, batch=8))
     assert equal(before, checkpoint(tmp_path))
 
@@ -139,7 +147,7 @@ def test_out_of_gpu_memory_names_a_smaller_batch(tmp_path):
         def step(self, *_):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
-    with pytest.raises(RuntimeError, match="try batch 8"):
+    with pytest.raises(MemoryError, match="try batch 8"):
         train(Greedy(), draw, tmp_path, Run(10, batch=16))
 
 

@@ -89,9 +89,11 @@ def wrong_size(path: str | Path, found: tuple[int, int], image: tuple[int, int])
 
 
 def read_sketch(path: str | Path) -> np.ndarray:
-    """Read a drawing as `uint8 (H, W)`, white lines on black; dark lines on light paper are inverted."""
+    """Read a drawing as `uint8 (H, W)`, white lines on black; dark lines on light paper are inverted, and the grey of
+    the paper or board is taken away."""
     drawing = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
-    return 255 - drawing if np.median(drawing) > 127 else drawing
+    drawing = 255 - drawing if np.median(drawing) > 127 else drawing
+    return cv2.subtract(drawing, np.full_like(drawing, int(np.median(drawing))))
 
 
 def central_square(picture: np.ndarray) -> np.ndarray:

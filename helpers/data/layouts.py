@@ -17,7 +17,7 @@ import pandas as pd
 from helpers.config import shown
 from helpers.data import sample
 from helpers.data.download import download, is_unfinished
-from helpers.data.files import DataError, list_images
+from helpers.data.files import IMAGE_SUFFIXES, DataError, list_images
 
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source"]
@@ -161,16 +161,23 @@ def _csv(folder: Path, pattern: str) -> Path | None:
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
 
 
-def pictures_by_id(folder: Path | None) -> dict[str, Path]:
-    """Pictures in `folder` (or in the one folder inside it) by picture id, superpixel files left out."""
+def pictures_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
+    """Pictures in `folder` (or in the one folder inside it) by picture id, superpixel files left out. Of several files
+    with one id the first is taken; the others are named in `problems`."""
     if folder is None:
         return {}
     pictures = list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
-    found = {}
+    found, others = {}, []
     for path in pictures:
-        if not path.stem.lower().endswith("_superpixels"):
-            found.setdefault(_DECORATION.sub("", path.stem), path)
+        if not path.stem.lower().endswith("_superpixels") and found.setdefault(_id_of(path.stem), path) != path:
+            others.append(path.name)
+    if problems is not None:
+        _tell(problems, "have the id of another file and are left out", others)
     return found
+
+
+def _id_of(stem: str) -> str:
+    return _DECORATION.sub("", stem)
 
 
 # --------------------------------------------------------------------------------------------------- label tables
@@ -186,10 +193,14 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
         table = _one_hot(table, path, hot, problems)
     else:
         raise DataError(f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})")
-    table = _once(table[["image_id", "diagnosis"]], problems)
+    table["image_id"] = table["image_id"].map(_id_of)
+    table = _once(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
     unknown = ~table["diagnosis"].isin(classes)
     _tell(problems, f"have a label in {path.name} that is none of {' '.join(classes)}", table["image_id"][unknown])
     return dict(table[~unknown].itertuples(index=False))
+
+
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
 
 
 def _read_labels(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
@@ -204,7 +215,7 @@ def _read_labels(path: Path, needs: list[str], header: bool = True) -> pd.DataFr
     absent = [column for column in needs if column not in table]
     if absent:
         raise DataError(f"label file {path} has no column {', '.join(absent)}")
-    table["image_id"] = table["image_id"].str.strip().str.replace(r"\.(jpe?g|png)$", "", regex=True, case=False)
+    table["image_id"] = table["image_id"].str.strip().str.replace(_ENDING, "", regex=True)
     return table.dropna(subset="image_id")
 
 

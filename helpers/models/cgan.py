@@ -15,6 +15,7 @@ Networks work on blocks of 2 x 2 pixels as channels (pixel shuffle, Shi et al. 2
 spend most of its time moving memory.
 """
 
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -44,6 +45,7 @@ class CGANSettings:
 
     size: int
     classes: tuple[str, ...]
+    style: str = "contour"  # of the sketches, see `sketches.py`
     width: int = 32
     noise: int = 16
     rate: float = 2e-4  # of generator and encoder; the discriminator learns twice as fast (Heusel et al. 2017)
@@ -73,9 +75,12 @@ class CGANSettings:
 def lines_around(sketch: Tensor) -> Tensor:
     """Is there a line to the left, right, above, below? (B, 1, H, W) in [0, 1] -> (B, 4, H, W) in [0, 1].
 
-    Four times yes is the inside of an outline, and a gap in it spoils only what lies straight behind the gap. A
-    convolution would need the whole depth of the network to find this out.
+    Four times yes is the inside of an outline. Gaps up to a twelfth of the side are closed first; a wider one spoils
+    the rows or columns straight behind it. A convolution would need the whole depth of the network to find this out.
     """
+    reach = sketch.shape[-1] // 24
+    thick = F.max_pool2d(sketch, 2 * reach + 1, stride=1, padding=reach)
+    sketch = -F.max_pool2d(-thick, 2 * reach + 1, stride=1, padding=reach)
 
     def met(axis: int, backwards: bool) -> Tensor:
         on_the_way = sketch.flip(axis).cumsum(axis).flip(axis) if backwards else sketch.cumsum(axis)
@@ -100,7 +105,7 @@ class Paint(nn.Module):
         self.convs = nn.ModuleList(conv(channels, channels, 3) for _ in range(2))
         self.grains = nn.ParameterList(torch.full((channels, 1, 1), 0.1) for _ in range(2))
         self.films = nn.ModuleList(nn.Linear(style, 2 * channels) for _ in range(2))
-        self.norm = nn.GroupNorm(max(1, channels // 16), channels, affine=False)
+        self.norm = nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels, affine=False)
 
     def forward(self, x: Tensor, style: Tensor) -> Tensor:
         for convolve, grain, film in zip(self.convs, self.grains, self.films, strict=True):
@@ -116,7 +121,7 @@ class Generator(nn.Module):
 
     def __init__(self, settings: CGANSettings):
         super().__init__()
-        widths, style, self.noise = settings.channels(), 128, settings.noise
+        widths, style, self.settings = settings.channels(), 128, settings
         self.label = nn.Embedding(len(settings.classes), 64)
         self.style = nn.Sequential(
             nn.Linear(64 + settings.noise, style), nn.LeakyReLU(0.2), nn.Linear(style, style), nn.LeakyReLU(0.2)
@@ -259,8 +264,9 @@ def roughness(image: Tensor, cells: int = 4) -> Tensor:
     red, green, blue = image.unbind(1)
     x = torch.stack([image.mean(dim=1), red - green, blue - green], dim=1)
     rising, falling = x[..., 1:, :-1] - x[..., :-1, 1:], x[..., 1:, 1:] - x[..., :-1, :-1]
-    steps = (x.diff(dim=2), x.diff(dim=3), rising, falling)
-    return torch.cat([F.adaptive_avg_pool2d(step.square(), cells) for step in steps], dim=1).add(1e-6).log() / 2
+    side = (x.shape[-1] - 1) // cells  # of a cell; cropped, since not every device pools unequal cells
+    steps = [d[..., : side * cells, : side * cells].square() for d in (x.diff(dim=2), x.diff(dim=3), rising, falling)]
+    return F.avg_pool2d(torch.cat(steps, dim=1), side).add(1e-6).log() / 2
 
 
 def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
@@ -324,6 +330,7 @@ class CGAN(Method):
             slope = r1_penalty(on_real[1] + on_real[0].mean(dim=1), real)
             loss = loss + self.s.penalty * self.s.penalty_every * slope
         self._apply("discriminator", loss, backward)
+        # Of the discriminator before its update, unlike those of the drawn pictures: near enough, and a pass saved.
         self.real_features = features.detach().mean(dim=0)
         return told
 
@@ -393,6 +400,13 @@ def balanced_batches(
 
 def train_cgan(store: Store, settings: CGANSettings, out: str | Path, run: Run) -> dict[str, list[float]]:
     """Train on the store's training split; checkpoint, history and grids go to `out`. Returns the history."""
+    here = {"size": store.settings.size, "style": store.settings.style, "classes": tuple(store.classes)}
+    if differing := [f"{k} {v!r}, not {getattr(settings, k)!r}" for k, v in here.items() if v != getattr(settings, k)]:
+        raise ValueError(f"the store has {', '.join(differing)} as the settings say")
+    if not len(store.rows("train", needs=["sketch", "label"])):
+        raise DataError(
+            f"{store.name} has no training picture with a sketch and a label: there is nothing to learn from"
+        )
     torch.manual_seed(run.seed)
     method = CGAN(settings, preview_of(store, settings, run.seed))
     return train(method, balanced_batches(store, run.batch, run.seed, by_hand=settings.hand), out, run)
@@ -407,7 +421,8 @@ def load_cgan(path: str | Path) -> tuple[Generator, CGANSettings]:
         generator.load_state_dict(saved["averages"]["generator"])
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise DataError(f"{path} is not a checkpoint of this version's `train cgan` ({error})") from error
-    return generator.eval().requires_grad_(False), settings
+    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
+    return generator.to(device).eval().requires_grad_(False), settings
 
 
 @torch.no_grad()
@@ -420,28 +435,37 @@ def draw(
     batch: int = 32,
 ) -> np.ndarray:
     """`sketches uint8 (N, H, W)` in {0, 255} under `labels (N,)` -> images `uint8 (N, H, W, 3)`, the same for the same
-    seed. `noise (N, Z)` says what is to be the same in several pictures; without it each gets its own.
+    seed. Each gets its own noise and grain; with `noise (N, Z)` given, all have the seed's grain, so that pictures
+    differ in what was asked for and in nothing else.
 
-    Raises `ValueError` when there are not as many labels (or noises) as sketches.
+    Raises `ValueError` when there are not as many labels (or noises) as sketches, or their size is not the network's.
     """
     if len(sketches) != len(labels) or (noise is not None and len(noise) != len(sketches)):
         noises = "any" if noise is None else len(noise)
         raise ValueError(f"{len(sketches)} sketches, {len(labels)} labels, {noises} noises")
-    device = next(generator.parameters()).device
-    given = to_tensors({"sketches": np.array(sketches), "labels": np.array(labels)})
+    size, device = generator.settings.size, next(generator.parameters()).device
+    if np.shape(sketches)[1:] != (size, size):
+        raise ValueError(f"sketches are {np.shape(sketches)[1:]} pixels, the network draws ({size}, {size})")
+    batch = batch if noise is None else 1
     images = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        noise = torch.randn(len(sketches), generator.noise) if noise is None else noise
-        for parts in zip(given["sketches"].split(batch), given["labels"].split(batch), noise.split(batch), strict=True):
-            image = generator(*(part.to(device) for part in parts))
+        noises = torch.randn(len(sketches), generator.settings.noise) if noise is None else noise
+        for start in range(0, len(sketches), batch):
+            if noise is not None:
+                torch.manual_seed(seed)
+            part = slice(start, start + batch)
+            given = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
+            image = generator(given["sketches"], given["labels"], noises[part].to(device))
             images.append(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
     return np.concatenate(images)
 
 
 def preview_of(store: Store, settings: CGANSettings, seed: int, sketches: int = 4) -> dict[str, Tensor]:
     """Sketches of the val split (rows) under every label (columns), and the same sketch under two more noises."""
-    rows = np.random.default_rng(seed).permutation(store.rows("val", needs=["sketch", "label"]))[:sketches]
+    rows = store.rows("val", needs=["sketch", "label"])
+    rows = rows if len(rows) else store.rows("train", needs=["sketch", "label"])
+    rows = np.random.default_rng(seed).permutation(rows)[:sketches]
     batch = to_tensors(store.batch(rows, ("sketches", "labels")))
     classes = len(settings.classes)
     noise = torch.randn(3, settings.noise, generator=torch.Generator().manual_seed(seed))

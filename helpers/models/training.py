@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -50,7 +51,7 @@ class Method:
 
 def precision() -> str:
     """bf16 where the hardware multiplies it, float16 on older GPUs, else float32, in Accelerate's words."""
-    if torch.cuda.is_available():
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
@@ -61,7 +62,7 @@ def train(method: Method, draw: Callable[[int, int], Batch], out: str | Path, ru
 
     `draw(step, process)` gives that process's share of the step's batch on the CPU, the same for the same numbers.
     Writes `checkpoint.pt` and `history.json`, on the main process. Raises `ValueError` when the checkpoint is of other
-    settings, `RuntimeError` naming a smaller batch when the GPU's memory is full.
+    settings, `MemoryError` naming a smaller batch when the GPU's memory is full, `OSError` when the disk is.
     """
     accelerator = Accelerator(mixed_precision=precision())
     out = Path(out)
@@ -98,7 +99,7 @@ def _step(method: Method, draw: Callable, step: int, accelerator: Accelerator, r
     try:
         return method.step(batch, step, accelerator.backward)
     except torch.OutOfMemoryError as error:
-        raise RuntimeError(f"out of GPU memory with batch {run.batch}: try batch {max(1, run.batch // 2)}") from error
+        raise MemoryError(f"out of GPU memory with batch {run.batch}: try batch {max(1, run.batch // 2)}") from error
 
 
 class State:
@@ -106,11 +107,11 @@ class State:
 
     def __init__(self, method: Method, networks: dict[str, nn.Module], accelerator: Accelerator, run: Run):
         self.method, self.networks, self.accelerator, self.run = method, networks, accelerator, run
-        self.step, self.history, self.sums = 0, {"step": []}, {}
+        self.step, self.history, self.sums, self.summed = 0, {"step": []}, {}, 0
         self.averages = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in method.averaged}
 
     def after(self, losses: dict[str, Tensor]) -> None:
-        """Average the weights, note the losses: their mean over `report_every` steps."""
+        """Average the weights, note the losses: their mean since the last report."""
         self.step += 1
         decay = 0.5 ** (self.run.batch * self.accelerator.num_processes / self.run.average_over)
         # Early on the average would mostly remember random weights.
@@ -119,11 +120,12 @@ class State:
             update_average(average, self.networks[name], decay)
         for name, value in losses.items():
             self.sums[name] = self.sums.get(name, 0.0) + float(value.detach())
+        self.summed += 1
         if self.step % self.run.report_every == 0:
             self.history["step"].append(self.step)
             for name, total in self.sums.items():
-                self.history.setdefault(name, []).append(total / self.run.report_every)
-            self.sums = {}
+                self.history.setdefault(name, []).append(total / self.summed)
+            self.sums, self.summed = {}, 0
 
     def contents(self) -> dict:
         return {
@@ -132,15 +134,20 @@ class State:
             "run": asdict(self.run),
             "history": self.history,
             "sums": self.sums,
+            "summed": self.summed,
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.method.optimisers.items()},
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},  # of float16
         }
 
     def save(self, out: Path) -> None:
         """Checkpoint and history, each written beside its place and renamed: a kill leaves the one before."""
         fresh = out / "checkpoint.pt.part"
-        torch.save(self.contents(), fresh)
+        try:
+            torch.save(self.contents(), fresh)
+        except RuntimeError as error:  # what PyTorch makes of a full disk
+            raise OSError(f"{fresh} cannot be written, the checkpoint before it is kept ({error})") from error
         os.replace(fresh, out / "checkpoint.pt")
         fresh = out / "history.json.part"
         fresh.write_text(json.dumps(self.history))
@@ -149,10 +156,10 @@ class State:
     def load(self, path: Path) -> None:
         if not path.is_file():
             return
-        saved = torch.load(path, map_location=self.accelerator.device, weights_only=True)
+        saved = torch.load(path, map_location="cpu", weights_only=True)
         _same_settings(path, saved["settings"], self.method.settings)
         # Steps may be raised to train longer; what shapes a step may not change.
-        shaping = ("batch", "seed", "average_over", "report_every")
+        shaping = ("batch", "seed", "average_over")
         _same_settings(path, {k: saved["run"][k] for k in shaping}, {k: asdict(self.run)[k] for k in shaping})
         for name, weights in saved["networks"].items():
             self.networks[name].load_state_dict(weights)
@@ -160,7 +167,9 @@ class State:
             self.averages[name].load_state_dict(weights)
         for name, content in saved["optimisers"].items():
             self.method.optimisers[name].load_state_dict(content)
-        self.step, self.history, self.sums = saved["step"], saved["history"], saved["sums"]
+        if self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        self.step, self.history, self.sums, self.summed = (saved[k] for k in ("step", "history", "sums", "summed"))
 
 
 @torch.no_grad()
