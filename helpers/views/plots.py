@@ -72,7 +72,7 @@ def class_counts(counts: pd.DataFrame) -> Figure:
 
 def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> Figure:
     """What a training wrote into its history, over steps: one chart per group of names."""
-    figure, axes = plt.subplots(1, len(groups), figsize=(3.3 * len(groups), 2.6), squeeze=False)
+    figure, axes = plt.subplots(1, len(groups), figsize=(2.5 * len(groups), 2.2), squeeze=False)
     for axis, names in zip(axes[0], groups, strict=True):
         for name, colour in zip(names, PALETTE, strict=False):
             axis.plot(history["step"], history[name], color=colour, label=name.replace("_", " "))
