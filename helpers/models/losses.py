@@ -1,0 +1,51 @@
+"""Losses of networks that draw, as functions of logits and pictures."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def d_loss(real: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor]) -> Tensor:
+    """Logistic: real logits up, drawn logits down; patches and whole count alike."""
+    return sum(F.softplus(-r).mean() + F.softplus(d).mean() for r, d in zip(real, drawn, strict=True))
+
+
+def g_loss(drawn: tuple[Tensor, Tensor]) -> Tensor:
+    """Non-saturating: drawn logits up."""
+    return sum(F.softplus(-d).mean() for d in drawn)
+
+
+def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
+    """Half the squared gradient of the logits of real pictures: a flat discriminator near the data is a stable one."""
+    (slope,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
+    return 0.5 * slope.square().sum(dim=(1, 2, 3)).mean()
+
+
+def texture_difference(drawn: Tensor, real: Tensor, scales: int = 4) -> Tensor:
+    """How differently strong detail is: where the real skin is rough the drawn one shall be as rough, whatever its
+    pores. After the band energies of Heeger and Bergen, *Pyramid-Based Texture Analysis/Synthesis*, 1995.
+    """
+    difference = drawn.new_zeros(())
+    for _ in range(scales):
+        difference = difference + (roughness(drawn) - roughness(real)).abs().mean()
+        drawn, real = F.avg_pool2d(drawn, 2), F.avg_pool2d(real, 2)
+    return difference
+
+
+def roughness(image: Tensor, cells: int = 4) -> Tensor:
+    """Logarithm of the size of differences between neighbours, in a raster of `cells` x `cells`: along rows, columns
+    and both diagonals (else stripes would do), of light and of two differences of colour (else coloured noise would).
+
+    (B, 3, H, W) -> (B, 12, cells, cells)
+    """
+    red, green, blue = image.unbind(1)
+    x = torch.stack([image.mean(dim=1), red - green, blue - green], dim=1)
+    rising, falling = x[..., 1:, :-1] - x[..., :-1, 1:], x[..., 1:, 1:] - x[..., :-1, :-1]
+    side = (x.shape[-1] - 1) // cells  # of a cell; cropped, since not every device pools unequal cells
+    steps = [d[..., : side * cells, : side * cells].square() for d in (x.diff(dim=2), x.diff(dim=3), rising, falling)]
+    return F.avg_pool2d(torch.cat(steps, dim=1), side).add(1e-6).log() / 2
+
+
+def divergence(mean: Tensor, log_variance: Tensor) -> Tensor:
+    """Kullback-Leibler divergence from the standard normal, summed over the noise, mean over the batch."""
+    return 0.5 * (mean.square() + log_variance.exp() - log_variance - 1).sum(dim=1).mean()
