@@ -43,6 +43,6 @@ badges: $(READY) ## write REPO=owner/name into config, README and notebooks
 	$(BIN)/python tests/badges.py $(REPO)
 
 clean: ## remove results, stores and the embedded sample; downloads and .venv stay
-	rm -rf data/stores data/phantoms-* .pytest_cache .ruff_cache
+	rm -rf data/stores data/features data/phantoms-* .pytest_cache .ruff_cache
 	find outputs -mindepth 1 -maxdepth 1 ! -name gallery ! -name .gitignore ! -name README.md -exec rm -rf {} +
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

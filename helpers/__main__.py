@@ -1,6 +1,7 @@
-"""The one shell door: `python -m helpers audit | prepare | train | draw`."""
+"""The one shell door: `python -m helpers audit | prepare | train | draw | quality`."""
 
 import argparse
+import json
 import sys
 import time
 from dataclasses import replace
@@ -36,14 +37,20 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
 
 def train_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.cgan import CGANSettings, train_cgan  # seconds to load: not for every command
+    from helpers.models.classifier import ClassifierSettings, train_classifier
     from helpers.models.training import Run
 
     dataset, size, out = open_dataset(cfg, args.classes), args.size or cfg.size, args.out or cfg.outputs / args.method
-    settings = CGANSettings(size, tuple(dataset.classes), args.style, args.width or cfg.width)
     store = prepare(dataset, cfg.stores, StoreSettings(size, args.style, "square", cfg.seed), workers=cfg.workers)
     run = Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
-    train_cgan(store, settings, out, run)
-    print(f"trained: python -m helpers draw --checkpoint {shown(out / 'checkpoint.pt')} --sketches FOLDER --out FOLDER")
+    if args.method == "classifier":
+        train_classifier(store, ClassifierSettings(size, tuple(store.classes), args.network or cfg.network), out, run)
+        print(f"trained: python -m helpers quality --features {shown(out / 'checkpoint.pt')} --real FOLDER ...")
+    else:
+        settings = CGANSettings(size, tuple(store.classes), args.style, args.width or cfg.width)
+        train_cgan(store, settings, out, run)
+        place = shown(out / "checkpoint.pt")
+        print(f"trained: python -m helpers draw --checkpoint {place} --sketches FOLDER --out FOLDER")
     return 0
 
 
@@ -109,6 +116,23 @@ def labels_of(sketches: dict, file: Path | None, classes: list[str], problems: l
     return {i: [labels[i]] for i in sketches if i in labels}
 
 
+def quality_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.metrics.features import judge, judges_at_hand, pictures_in  # seconds to load: not for every command
+    from helpers.metrics.quality import quality
+
+    real, synthetic = pictures_in(args.real), pictures_in(args.synthetic)
+    floor = args.floor and pictures_in(args.floor)
+    judges, missing = (
+        ([judge(args.features)], []) if args.features else judges_at_hand(cfg.outputs / "classifier" / "checkpoint.pt")
+    )
+    if not judges:
+        raise DataError("nobody to judge: " + "; ".join(missing))
+    found = quality(real, synthetic, judges, floor, cfg.features)
+    found.notes += missing
+    print(json.dumps(found.summary()) if args.json else found)
+    return 0
+
+
 def positive(text: str) -> int:
     """A whole number from 1 up, for argparse."""
     if not text.isdecimal() or int(text) < 1:
@@ -136,17 +160,18 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--out", type=Path, help="folder for the store; default: data/stores")
     make.set_defaults(run=prepare_command, part="data")
     learn = commands.add_parser("train", help="train a network; goes on from the checkpoint if one is there")
-    learn.add_argument("method", choices=("cgan",))
+    learn.add_argument("method", choices=("cgan", "classifier"))
     learn.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
     learn.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
     learn.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
     learn.add_argument("--classes", **classes)
     for name in ("size", "width", "steps", "batch"):
         learn.add_argument(f"--{name}", type=positive, help="default: the profile's")
+    learn.add_argument("--network", metavar="NAME", help="of the classifier: small, or one of torchvision's")
     learn.add_argument("--seed", type=int, default=0)
     learn.add_argument("--save-every", type=positive, default=500, metavar="STEPS", help="default: 500")
     learn.add_argument("--out", type=Path, help="folder for checkpoint, history and grids; default: outputs/.../METHOD")
-    learn.set_defaults(run=train_command, part="cgan")
+    learn.set_defaults(run=train_command, part=None)
 
     pen = commands.add_parser("draw", help="sketches -> images, by a trained network")
     pen.add_argument(
@@ -160,6 +185,17 @@ def parser() -> argparse.ArgumentParser:
     pen.add_argument("--seed", type=int, default=0)
     pen.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <class name>/<image_id>.png")
     pen.set_defaults(run=draw_command, part="cgan")
+
+    rate = commands.add_parser("quality", help="how near are synthetic images to real ones?")
+    rate.add_argument("--real", type=Path, required=True, metavar="FOLDER", help="pictures, or a folder per class")
+    rate.add_argument("--synthetic", type=Path, required=True, metavar="FOLDER")
+    rate.add_argument("--floor", type=Path, metavar="FOLDER", help="other real pictures; default: halves of --real")
+    rate.add_argument(
+        "--features", metavar="NAME", help="inception, a network of torchvision, or a classifier's checkpoint.pt; "
+        "default: inception, mobilenet_v2 and the classifier of notebook 5, as far as they can be had"
+    )  # fmt: skip
+    rate.add_argument("--json", action="store_true")
+    rate.set_defaults(run=quality_command, part="quality")
     return door
 
 
@@ -167,7 +203,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         cfg = get_config(
-            args.part,
+            args.part or {"cgan": "cgan", "classifier": "quality"}[args.method],
             dataset=getattr(args, "dataset", None),
             data_root=getattr(args, "data_root", None),
         )

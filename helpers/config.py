@@ -1,7 +1,8 @@
 """Every path, profile, seed and size is decided here, once.
 
-Environment variables: `LESION_PROFILE` (smoke, demo, full), `LESION_DATASET` (see `DATASETS`) and
-`LESION_DATA_ROOT` (the folder of that data set; a relative path counts from the repository root).
+Environment variables: `LESION_PROFILE` (smoke, demo, full), `LESION_DATASET` (see `DATASETS`), `LESION_DATA_ROOT` (the
+folder of that data set) and `LESION_WEIGHTS_DIR` (of pretrained weights); a relative path counts from the root of the
+repository.
 """
 
 import os
@@ -41,6 +42,11 @@ SIZES = {
         "demo": {"size": 128, "width": 32, "steps": 900, "batch": 4},
         "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
     },
+    "quality": {  # of the classifier that judges
+        "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},
+        "demo": {"size": 128, "network": "small", "steps": 300, "batch": 32},
+        "full": {"size": 256, "network": "resnet18", "steps": 6_000, "batch": 64},
+    },
 }
 
 
@@ -48,7 +54,8 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
     """Settings of one part ("data", "sketches", ...) for the profile and data set chosen by the environment.
 
     `dataset` and `data_root` (which counts from the working directory) go before the environment.
-    Always there: `profile dataset data_root stores outputs seed workers sample`; then what `SIZES[part]` holds.
+    Always there: `profile dataset data_root stores features outputs seed workers sample`, then what `SIZES[part]`
+    holds.
     Raises `ValueError` when a variable or `part` names something that does not exist.
     """
     profile = _chosen("LESION_PROFILE", None, "demo", PROFILES)
@@ -64,12 +71,21 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
         dataset=chosen,
         data_root=Path(data_root).resolve() if data_root else ROOT / Path(default).expanduser(),
         stores=ROOT / "data" / "stores",
+        features=ROOT / "data" / "features",
         outputs=ROOT / "outputs" / f"{chosen}-{profile}",
         seed=0,
         workers=cpu_count(),
         sample=SIZES["sample"][profile],
         **SIZES[part][profile],
     )
+
+
+def find_weights(*names: str) -> Path | None:
+    """The first of these files in the folder LESION_WEIGHTS_DIR (from the repository's root), which is searched before
+    anything is downloaded."""
+    folder = os.environ.get("LESION_WEIGHTS_DIR")
+    found = [ROOT / Path(folder).expanduser() / name for name in names] if folder else []
+    return next((path for path in found if path.is_file()), None)
 
 
 def shown(path: str | Path) -> str:

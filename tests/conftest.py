@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 
 from helpers.data import sample
+from helpers.data.layouts import read
+from helpers.data.store import Store, StoreSettings, prepare
 
 # Bit for bit is promised on a CPU; on a GPU some backward passes add in any order.
 os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -15,3 +17,9 @@ os.environ["ACCELERATE_USE_CPU"] = "true"
 def phantoms(tmp_path_factory) -> Path:
     """A small sample with its planted faults; read only."""
     return sample.write(tmp_path_factory.mktemp("data") / "phantoms", images=120, size=64, seed=0)
+
+
+@pytest.fixture(scope="session")
+def phantom_store(phantoms, tmp_path_factory) -> Store:
+    """The small sample, audited and split, at 64 px; read only."""
+    return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreSettings(64), progress=False)

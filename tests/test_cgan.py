@@ -5,9 +5,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.data.layouts import read
-from helpers.data.store import Store, StoreSettings, prepare
-from helpers.models.cgan import CGAN, CGANSettings, balanced_batches, draw, load_cgan, preview_of, train_cgan
+from helpers.data.store import Store
+from helpers.models.cgan import CGAN, CGANSettings, draw, load_cgan, preview_of, train_cgan
 from helpers.models.training import Run
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -17,9 +16,9 @@ def small(size: int = 64) -> CGANSettings:
     return CGANSettings(size, CLASSES, width=8)
 
 
-@pytest.fixture(scope="module")
-def store(phantoms, tmp_path_factory) -> Store:
-    return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreSettings(64), progress=False)
+@pytest.fixture
+def store(phantom_store) -> Store:
+    return phantom_store
 
 
 def test_other_sizes_are_refused():
@@ -61,25 +60,6 @@ class Backward:
         loss.backward()
         got = {n: any(p.grad is not None for p in net.parameters()) for n, net in self.networks.items()}
         self.notes.append(got)
-
-
-def test_batches_are_balanced_reproducible_and_of_the_training_split(store):
-    draw = balanced_batches(store, 200, seed=0)
-    batch, again, other = draw(3, 0), draw(3, 0), draw(4, 0)
-    assert torch.equal(batch["images"], again["images"]) and not torch.equal(batch["images"], other["images"])
-    assert not torch.equal(batch["images"], draw(3, 1)["images"]), "another process sees other pictures"
-    counts = torch.bincount(torch.cat([draw(k, 0)["labels"] for k in range(10)]), minlength=7) / 2000
-    assert (counts - 1 / 7).abs().max() < 0.03
-    train = store.batch(store.rows("train"))["images"].reshape(len(store.rows("train")), -1)
-    known = {row.tobytes() for row in train}
-    back = ((batch["images"][:20].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
-    assert all(picture.tobytes() in known for picture in back)
-
-
-def test_a_share_of_the_sketches_is_redrawn_by_hand(store):
-    plain, some = (balanced_batches(store, 200, seed=0, by_hand=share)(0, 0) for share in (0.0, 0.3))
-    changed = (plain["sketches"] != some["sketches"]).flatten(1).any(dim=1).float().mean()
-    assert torch.equal(plain["images"], some["images"]) and 0.2 < changed < 0.4
 
 
 def test_drawing_is_reproducible_and_takes_given_noise():

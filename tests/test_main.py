@@ -1,3 +1,4 @@
+import json
 import os
 import subprocess
 import sys
@@ -11,7 +12,10 @@ import torch
 from made_up import folders, isic2016
 
 from helpers.__main__ import main, read_sketches
+from helpers.data.files import DataError
 from helpers.data.store import Store
+from helpers.models.classifier import ClassifierSettings, load_classifier, train_classifier
+from helpers.models.training import Run
 
 ROOT = Path(__file__).parents[1]
 
@@ -273,3 +277,57 @@ def test_train_refuses_a_size_it_has_no_network_for(phantoms, tmp_path, monkeypa
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     assert main(["train", "cgan", "--data-root", str(phantoms), "--size", "96", "--steps", "1"]) == 2
     assert "96 is not one of 64, 128, 256" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def judging(phantom_store, tmp_path_factory) -> Path:
+    """Folders of real, other real and copied pictures by class, and a classifier to judge them."""
+    place = tmp_path_factory.mktemp("judging")
+    for row, image in enumerate(phantom_store.images):
+        folder = place / ("real", "floor", "synthetic")[row % 3] / phantom_store.classes[phantom_store.labels[row]]
+        folder.mkdir(parents=True, exist_ok=True)
+        cv2.imwrite(str(folder / f"{row}.png"), image[..., ::-1])
+    settings = ClassifierSettings(64, tuple(phantom_store.classes))
+    train_classifier(phantom_store, settings, place / "classifier", Run(2, 4))
+    return place
+
+
+def rate(judging: Path, *more: str, synthetic: str = "synthetic") -> int:
+    features = ("--features", str(judging / "classifier" / "checkpoint.pt"))
+    return main(["quality", "--real", str(judging / "real"), "--synthetic", str(judging / synthetic), *features, *more])
+
+
+def test_quality_as_json_and_as_a_table(judging, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    assert rate(judging, "--floor", str(judging / "floor"), "--json") == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["extractor"] == "classifier" and told["n_real"] == 40 and told["n_synthetic"] == 39
+    assert all(isinstance(told[k], float) for k in ("kid", "fd", "floor_kid", "floor_fd")) and told["floor_n"] == 39
+    assert len(list((tmp_path / "data" / "features").glob("*.npz"))) == 4, "three sets and the blurred one"
+    assert rate(judging, "--floor", str(judging / "floor")) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split()[:4] == ["extractor", "compared", "class", "n"] and "nan" not in "".join(lines).lower()
+    assert any(line.startswith("! synthetic, ") and "too few" in line for line in lines)
+
+
+def test_quality_says_why_it_cannot(judging, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    (judging / "empty").mkdir(exist_ok=True)
+    assert rate(judging, synthetic="empty") == 2
+    assert "holds no pictures" in capsys.readouterr().err
+    (judging / "one").mkdir(exist_ok=True)
+    cv2.imwrite(str(judging / "one" / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    assert rate(judging, synthetic="one") == 2
+    assert "1 images are too few to measure" in capsys.readouterr().err
+    assert main(["quality", "--real", str(judging), "--synthetic", str(judging), "--features", "resnet19"]) == 2
+    assert "there is no network 'resnet19'" in capsys.readouterr().err
+    monkeypatch.setattr("helpers.metrics.features.judge", lambda name: (_ for _ in ()).throw(DataError(f"no {name}")))
+    assert main(["quality", "--real", str(judging / "real"), "--synthetic", str(judging / "real")]) == 2
+    assert "nobody to judge: no inception; no mobilenet_v2" in capsys.readouterr().err
+
+
+def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    command = ["train", "classifier", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
+    assert main([*command, "--steps", "2", "--batch", "4"]) == 0
+    assert load_classifier(tmp_path / "checkpoint.pt")[1].network == "small"

@@ -8,13 +8,24 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from made_up import course, folders, ham10000, isic2016, paint_mask
 
 from helpers.data.audit import audit
 from helpers.data.files import DataError, central_square, read_image, read_mask
 from helpers.data.layouts import Dataset, read
 from helpers.data.sketches import contour
-from helpers.data.store import ARRAYS, Store, StoreSettings, build_store, data_key, prepare, to_tensors, write_store
+from helpers.data.store import (
+    ARRAYS,
+    Store,
+    StoreSettings,
+    balanced_batches,
+    build_store,
+    data_key,
+    prepare,
+    to_tensors,
+    write_store,
+)
 
 ROOT = Path(__file__).parents[1]
 SMALL = StoreSettings(size=32)
@@ -324,3 +335,31 @@ def test_writing_looks_only_a_block_ahead(tmp_path):
         for taken, item in enumerate(_in_blocks(pool, make, iter(range(2000)))):
             assert item == taken and made.count - taken <= BLOCK
     assert made.count == 2000
+
+
+def test_batches_are_balanced_reproducible_and_of_the_training_split(store):
+    draw = balanced_batches(store, 200, seed=0)
+    batch, again, other = draw(3, 0), draw(3, 0), draw(4, 0)
+    assert torch.equal(batch["images"], again["images"]) and not torch.equal(batch["images"], other["images"])
+    assert not torch.equal(batch["images"], draw(3, 1)["images"]), "another process sees other pictures"
+    counts = torch.bincount(torch.cat([draw(k, 0)["labels"] for k in range(10)]), minlength=7) / 2000
+    assert (counts - 1 / 7).abs().max() < 0.03
+    train = store.batch(store.rows("train"))["images"].reshape(len(store.rows("train")), -1)
+    known = {row.tobytes() for row in train}
+    back = ((batch["images"][:20].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    assert all(picture.tobytes() in known for picture in back)
+
+
+def test_a_share_of_the_sketches_is_redrawn_by_hand(store):
+    plain, some = (balanced_batches(store, 200, seed=0, by_hand=share)(0, 0) for share in (0.0, 0.3))
+    changed = (plain["sketches"] != some["sketches"]).flatten(1).any(dim=1).float().mean()
+    assert torch.equal(plain["images"], some["images"]) and 0.2 < changed < 0.4
+
+
+def test_batches_without_sketches_take_pictures_without_one(store):
+    empty = set(np.flatnonzero(~store.has_sketch & (store.splits == 0)))
+    draw = balanced_batches(store, 400, seed=0, arrays=("images", "labels"))
+    batches = [draw(step, 0) for step in range(4)]
+    assert empty and set(batches[0]) == {"images", "labels"}
+    seen = {(image * 127.5 + 127.5).round().byte().numpy().tobytes() for b in batches for image in b["images"]}
+    assert any(store.images[row].transpose(2, 0, 1).tobytes() in seen for row in empty)

@@ -23,7 +23,7 @@ from tqdm.auto import tqdm
 from helpers.data.audit import Report, audit, trusted
 from helpers.data.files import DataError, central_square, picture_shape, read_image, read_mask, read_sketch, whole_folder
 from helpers.data.layouts import Dataset
-from helpers.data.sketches import sketch
+from helpers.data.sketches import hand, sketch
 
 BATCH = ("images", "masks", "sketches", "labels")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
@@ -133,6 +133,32 @@ def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
         "labels": lambda: torch.from_numpy(batch["labels"].astype(np.int64)).to(device),
     }
     return {name: make() for name, make in convert.items() if name in batch}
+
+
+def balanced_batches(
+    store: Store,
+    batch: int,
+    seed: int,
+    by_hand: float = 0.0,
+    arrays: tuple[str, ...] = ("images", "sketches", "labels"),
+) -> Callable[[int, int], dict]:
+    """`draw(step, process)` for the training loop: every class of the training split equally likely, within it every
+    picture; random by the step. A share `by_hand` of the sketches is redrawn as by hand. Without "sketches" among the
+    `arrays` pictures that have none take part too."""
+    rows = store.rows("train", needs=["sketch", "label"] if "sketches" in arrays else ["label"])
+    by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))]
+    by_class = [members for members in by_class if len(members)]
+
+    def draw(step: int, process: int) -> dict:
+        rng = np.random.default_rng([seed, step, process])
+        chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch)]
+        found = store.batch(np.array(chosen), arrays)
+        if by_hand:
+            for k in np.flatnonzero(rng.random(batch) < by_hand):
+                found["sketches"][k] = hand(found["sketches"][k], rng)
+        return to_tensors(found)
+
+    return draw
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

@@ -19,8 +19,7 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from helpers.data.files import DataError
-from helpers.data.sketches import hand
-from helpers.data.store import Store, to_tensors
+from helpers.data.store import Store, balanced_batches, to_tensors
 from helpers.models.augment import augment
 from helpers.models.losses import d_loss, divergence, g_loss, r1_penalty, texture_difference
 from helpers.models.networks import COARSEST, Discriminator, Encoder, Generator
@@ -162,26 +161,6 @@ class CGAN(Method):
                 value_range=(-1, 1),
                 normalize=True,
             )
-
-
-def balanced_batches(
-    store: Store, batch: int, seed: int, split: str = "train", by_hand: float = 0.0
-) -> Callable[[int, int], Batch]:
-    """`draw(step, process)` for the loop: every class equally likely, within it every picture; random by the step.
-    A share `by_hand` of the sketches is redrawn as by hand."""
-    rows = store.rows(split, needs=["sketch", "label"])
-    by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))]
-    by_class = [members for members in by_class if len(members)]
-
-    def draw(step: int, process: int) -> Batch:
-        rng = np.random.default_rng([seed, step, process])
-        chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch)]
-        arrays = store.batch(np.array(chosen), ("images", "sketches", "labels"))
-        for k in np.flatnonzero(rng.random(batch) < by_hand):
-            arrays["sketches"][k] = hand(arrays["sketches"][k], rng)
-        return to_tensors(arrays)
-
-    return draw
 
 
 def train_cgan(store: Store, settings: CGANSettings, out: str | Path, run: Run) -> dict[str, list[float]]:

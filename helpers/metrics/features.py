@@ -1,0 +1,352 @@
+"""Features of pictures by a network that judges: read in blocks, computed once, kept by content.
+
+A judge played no part in the training of what it judges. `inception` is the one that FID is defined by; where its
+weights cannot be had, any other says its name beside every number.
+"""
+
+import copy
+import hashlib
+import os
+import socket
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from tqdm.auto import tqdm
+
+from helpers.config import cpu_count, find_weights, shown
+from helpers.data.files import DataError, central_square, list_images, read_image
+from helpers.models.classifier import Backbone, load_classifier
+from helpers.models.training import precision
+
+BLOCK = 16  # pictures at a time: more do not fit the cache of a processor
+MOST_DAMAGED = 0.2  # share of the files
+INCEPTION = "inception"
+
+# ---------------------------------------------------------------------------------------------------------- pictures
+
+
+@dataclass
+class Pictures:
+    """A set to be judged: files, or `uint8 (N, H, W, 3)` in memory. `kinds` holds the class name of each, or nothing;
+    `side` is that of the smallest central square among them, `problems` what was left out or is odd."""
+
+    name: str
+    items: list[Path] | np.ndarray
+    kinds: list[str]
+    side: int
+    problems: list[str] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def square(self, index: int, side: int) -> np.ndarray:
+        """One picture's central square as `(side, side, 3)`. Raises `DataError` for a damaged file."""
+        item = self.items[index]
+        picture = central_square(item if isinstance(item, np.ndarray) else read_image(item))
+        how = cv2.INTER_AREA if len(picture) >= side else cv2.INTER_CUBIC
+        return picture if len(picture) == side else cv2.resize(picture, (side, side), interpolation=how)
+
+    @cached_property
+    def key(self) -> str:
+        """Changes with any pixel of an array, any byte of a file; not with the names of files."""
+        digest = hashlib.blake2b(digest_size=12)
+        if isinstance(self.items, np.ndarray):
+            digest.update(f"{self.items.shape}".encode() + np.ascontiguousarray(self.items).data)
+        else:
+            for path in self.items:
+                digest.update(hashlib.blake2b(path.read_bytes(), digest_size=12).digest())
+        return digest.hexdigest()
+
+
+def pictures_in(folder: str | Path) -> Pictures:
+    """Pictures directly in `folder`, or in its subfolders, whose names are then their classes.
+
+    Raises `DataError` for a folder that is not there, holds no picture, or more than a fifth damaged ones.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {shown(folder)}")
+    inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths, kinds = list_images(folder), []
+    if not paths:
+        found = [(path, place.name) for place in inner for path in list_images(place)]
+        paths, kinds = [path for path, _ in found], [kind for _, kind in found]
+    if not paths:
+        raise DataError(f"{shown(folder)} holds no pictures, nor do folders in it")
+    with ThreadPoolExecutor(cpu_count()) as pool:
+        headers = list(pool.map(_header, paths))
+    good = [k for k, header in enumerate(headers) if header is not None]
+    pictures = Pictures(folder.name, [paths[k] for k in good], [kinds[k] for k in good] if kinds else [], 0)
+    _tell_damaged(pictures, [path for path, header in zip(paths, headers, strict=True) if header is None], len(paths))
+    sides = Counter(min(headers[k][0]) for k in good)
+    pictures.side = min(sides)
+    if len(sides) > 1:
+        biggest = max(sides)
+        pictures.problems.append(
+            f"{folder.name}: pictures of {pictures.side} to {biggest} pixels, all taken as smallest"
+        )
+    if grey := sum(headers[k][1] in ("1", "L", "LA", "I;16") for k in good):
+        pictures.problems.append(f"{folder.name}: {grey} of {len(good)} pictures are grey, taken as they are")
+    return pictures
+
+
+def pictures_of(images: np.ndarray, kinds: list[str] | None = None, name: str = "array") -> Pictures:
+    """Pictures in memory, `uint8 (N, H, W, 3)`. Raises `ValueError` for another shape or type."""
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
+        raise ValueError(f"pictures are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
+    return Pictures(name, images, list(kinds or []), min(images.shape[1:3]))
+
+
+def _header(path: Path) -> tuple[tuple[int, int], str] | None:
+    """Size and mode that a file states, or None when it is damaged from the start."""
+    try:
+        with Image.open(path) as picture:
+            return picture.size, picture.mode
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return None
+
+
+def _tell_damaged(pictures: Pictures, damaged: list[Path], of: int) -> None:
+    if len(damaged) > MOST_DAMAGED * of:
+        raise DataError(f"{len(damaged)} of {of} pictures of {pictures.name} are damaged, {damaged[0].name} the first")
+    if damaged:
+        names = ", ".join(path.name for path in damaged[:5])
+        pictures.problems.append(f"{pictures.name}: {len(damaged)} of {of} pictures are damaged, left out ({names})")
+
+
+# ------------------------------------------------------------------------------------------------------------ judges
+
+
+@dataclass(frozen=True)
+class Judge:
+    """`network`: pictures (B, 3, S, S) in 0..255 -> numbers (B, D), the last `logits` of which are class logits."""
+
+    name: str
+    network: nn.Module
+    logits: int = 0
+
+    @cached_property
+    def key(self) -> str:
+        """Changes with the weights and with the precision, never with the name alone."""
+        digest = hashlib.blake2b(precision().encode() + str(self.network).encode(), digest_size=12)
+        for name, tensor in self.network.state_dict().items():
+            digest.update(name.encode() + tensor.cpu().contiguous().numpy().data)
+        return digest.hexdigest()
+
+    @torch.inference_mode()
+    def __call__(self, pictures: np.ndarray) -> np.ndarray:
+        """`uint8 (B, S, S, 3)` -> `float32 (B, D)`"""
+        device = next(self.network.parameters()).device
+        x = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float()
+        with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16"):
+            return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()
+
+
+def judge(name: str) -> Judge:
+    """A judge by name: `inception`, one of torchvision's networks with ImageNet weights, or the checkpoint of a
+    classifier of ours (then called `classifier`). Raises `DataError` when its weights are not to be had."""
+    if name == INCEPTION:
+        return Judge(name, fast(inception(), 299), 1008)
+    if Path(name).suffix == ".pt":
+        classifier, settings = load_classifier(name)
+        return Judge("classifier", fast(Resized(classifier.backbone, settings.size), settings.size))
+    backbone = Backbone(name)
+    if backbone.start != "ImageNet":
+        where = f"no {name}-imagenet.pth where LESION_WEIGHTS_DIR says"
+        raise DataError(f"the weights of {name} cannot be had: no connection, and {where}")
+    return Judge(name, fast(Resized(backbone, 224), 224))
+
+
+def judges_at_hand(checkpoint: Path) -> tuple[list[Judge], list[str]]:
+    """Inception and MobileNetV2 where their weights can be had, and the classifier of `checkpoint` if that is there;
+    and a sentence for each that is missing."""
+    found, missing = [], []
+    for name in (INCEPTION, "mobilenet_v2", str(checkpoint)):
+        try:
+            found.append(judge(name))
+        except (DataError, OSError) as error:
+            missing.append(str(error) if checkpoint.is_file() or name != str(checkpoint) else f"no {shown(checkpoint)}")
+    return found, missing
+
+
+class Resized(nn.Module):
+    """A backbone behind bilinear resizing: pictures (B, 3, H, W) in 0..255 -> features (B, D)."""
+
+    def __init__(self, backbone: nn.Module, side: int):
+        super().__init__()
+        self.backbone, self.side = backbone, side
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[-1] != self.side:
+            x = F.interpolate(x, (self.side, self.side), mode="bilinear", antialias=True)
+        return self.backbone(x / 127.5 - 1)
+
+
+class Inception(nn.Module):
+    """The network of FID: pictures (B, 3, H, W) in 0..255 -> 2048 features and 1008 logits without bias, side by side.
+
+    torch-fidelity's modules and weights. Its bilinear resizing, TensorFlow's of 2015, is linear in rows and columns, so
+    two matrix products do it.
+    """
+
+    def __init__(self, published: FeatureExtractorInceptionV3):
+        super().__init__()
+        *trunk, head = published.children()
+        self.trunk, self.head = nn.Sequential(*trunk, nn.Flatten()), head
+
+    def forward(self, x: Tensor) -> Tensor:
+        rows, columns = (tensorflow_resizing(side, 299).to(x.device) for side in x.shape[2:])
+        x = rows @ x @ columns.T
+        features = self.trunk(((x - 128) / 128).contiguous(memory_format=torch.channels_last))
+        return torch.cat([features, F.linear(features, self.head.weight)], dim=1)
+
+
+def tensorflow_resizing(side: int, to: int) -> Tensor:
+    """`(to, side)`: each row the weights of two neighbours, corners at corners and no half pixels."""
+    where = torch.arange(to) * (side / to)
+    low = where.floor().long()
+    matrix = torch.zeros(to, side)
+    matrix[torch.arange(to), low] = 1 - (where - low)
+    matrix[torch.arange(to), (low + 1).clamp(max=side - 1)] += where - low
+    return matrix
+
+
+def inception() -> Inception:
+    """With the official weights, from LESION_WEIGHTS_DIR or downloaded. Raises `DataError` when neither has them."""
+    path = find_weights("weights-inception-2015-12-05-6726825d.pth")
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(20)
+    try:
+        published = FeatureExtractorInceptionV3(
+            INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
+        )
+    except (OSError, RuntimeError) as error:
+        raise DataError(f"Inception's weights cannot be had ({error}), so there is no FID and no IS") from error
+    finally:
+        socket.setdefaulttimeout(before)
+    return Inception(published)
+
+
+def fast(network: nn.Module, side: int) -> nn.Module:
+    """The same function of pictures, quicker: normalisation folded into the convolutions before it, channels last."""
+    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    folded = fold_normalisation(copy.deepcopy(network))
+    sample = 255 * torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
+    sample = sample.to(next(network.parameters()).device)
+    with torch.inference_mode():
+        wanted, found = network(sample), folded(sample)
+    # Networks that call their parts in another order than they name them are left as they are.
+    return folded if torch.allclose(wanted, found, 1e-3, 1e-3 * float(wanted.abs().mean())) else network
+
+
+def fold_normalisation(module: nn.Module) -> nn.Module:
+    """Every convolution that is followed by its batch normalisation takes that over, in place."""
+    for (name, conv), (after, norm) in pairwise(list(module.named_children())):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, after, nn.Identity())
+    for child in module.children():
+        fold_normalisation(child)
+    return module
+
+
+# ---------------------------------------------------------------------------------------------------------- features
+
+
+@dataclass
+class Features:
+    """`values float32 (N, D)` and `logits (N, K)` of a set, `kinds` as in `Pictures`; `marks` are equal where pixels
+    are; `key` changes with pictures and judge."""
+
+    key: str
+    values: np.ndarray
+    logits: np.ndarray
+    kinds: list[str]
+    marks: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def take(self, rows: np.ndarray) -> "Features":
+        chosen = hashlib.blake2b(np.asarray(rows, np.int64).tobytes(), digest_size=6).hexdigest()
+        kinds = [self.kinds[k] for k in rows] if self.kinds else []
+        return Features(f"{self.key}-{chosen}", self.values[rows], self.logits[rows], kinds, self.marks[rows])
+
+    def of_kind(self, kind: str, without: bool = False) -> "Features":
+        return self.take(np.flatnonzero((np.array(self.kinds) == kind) != without))
+
+
+def features(pictures: Pictures, judge: Judge, side: int, cache: Path | None = None) -> Features:
+    """Every picture's central square at `side` pixels, judged. With a folder `cache` the result is kept there, under
+    the content of pictures and weights; damaged files are told in `pictures.problems` and left out."""
+    key = f"{pictures.key}-{side}-{judge.key}"
+    kept = cache and cache / f"{key}.npz"
+    if not kept or not kept.is_file():
+        found = _compute(pictures, judge, side)
+        if not kept:
+            return _as_features(key, pictures, judge, found)
+        cache.mkdir(parents=True, exist_ok=True)
+        fresh = cache / f".{key}-{os.getpid()}.npz"
+        np.savez(fresh, **found)
+        os.replace(fresh, kept)
+    with np.load(kept) as found:
+        return _as_features(key, pictures, judge, dict(found))
+
+
+def _as_features(key: str, pictures: Pictures, judge: Judge, found: dict[str, np.ndarray]) -> Features:
+    values, rows = found["values"], found["rows"]
+    if len(rows) < len(pictures):
+        damaged = sorted(set(range(len(pictures))) - set(rows.tolist()))
+        _tell_damaged(pictures, [pictures.items[k] for k in damaged], len(pictures))
+    split = values.shape[1] - judge.logits
+    kinds = [pictures.kinds[k] for k in rows] if pictures.kinds else []
+    return Features(key, values[:, :split], values[:, split:], kinds, found["marks"])
+
+
+def _compute(pictures: Pictures, judge: Judge, side: int) -> dict[str, np.ndarray]:
+    values, rows, marks = None, [], []
+    for where, squares in tqdm(_blocks(pictures, side), f"{judge.name}, {pictures.name}", -(-len(pictures) // BLOCK),
+                               unit=f" x {BLOCK} images", leave=False):  # fmt: skip
+        found = judge(squares)
+        if values is None:
+            values = np.empty((len(pictures), found.shape[1]), np.float32)
+        values[len(rows) : len(rows) + len(where)] = found
+        rows += where
+        marks += [hashlib.blake2b(square.tobytes(), digest_size=8).digest() for square in squares]
+    if values is None:
+        raise DataError(f"no picture of {pictures.name} can be read")
+    return {"values": values[: len(rows)], "rows": np.array(rows), "marks": np.frombuffer(b"".join(marks), np.uint64)}
+
+
+def _blocks(pictures: Pictures, side: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Row numbers and squares, `BLOCK` at a time; the next block is read while this one is judged."""
+
+    def read(start: int) -> list[tuple[int, np.ndarray]]:
+        found = []
+        for k in range(start, min(start + BLOCK, len(pictures))):
+            try:
+                found.append((k, pictures.square(k, side)))
+            except DataError:
+                continue  # told from the rows that are missing
+        return found
+
+    with ThreadPoolExecutor(1) as pool:
+        starts = range(0, len(pictures), BLOCK)
+        ahead = pool.submit(read, 0)
+        for start in starts:
+            block, ahead = ahead.result(), pool.submit(read, start + BLOCK)
+            if block:
+                yield [k for k, _ in block], np.stack([square for _, square in block])

@@ -1,0 +1,238 @@
+"""How near are synthetic images to real ones? KID, Fréchet distance, precision and recall, Inception Score.
+
+Features are ours (`features.py`), the arithmetic is torch-fidelity's. Every number stands with its N and beside two
+others that give it a scale: the floor, real against other real images, and ceilings, real images spoilt on purpose.
+KID leads: at a few hundred images its estimate is unbiased, while a Fréchet distance mostly measures N.
+"""
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pandas as pd
+import torch
+from torch_fidelity.metric_fid import fid_statistics_to_metric
+from torch_fidelity.metric_isc import isc_features_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
+from torch_fidelity.metric_prc import prc_features_to_metric
+
+from helpers.data.files import DataError
+from helpers.metrics.features import INCEPTION, Features, Judge, Pictures, features, pictures_of
+from helpers.metrics.stats import percentiles, weights
+
+FEWEST = 10  # images of a set; below that no distance means anything
+SUBSET = 1000  # images that KID compares at a time
+
+# ----------------------------------------------------------------------------------------------- measures of two sets
+
+
+def kid(one: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
+    """Kernel distance (Bińkowski et al. 2018) of features `(N, D)` and `(M, D)`: unbiased, so near 0 for two samples of
+    one kind, and sometimes below. All images at once when both sets have the same number, up to `SUBSET`; else the
+    mean over 50 random subsets as large as the smaller set allows, `SUBSET` at most."""
+    size = min(len(one), len(other), SUBSET)
+    subsets = 1 if len(one) == len(other) == size else 50
+    kernel = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
+    kernel |= {"kid_kernel_poly_coef0": 1, "rng_seed": seed, "verbose": False}
+    found = kid_features_to_metric(*_tensors(one, other), kid_subsets=subsets, kid_subset_size=size, **kernel)
+    return found["kernel_inception_distance_mean"]
+
+
+def kid_interval(
+    one: np.ndarray, other: np.ndarray, rounds: int = 500, most: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """95 % bootstrap interval of KID over the images of both sets, of at most `most` each (a larger set is surer).
+
+    The kernel is computed once, a round only weighs it. An image drawn twice is not compared with itself, which would
+    bias the distance upwards.
+    """
+    rng = np.random.default_rng(seed)
+    x, y = (f[rng.permutation(len(f))[:most]].astype(np.float32) for f in (one, other))
+    v, w = (weights(len(f), rounds, rng).astype(np.float32) for f in (x, y))
+
+    def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+        return (a @ b.T / a.shape[1] + 1) ** 3
+
+    def within(k: np.ndarray, u: np.ndarray) -> np.ndarray:
+        squares = u**2
+        return (((u @ k) * u).sum(axis=1) - squares @ np.diag(k)) / (u.sum(axis=1) ** 2 - squares.sum(axis=1))
+
+    across = ((v @ kernel(x, y)) * w).sum(axis=1) / (v.sum(axis=1) * w.sum(axis=1))
+    return percentiles(within(kernel(x, x), v) + within(kernel(y, y), w) - 2 * across)
+
+
+def frechet(one: np.ndarray, other: np.ndarray) -> float:
+    """Distance of two normal distributions with the means and covariances of features `(N, D)`, `(M, D)` (Heusel et al.
+    2017). Only with Inception's features it is FID."""
+    statistics = [dict(zip(("mu", "sigma"), mean_and_covariance(f), strict=True)) for f in (one, other)]
+    return fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
+
+
+def mean_and_covariance(values: np.ndarray, block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
+    """In double precision, block by block: all at once would take several copies of the features."""
+    mean, total = values.mean(axis=0, dtype=np.float64), 0.0
+    for start in range(0, len(values), block):
+        centred = values[start : start + block] - mean
+        total = total + centred.T @ centred
+    return mean, total / (len(values) - 1)
+
+
+def precision_recall(synthetic: np.ndarray, real: np.ndarray, neighbours: int = 3) -> tuple[float, float]:
+    """Share of synthetic images among the real ones, share of real images among the synthetic (Kynkäänniemi et al.
+    2019). They fall with N, so compare them with those of a floor of the same N."""
+    found = prc_features_to_metric(*_tensors(synthetic, real), prc_neighborhood=neighbours, prc_batch_size=1000,
+                                   save_cpu_ram=True, verbose=False)  # fmt: skip
+    return found["precision"], found["recall"]
+
+
+def inception_score(logits: np.ndarray) -> float:
+    """Salimans et al. 2016, over ten parts as published: how sure and how varied Inception's guesses are."""
+    return isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
+
+
+def _tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+    return [torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in arrays]
+
+
+def compare(compared: Features, real: Features, cache: Path | None = None) -> dict[str, float]:
+    """All measures of one set against real images, kept in `cache` by the content of both. Raises `DataError` when
+    either has fewer than `FEWEST` images."""
+    for found in (compared, real):
+        if len(found) < FEWEST:
+            raise DataError(f"{len(found)} images are too few to measure, {FEWEST} are the least")
+
+    def measure() -> dict[str, float]:
+        low, high = kid_interval(compared.values, real.values)
+        exact, covered = precision_recall(compared.values, real.values)
+        found = {"kid": kid(compared.values, real.values), "kid_low": low, "kid_high": high}
+        found |= {"fd": frechet(compared.values, real.values), "precision": exact, "recall": covered}
+        return found | ({"is": inception_score(compared.logits)} if compared.logits.size else {})
+
+    counted = {"n": len(compared), "n_real": len(real)}
+    return counted | (kept(cache / f"{compared.key}-{real.key}.json", measure) if cache else measure())
+
+
+def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """What the file says, else what `make` says, written to it."""
+    if path.is_file():
+        return json.loads(path.read_text())
+    found = make()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(found))
+    return found
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+@dataclass
+class Quality:
+    """`table`: one row a comparison with columns `extractor compared class n n_real kid kid_low kid_high fd precision
+    recall` (Inception: `fid is` instead of `fd`); what could not be measured is empty and told in `notes`."""
+
+    table: pd.DataFrame
+    notes: list[str]
+
+    def row(self, compared: str = "synthetic", kind: str = "all", extractor: str | None = None) -> dict:
+        found = self.table[(self.table["compared"] == compared) & (self.table["class"] == kind)]
+        found = found if extractor is None else found[found["extractor"] == extractor]
+        return found.iloc[0].dropna().to_dict() if len(found) else {}
+
+    def summary(self) -> dict:
+        """The first extractor's figures in one flat record, what could not be measured as None; then all rows."""
+        ours, floor = self.row(), self.row("floor")
+        first = {"extractor": ours["extractor"], "n_real": ours["n_real"], "n_synthetic": ours["n"]}
+        measures = [k for k in ours if k not in ("extractor", "compared", "class", "n", "n_real")]
+        first |= {k: ours[k] for k in measures} | {f"floor_{k}": floor.get(k) for k in ["n", "n_real", *measures]}
+        return first | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
+
+    def __str__(self) -> str:
+        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1, "precision": 2, "recall": 2, "is": 2}
+        text = self.table.round({k: v for k, v in digits.items() if k in self.table}).to_string(index=False, na_rep="")
+        return "\n".join([text, *(f"! {note}" for note in self.notes)])
+
+
+def quality(
+    real: Pictures,
+    synthetic: Pictures,
+    judges: list[Judge],
+    floor: Pictures | None = None,
+    cache: Path | None = None,
+) -> Quality:
+    """Synthetic against real images by every judge, overall and per class where both sets have classes, and a scale for
+    the reader. `floor`: as many other real images as there are synthetic ones, else two halves of the real ones.
+    Ceilings: blurred real images, and the largest class against all others.
+
+    All are compared at the size of the smallest, or more pixels would count as a difference. Raises `DataError` when
+    either set has fewer than `FEWEST` images.
+    """
+    sets = [pictures for pictures in (real, synthetic, floor) if pictures is not None]
+    side, notes, rows = min(p.side for p in sets), [], []
+    if len({p.side for p in sets}) > 1:
+        sizes = ", ".join(f"{p.name} {p.side}" for p in sets)
+        notes.append(f"sizes differ ({sizes} pixels): all are compared at {side}")
+    for judge in judges:
+        judged = [features(pictures, judge, side, cache) for pictures in sets]
+        pairs = pairs_to_compare(*judged)
+        pairs["blurred real", "all"] = features(blurred(real, side), judge, side, cache), judged[0]
+        for (what, kind), pair in pairs.items():
+            try:
+                row = compare(*pair, cache)
+            except DataError as error:
+                if (what, kind) == ("synthetic", "all"):
+                    raise
+                notes.append(f"{what}, {kind}: {error}")
+                continue
+            if judge.name == INCEPTION:
+                row["fid"] = row.pop("fd")  # only now may it be called so
+            rows.append({"extractor": judge.name, "compared": what, "class": kind} | row)
+    problems = [problem for pictures in sets for problem in pictures.problems]
+    if real.kinds and synthetic.kinds and (alone := sorted(set(real.kinds) ^ set(synthetic.kinds))):
+        problems.append(f"not in both sets, so without a row: {', '.join(alone)}")
+    return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + overlaps(sets, judged))))
+
+
+def pairs_to_compare(
+    real: Features, synthetic: Features, floor: Features | None = None
+) -> dict[tuple[str, str], tuple[Features, Features]]:
+    """What stands in the table, by what is compared and the class."""
+    rng = np.random.default_rng(0)
+    pairs = {("synthetic", "all"): (synthetic, real)}
+    for kind in sorted(set(real.kinds) & set(synthetic.kinds), key=real.kinds.index):
+        pairs["synthetic", kind] = synthetic.of_kind(kind), real.of_kind(kind)
+    if floor is None:
+        order = rng.permutation(len(real))
+        half = len(real) // 2
+        pairs["floor", "all"] = real.take(order[:half]), real.take(order[half : 2 * half])
+    else:
+        pairs["floor", "all"] = floor.take(rng.permutation(len(floor))[: len(synthetic)]), real
+    if len(set(real.kinds)) > 1:
+        largest = max(sorted(set(real.kinds)), key=real.kinds.count)
+        pairs["other classes", largest] = real.of_kind(largest, without=True), real.of_kind(largest)
+    return pairs
+
+
+def blurred(real: Pictures, side: int, most: int = 1000) -> Pictures:
+    """The first `most` real images at `side` pixels, softened by a Gaussian of a 64th of it."""
+    found = []
+    for index in range(min(most, len(real))):
+        try:
+            found.append(cv2.GaussianBlur(real.square(index, side), (0, 0), side / 64))
+        except DataError:
+            continue
+    return pictures_of(np.stack(found), name="blurred real")
+
+
+def overlaps(sets: list[Pictures], judged: list[Features]) -> list[str]:
+    """A sentence for every two sets that share images, pixel for pixel."""
+    told = []
+    for k, one in enumerate(judged):
+        for m in range(k + 1, len(judged)):
+            if shared := int(np.isin(one.marks, judged[m].marks).sum()):
+                told.append(
+                    f"{shared} images of {sets[k].name} are also in {sets[m].name}, which flatters the distance"
+                )
+    return told

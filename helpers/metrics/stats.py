@@ -1,0 +1,47 @@
+"""How sure is a number? Bootstrap intervals, paired comparisons, and the rule that turns them into a verdict."""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def weights(n: int, rounds: int, rng: np.random.Generator, groups: Sequence | None = None) -> np.ndarray:
+    """How often each of `n` values is drawn in each bootstrap round, `(rounds, n)`. With `groups` (a lesion id per
+    value, say) whole groups are drawn: photographs of one lesion are not independent (Davison and Hinkley 1997)."""
+    if groups is None:
+        return rng.multinomial(n, np.full(n, 1 / n), size=rounds)
+    _, member = np.unique(np.asarray(groups), return_inverse=True)
+    count = member.max() + 1
+    return rng.multinomial(count, np.full(count, 1 / count), size=rounds)[:, member]
+
+
+def interval(
+    values: Sequence[float], groups: Sequence | None = None, rounds: int = 2000, level: float = 0.95, seed: int = 0
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of the mean of `values`. Raises `ValueError` for fewer than two of them."""
+    values = np.asarray(values, float)
+    if len(values) < 2:
+        raise ValueError(f"{len(values)} values: an interval needs two at least")
+    drawn = weights(len(values), rounds, np.random.default_rng(seed), groups)
+    return percentiles(drawn @ values / drawn.sum(axis=1), level)
+
+
+def paired(
+    ours: Sequence[float], theirs: Sequence[float], groups: Sequence | None = None, **how
+) -> tuple[float, float, float]:
+    """Mean of the differences `ours - theirs`, both measured on the same cases, and its interval."""
+    if len(ours) != len(theirs):
+        raise ValueError(f"{len(ours)} and {len(theirs)} values are not pairs")
+    difference = np.asarray(ours, float) - np.asarray(theirs, float)
+    return float(difference.mean()), *interval(difference, groups, **how)
+
+
+def percentiles(found: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """The middle `level` of bootstrap results."""
+    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def verdict(low: float, high: float, words: tuple[str, str, str] = ("hurts", "no difference seen", "helps")) -> str:
+    """One rule for all comparisons: an interval of differences above 0 helps, below 0 hurts, around 0 shows nothing."""
+    return words[2] if low > 0 else words[0] if high < 0 else words[1]

@@ -1,0 +1,192 @@
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import nn
+from torch_fidelity import feature_extractor_inceptionv3 as published
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
+
+from helpers.data.files import DataError
+from helpers.metrics.features import (
+    Inception,
+    Judge,
+    Resized,
+    fast,
+    features,
+    judge,
+    judges_at_hand,
+    pictures_in,
+    pictures_of,
+    tensorflow_resizing,
+)
+from helpers.models.classifier import Backbone, ClassifierSettings, train_classifier
+from helpers.models.training import Run
+
+
+class Pooled(nn.Module):
+    """A judge whose features are known: the mean colours of a raster of 4 x 4; it counts the pictures it was shown."""
+
+    def __init__(self, gain: float = 1.0):
+        super().__init__()
+        self.gain, self.seen = nn.Parameter(torch.tensor(gain)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.seen += len(x)
+        return self.gain * nn.functional.adaptive_avg_pool2d(x / 255, 4).flatten(1)
+
+
+@pytest.fixture
+def folder(tmp_path):
+    rng = np.random.default_rng(0)
+    for k in range(20):
+        place = tmp_path / "set" / ("MEL" if k < 8 else "NV")
+        place.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(place / f"{k:02d}.png")
+    return tmp_path / "set"
+
+
+def test_class_folders_are_read_and_files_equal_arrays(folder):
+    pictures = pictures_in(folder)
+    assert len(pictures) == 20 and pictures.kinds == ["MEL"] * 8 + ["NV"] * 12 and pictures.side == 32
+    found = features(pictures, Judge("pooled", Pooled()), 32)
+    images = np.stack([np.asarray(Image.open(path)) for path in pictures.items])
+    array = features(pictures_of(images), Judge("pooled", Pooled()), 32)
+    assert np.array_equal(found.values, array.values) and np.array_equal(found.marks, array.marks)
+    cells = images.reshape(20, 4, 8, 4, 8, 3).mean(axis=(2, 4)).transpose(0, 3, 1, 2).reshape(20, -1)
+    assert np.allclose(found.values, cells / 255, atol=1e-5)
+    assert len(found.of_kind("MEL")) == 8 and len(found.of_kind("MEL", without=True)) == 12
+
+
+def test_the_cache_goes_by_content_and_weights_never_by_name(folder, tmp_path):
+    first, cache = Pooled(), tmp_path / "cache"
+    one = features(pictures_in(folder), Judge("pooled", first), 32, cache)
+    again = features(pictures_in(folder.rename(tmp_path / "renamed")), Judge("other", first), 32, cache)
+    assert first.seen == 20 and np.array_equal(one.values, again.values) and one.key == again.key
+    other = Pooled(2.0)
+    double = features(pictures_in(tmp_path / "renamed"), Judge("pooled", other), 32, cache)
+    assert other.seen == 20 and np.allclose(double.values, 2 * one.values)
+    changed = tmp_path / "renamed" / "MEL" / "00.png"
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(changed)
+    assert features(pictures_in(tmp_path / "renamed"), Judge("pooled", first), 32, cache).values[0].max() == 0
+    assert first.seen == 40 and len(list(cache.glob("*.npz"))) == 3
+    features(pictures_in(tmp_path / "renamed"), Judge("pooled", first), 16, cache)
+    assert first.seen == 60, "another size is another question"
+
+
+def test_damaged_files_are_named_and_many_of_them_stop(folder):
+    whole = features(pictures_in(folder), Judge("pooled", Pooled()), 32)
+    content = (folder / "NV" / "10.png").read_bytes()
+    (folder / "NV" / "10.png").write_bytes(content[: len(content) // 2])
+    (folder / "NV" / "11.png").write_bytes(b"no picture")
+    pictures = pictures_in(folder)
+    assert len(pictures) == 19 and "11.png" in pictures.problems[0]
+    found = features(pictures, Judge("pooled", Pooled()), 32)
+    assert len(found) == 18 and len(found.kinds) == 18 and any("10.png" in p for p in pictures.problems)
+    assert np.array_equal(found.values, np.delete(whole.values, [10, 11], axis=0))
+    for k in range(12, 17):
+        (folder / "NV" / f"{k}.png").write_bytes(b"no picture")
+    with pytest.raises(DataError, match="6 of 20 pictures of set are damaged"):
+        pictures_in(folder)
+
+
+def test_mixed_sizes_and_grey_pictures_are_told(folder):
+    Image.fromarray(np.full((40, 50), 100, np.uint8)).save(folder / "MEL" / "00.png")
+    pictures = pictures_in(folder)
+    assert pictures.side == 32
+    assert [p for p in pictures.problems if "32 to 40 pixels" in p] and [p for p in pictures.problems if "1 of 20" in p]
+    assert np.allclose(features(pictures, Judge("pooled", Pooled()), 32).values[0], 100 / 255)
+
+
+def test_folders_without_pictures_are_refused(tmp_path):
+    with pytest.raises(DataError, match="there is no folder"):
+        pictures_in(tmp_path / "nowhere")
+    (tmp_path / "inner").mkdir()
+    with pytest.raises(DataError, match="holds no pictures"):
+        pictures_in(tmp_path)
+    with pytest.raises(ValueError, match="float64"):
+        pictures_of(np.zeros((3, 8, 8, 3)))
+
+
+@pytest.fixture(scope="module")
+def random_inception():
+    """torch-fidelity's network with weights that nobody trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(published.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        return published.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
+
+
+def test_inception_is_that_of_torch_fidelity(random_inception):
+    pictures = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    wanted = torch.cat(random_inception(pictures), dim=1)
+    ours = fast(Inception(random_inception), 299)
+    found = Judge("inception", ours, 1008)(pictures.permute(0, 2, 3, 1).numpy())
+    assert found.shape == (2, 3056)
+    assert np.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in ours.modules()), "all folded"
+
+
+def test_resizing_as_tensorflow_did():
+    x = torch.rand(1, 2, 37, 50)
+    wanted = interpolate_bilinear_2d_like_tensorflow1x(x, size=(299, 299), align_corners=False)
+    found = tensorflow_resizing(37, 299) @ x @ tensorflow_resizing(50, 299).T
+    assert torch.allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["small", "resnet18", "mobilenet_v2", "densenet121"])
+def test_folding_changes_nothing_but_speed(name):
+    torch.manual_seed(0)
+    backbone = Backbone(name, pretrained=False)
+    for part in backbone.modules():  # as after training: fresh normalisation would hide a fault
+        if isinstance(part, nn.BatchNorm2d):
+            nn.init.uniform_(part.running_mean, -0.5, 0.5)
+            nn.init.uniform_(part.running_var, 0.5, 2)
+    network = Resized(backbone, 64)
+    x = 255 * torch.rand(2, 3, 48, 48)
+    with torch.no_grad():
+        wanted = network.eval()(x)
+        found = fast(network, 64)(x)
+    assert torch.allclose(wanted, found, rtol=1e-3, atol=1e-3 * float(wanted.abs().mean()))
+
+
+def test_a_network_that_cannot_be_folded_is_left_alone():
+    class Backwards(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.norm = nn.Conv2d(3, 3, 1), nn.BatchNorm2d(3)
+            nn.init.uniform_(self.norm.running_var, 2, 3)
+
+        def forward(self, x):
+            return self.conv(self.norm(x)).mean(dim=(2, 3))
+
+    network = Backwards().eval()
+    x = torch.rand(2, 3, 8, 8)
+    with torch.no_grad():
+        assert torch.allclose(fast(network, 8)(x), network(x), atol=1e-5)
+
+
+def test_a_judge_without_weights_says_so(monkeypatch, tmp_path):
+    def offline(*_, **__):
+        raise OSError("no connection")
+
+    monkeypatch.delenv("LESION_WEIGHTS_DIR", raising=False)
+    monkeypatch.setattr(published, "load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    with pytest.raises(DataError, match="no FID and no IS"):
+        judge("inception")
+    with pytest.raises(DataError, match=r"no resnet18-imagenet\.pth"):
+        judge("resnet18")
+    found, missing = judges_at_hand(tmp_path / "checkpoint.pt")
+    assert found == [] and len(missing) == 3 and "Inception" in missing[0] and "mobilenet_v2" in missing[1]
+
+
+def test_our_classifier_judges(phantom_store, tmp_path):
+    settings = ClassifierSettings(64, tuple(phantom_store.classes))
+    train_classifier(phantom_store, settings, tmp_path, Run(2, 4))
+    found = judge(str(tmp_path / "checkpoint.pt"))
+    assert found.name == "classifier" and found(phantom_store.images[:3].copy()).shape == (3, 256)
+
+
+def test_keys_of_judges_follow_their_weights():
+    assert Judge("a", Pooled()).key == Judge("b", Pooled()).key != Judge("a", Pooled(1.5)).key

@@ -1,0 +1,60 @@
+import numpy as np
+import pytest
+
+from helpers.metrics.stats import interval, paired, percentiles, verdict, weights
+
+
+def test_interval_of_a_mean_is_that_of_the_normal_distribution():
+    values = np.random.default_rng(0).normal(3, 2, 400)
+    low, high = interval(values)
+    half = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half, abs=0.03)
+    assert high == pytest.approx(values.mean() + half, abs=0.03)
+    assert interval(values) == (low, high), "the same seed, the same interval"
+
+
+def test_interval_covers_the_truth_about_as_often_as_it_says():
+    rng = np.random.default_rng(1)
+    hits = 0
+    for _ in range(200):
+        low, high = interval(rng.normal(size=50), rounds=400)
+        hits += low <= 0 <= high
+    assert 180 <= hits <= 199
+
+
+def test_photographs_of_one_lesion_do_not_count_as_independent():
+    rng = np.random.default_rng(2)
+    lesions = np.repeat(np.arange(40), 5)
+    values = rng.normal(size=40)[lesions]
+    alone, grouped = (np.ptp(interval(values, groups)) for groups in (None, lesions))
+    assert grouped == pytest.approx(alone * 5**0.5, rel=0.15)
+
+
+def test_weights_draw_as_many_as_there_are_and_groups_whole():
+    drawn = weights(6, 50, np.random.default_rng(0), ["a", "a", "b", "b", "b", "c"])
+    assert drawn.shape == (50, 6) and (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 2] == drawn[:, 4]).all()
+    assert (weights(6, 50, np.random.default_rng(0)).sum(axis=1) == 6).all()
+
+
+def test_pairs_see_a_difference_that_separate_samples_would_not():
+    rng = np.random.default_rng(3)
+    hard = rng.normal(0, 5, 100)
+    difference, low, high = paired(hard + 0.3 + rng.normal(0, 0.2, 100), hard)
+    assert difference == pytest.approx(0.3, abs=0.1) and low > 0 and high - low < 0.2
+    with pytest.raises(ValueError, match="3 and 2 values are not pairs"):
+        paired([1, 2, 3], [1, 2])
+
+
+def test_verdict_follows_the_interval_alone():
+    assert verdict(0.01, 0.2) == "helps" and verdict(-0.2, -0.01) == "hurts"
+    assert verdict(-0.01, 0.2) == verdict(0, 0.1) == "no difference seen"
+    assert verdict(0.1, 0.2, ("worse", "same", "better")) == "better"
+
+
+def test_too_few_values_are_refused():
+    with pytest.raises(ValueError, match="1 values: an interval needs two"):
+        interval([0.5])
+
+
+def test_percentiles():
+    assert percentiles(np.arange(101), 0.9) == pytest.approx((5, 95))
