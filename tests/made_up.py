@@ -4,6 +4,9 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pytest
+import torch
+from torch_fidelity import feature_extractor_inceptionv3 as published
 
 HAM = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -92,3 +95,12 @@ def folders(root: Path) -> Path:
                 seed = first + 100 * number + i
                 paint(root / split / name / f"ISIC_{seed:07d}.jpg", seed)
     return root
+
+
+def random_inception() -> torch.nn.Module:
+    """torch-fidelity's Inception with weights that nobody trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
+        patch.setattr(published.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
+        torch.manual_seed(0)
+        return published.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])

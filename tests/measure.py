@@ -1,9 +1,9 @@
-"""How far are drawn images from real ones? `python tests/measure.py CHECKPOINT --split val`, on the data set that
-LESION_DATASET names, judged by MobileNetV2 (weights from LESION_WEIGHTS_DIR) or by another network: `--features NAME`.
+"""How good are drawn images? `python tests/measure.py CHECKPOINT --split val`, on the data set that LESION_DATASET
+names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; the classifier of `train classifier`).
 
 Two protocols: `natural`, 1,000 pictures in their natural mix; `balanced`, 55 of every class, or all there are. Sketches
 and labels of the split's pictures are drawn and compared with the pictures; the floor compares as many pictures of the
-training split with them.
+training split with them. Then: are labels obeyed, and is anything copied from the training split?
 """
 
 import argparse
@@ -17,9 +17,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.config import get_config
 from helpers.data.layouts import open_dataset
 from helpers.data.store import Store, StoreSettings, prepare
-from helpers.metrics.features import features, judge, pictures_of
-from helpers.metrics.quality import compare
+from helpers.metrics.features import features, judges_at_hand, pictures_of
+from helpers.metrics.fidelity import looks_like
+from helpers.metrics.memorisation import memorisation, thumbnails
+from helpers.metrics.quality import quality
+from helpers.metrics.stats import interval
 from helpers.models.cgan import draw, load_cgan
+from helpers.models.classifier import classify, load_classifier
 
 
 def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = None) -> np.ndarray:
@@ -34,28 +38,37 @@ def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = No
 
 
 def main() -> None:
-    args = argparse.ArgumentParser(description=__doc__)
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("checkpoint", type=Path)
     args.add_argument("--split", choices=("val", "test"), default="val")
-    args.add_argument("--features", default="mobilenet_v2", metavar="NAME")
     args = args.parse_args()
-    network, (generator, trained), cfg = judge(args.features), load_cgan(args.checkpoint), get_config("cgan")
+    cfg, (generator, trained) = get_config("cgan"), load_cgan(args.checkpoint)
+    classifier = cfg.outputs / "classifier" / "checkpoint.pt"
+    judges, missing = judges_at_hand(classifier)
     settings = StoreSettings(trained.size, trained.style, "square", cfg.seed)
     store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
+    print(*missing, store, sep="\n")
     for protocol in ("natural", "balanced"):
         rows = choose(store, args.split, protocol)
         batch = store.batch(rows, ("images", "sketches", "labels"))
+        kinds = [store.classes[k] for k in batch["labels"]]
         drawn = draw(generator, batch["sketches"], batch["labels"], seed=0)
         others = store.batch(choose(store, "train", protocol, rows), ("images",))["images"]
-        sets = (drawn, others, batch["images"])
-        drawn, others, real = (features(pictures_of(s), network, trained.size) for s in sets)
-        for name, found in (("drawn", compare(drawn, real)), ("floor", compare(others, real))):
-            print(f"{protocol}, {args.split}, {name}: N {found['n']} and {found['n_real']},", end=" ")
-            print(
-                f"KID-{network.name} {found['kid']:.4f} ({found['kid_low']:.4f} to {found['kid_high']:.4f}),", end=" "
-            )
-            print(f"FD-{network.name} {found['fd']:.1f},", end=" ")
-            print(f"precision {found['precision']:.2f}, recall {found['recall']:.2f}", flush=True)
+        real, synthetic = pictures_of(batch["images"], kinds, args.split), pictures_of(drawn, kinds, "drawn")
+        print(f"\n{protocol} mix")
+        print(quality(real, synthetic, judges, pictures_of(others, name="train"), cfg.features), flush=True)
+        if classifier.is_file():
+            network, _ = load_classifier(classifier)
+            for name, images in (("real", batch["images"]), ("drawn", drawn)):
+                right = looks_like(classify(network, images), batch["labels"])
+                low, high = interval(right)
+                print(f"label named right, {name}: {right.mean():.3f} ({low:.3f} to {high:.3f}), N {len(right)}")
+        if protocol == "natural":
+            train = store.batch(store.rows("train"), ("images",))["images"]
+            for judge in judges:
+                sets = (features(pictures_of(s), judge, trained.size, cfg.features) for s in (drawn, train, real.items))
+                print(f"copies, {judge.name}: {memorisation(*(s.values for s in sets))}", flush=True)
+            print(f"copies, pixels: {memorisation(*(thumbnails(s) for s in (drawn, train, real.items)))}", flush=True)
 
 
 if __name__ == "__main__":

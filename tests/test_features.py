@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from made_up import random_inception
 from PIL import Image
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as published
@@ -107,20 +108,11 @@ def test_folders_without_pictures_are_refused(tmp_path):
         pictures_of(np.zeros((3, 8, 8, 3)))
 
 
-@pytest.fixture(scope="module")
-def random_inception():
-    """torch-fidelity's network with weights that nobody trained."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
-        patch.setattr(published.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
-        torch.manual_seed(0)
-        return published.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
-
-
-def test_inception_is_that_of_torch_fidelity(random_inception):
+def test_inception_is_that_of_torch_fidelity():
+    theirs = random_inception()
     pictures = torch.randint(0, 256, (2, 3, 80, 80), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    wanted = torch.cat(random_inception(pictures), dim=1)
-    ours = fast(Inception(random_inception), 299)
+    wanted = torch.cat(theirs(pictures), dim=1)
+    ours = fast(Inception(theirs), 299)
     found = Judge("inception", ours, 1008)(pictures.permute(0, 2, 3, 1).numpy())
     assert found.shape == (2, 3056)
     assert np.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))

@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.data.layouts import read
-from helpers.views.plots import class_counts, curves, grid, overlay, save
+from helpers.views.plots import class_counts, curves, distributions, grid, intervals, lines, overlay, save
 
 
 def test_grid_takes_colour_masks_sketches_and_gaps(tmp_path):
@@ -56,4 +56,29 @@ def test_curves_of_a_history():
     lines = [line for axis in figure.axes for line in axis.lines]
     assert [line.get_label() for line in lines] == ["d", "on real", "on drawn"]
     assert lines[0].get_xydata().tolist() == [[10, 2.0], [20, 1.5], [30, 1.0]]
+    plt.close(figure)
+
+
+def test_intervals_stand_at_their_values():
+    figure = intervals({"a": {"floor": (0.0, -0.1, 0.1), "drawn": (0.4, 0.3, 0.6)}, "b": {"floor": (1, 0, 2)}}, "KID")
+    first = figure.axes[0]
+    places = [list(line.get_xdata()) for line in first.lines]
+    assert [-0.1, 0.1] in places and [0.4] in places
+    assert [t.get_text() for t in first.get_yticklabels()] == ["floor", "drawn"] and len(figure.axes) == 2
+    plt.close(figure)
+
+
+def test_lines_share_their_x():
+    figure = lines([10, 20, 40], {"KID": [0.1, 0.0, -0.1], "FD": [9, 5, 3]}, "images")
+    assert [axis.get_title() for axis in figure.axes] == ["KID", "FD"]
+    assert figure.axes[1].lines[0].get_ydata().tolist() == [9, 5, 3]
+    assert [t.get_text() for t in figure.axes[0].get_xticklabels()] == ["10", "20", "40"]
+    plt.close(figure)
+
+
+def test_distributions_are_shares():
+    figure = distributions({"pixels": {"drawn": np.arange(10.0), "real": np.arange(40.0)}}, "distance")
+    heights = [sum(bar.get_height() for bar in bars) for bars in figure.axes[0].containers]
+    assert np.allclose(heights, 1)
+    assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["drawn, N 10", "real, N 40"]
     plt.close(figure)

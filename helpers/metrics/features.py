@@ -11,8 +11,10 @@ import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -230,9 +232,10 @@ def inception() -> Inception:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)
     try:
-        published = FeatureExtractorInceptionV3(
-            INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
-        )
+        with redirect_stderr(StringIO()):  # it says where on this machine it puts the file
+            published = FeatureExtractorInceptionV3(
+                INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
+            )
     except (OSError, RuntimeError) as error:
         raise DataError(f"Inception's weights cannot be had ({error}), so there is no FID and no IS") from error
     finally:

@@ -80,11 +80,15 @@ def mean_and_covariance(values: np.ndarray, block: int = 4096) -> tuple[np.ndarr
     return mean, total / (len(values) - 1)
 
 
-def precision_recall(synthetic: np.ndarray, real: np.ndarray, neighbours: int = 3) -> tuple[float, float]:
+def precision_recall(
+    synthetic: np.ndarray, real: np.ndarray, neighbours: int = 3, most: int = 10_000
+) -> tuple[float, float]:
     """Share of synthetic images among the real ones, share of real images among the synthetic (Kynkäänniemi et al.
-    2019). They fall with N, so compare them with those of a floor of the same N."""
-    found = prc_features_to_metric(*_tensors(synthetic, real), prc_neighborhood=neighbours, prc_batch_size=1000,
-                                   save_cpu_ram=True, verbose=False)  # fmt: skip
+    2019), of at most `most` random ones each. They change with N: compare them with those of a floor of the same N."""
+    rng = np.random.default_rng(0)
+    sets = [f if len(f) <= most else f[rng.permutation(len(f))[:most]] for f in (synthetic, real)]
+    how = {"prc_neighborhood": neighbours, "prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
+    found = prc_features_to_metric(*_tensors(*sets), **how)
     return found["precision"], found["recall"]
 
 

@@ -3,7 +3,9 @@
 import pickle
 import socket
 from collections.abc import Callable
+from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass
+from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -37,11 +39,13 @@ class ClassifierSettings:
 
 
 def small(width: int = 32) -> nn.Sequential:
-    """Our own: four times convolution, normalisation and halving, then the mean over the picture: `8 x width`."""
-    layers = []
+    """Our own: four times convolution, normalisation and halving, then the mean over the picture: `8 x width`. It
+    looks at every second pixel, for at full resolution the first layer would cost as much as all the others."""
+    layers, stride = [], 2
     for inside, outside in pairwise([3, width, 2 * width, 4 * width, 8 * width]):
-        layers += [nn.Conv2d(inside, outside, 3, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
+        layers += [nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
         layers += [nn.MaxPool2d(2)]
+        stride = 1
     return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 1))
 
 
@@ -98,7 +102,8 @@ def imagenet_weights(name: str) -> dict[str, Tensor] | None:
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(20)  # torchvision sets none, and some networks swallow what they do not let through
     try:
-        return released.DEFAULT.get_state_dict(progress=False, check_hash=True)
+        with redirect_stderr(StringIO()):  # it says where on this machine it puts the file
+            return released.DEFAULT.get_state_dict(progress=False, check_hash=True)
     except (OSError, RuntimeError):  # no connection, or a file that is not what it should be
         return None
     finally:

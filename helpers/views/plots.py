@@ -83,6 +83,47 @@ def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> 
     return figure
 
 
+def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figure:
+    """One chart per name, in it one line per entry: a value with the ends of its interval."""
+    figure, axes = plt.subplots(1, len(charts), figsize=(4 * len(charts), 2.2), squeeze=False, layout="constrained")
+    for axis, (name, entries) in zip(axes[0], charts.items(), strict=True):
+        for place, (value, low, high) in enumerate(entries.values()):
+            axis.plot([low, high], [place, place], color=PALETTE[1], linewidth=3, alpha=0.4)
+            axis.plot(value, place, "o", color=PALETTE[1])
+        axis.axvline(0, color="0.6", linewidth=0.8)
+        axis.set_yticks(range(len(entries)), entries)
+        axis.set(title=name, xlabel=unit, ylim=(len(entries) - 0.5, -0.5))
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def lines(x: Sequence[float], charts: dict[str, Sequence[float]], label: str) -> Figure:
+    """One chart per name over the same x, which doubles from tick to tick."""
+    figure, axes = plt.subplots(1, len(charts), figsize=(3.5 * len(charts), 2.2), squeeze=False, layout="constrained")
+    for axis, (name, y) in zip(axes[0], charts.items(), strict=True):
+        axis.plot(x, y, "o-", color=PALETTE[1])
+        axis.axhline(0, color="0.6", linewidth=0.8)
+        axis.set_xscale("log", base=2)
+        axis.set_xticks(x, x)
+        axis.set(title=name, xlabel=label)
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def distributions(charts: dict[str, dict[str, np.ndarray]], label: str) -> Figure:
+    """One chart per name: how the values of each group are spread, as shares of the group."""
+    figure, axes = plt.subplots(1, len(charts), figsize=(4 * len(charts), 2.2), squeeze=False, layout="constrained")
+    for axis, (name, groups) in zip(axes[0], charts.items(), strict=True):
+        edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), 24)
+        for colour, (group, values) in zip(PALETTE, groups.items(), strict=False):
+            shares = np.full(len(values), 1 / len(values))
+            axis.hist(values, edges, weights=shares, color=colour, alpha=0.5, label=f"{group}, N {len(values)}")
+        axis.set(title=name, xlabel=label)
+        axis.spines[["top", "right"]].set_visible(False)
+        axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
     """`image (H, W, 3) uint8` with the border of `mask (H, W)` in {0, 1} drawn on it."""
     padded = np.pad(mask, 1)
