@@ -41,6 +41,8 @@ def train_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.training import Run
 
     dataset, size, out = open_dataset(cfg, args.classes), args.size or cfg.size, args.out or cfg.outputs / args.method
+    if args.method == "classifier" and not dataset.has_outlines:
+        args.style = "structure"  # it looks at no sketches, and these can be made of any set
     store = prepare(dataset, cfg.stores, StoreSettings(size, args.style, "square", cfg.seed), workers=cfg.workers)
     run = Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
     if args.method == "classifier":
@@ -122,13 +124,13 @@ def quality_command(args: argparse.Namespace, cfg) -> int:
 
     real, synthetic = pictures_in(args.real), pictures_in(args.synthetic)
     floor = args.floor and pictures_in(args.floor)
-    judges, missing = (
-        ([judge(args.features)], []) if args.features else judges_at_hand(cfg.outputs / "classifier" / "checkpoint.pt")
-    )
+    checkpoint = cfg.outputs / "classifier" / "checkpoint.pt"
+    judges, missing = ([judge(args.features)], []) if args.features else judges_at_hand(checkpoint)
     if not judges:
         raise DataError("nobody to judge: " + "; ".join(missing))
     found = quality(real, synthetic, judges, floor, cfg.features)
-    found.notes += missing
+    used = [f"the classifier is {shown(args.features or checkpoint)}" for j in judges if j.name == "classifier"]
+    found.notes += used + missing
     print(json.dumps(found.summary()) if args.json else found)
     return 0
 
@@ -194,6 +196,7 @@ def parser() -> argparse.ArgumentParser:
         "--features", metavar="NAME", help="inception, a network of torchvision, or a classifier's checkpoint.pt; "
         "default: inception, mobilenet_v2 and the classifier of notebook 5, as far as they can be had"
     )  # fmt: skip
+    rate.add_argument("--dataset", choices=DATASETS, help="whose classifier: default: LESION_DATASET, else the sample")
     rate.add_argument("--json", action="store_true")
     rate.set_defaults(run=quality_command, part="quality")
     return door

@@ -253,7 +253,7 @@ def compare_many(count: int = 50_000, width: int = 2048) -> None:
     sets = []
     for seed in (0, 1):
         values = np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
-        sets.append(Features(str(seed), values, np.empty((count, 0)), [], np.arange(count)))
+        sets.append(Features(str(seed), values, np.empty((count, 0)), [], np.arange(count), np.arange(count)))
     compare(*sets)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 

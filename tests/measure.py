@@ -3,7 +3,8 @@ names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; 
 
 Two protocols: `natural`, 1,000 pictures in their natural mix; `balanced`, 55 of every class, or all there are. Sketches
 and labels of the split's pictures are drawn and compared with the pictures; the floor compares as many pictures of the
-training split with them. Then: are labels obeyed, and is anything copied from the training split?
+training split with them, or of the split that is not measured where our classifier judges, which was taught by the
+training split. Then: are labels obeyed, and is anything copied from the training split?
 """
 
 import argparse
@@ -53,12 +54,18 @@ def main() -> None:
         batch = store.batch(rows, ("images", "sketches", "labels"))
         kinds = [store.classes[k] for k in batch["labels"]]
         drawn = draw(generator, batch["sketches"], batch["labels"], seed=0)
-        others = store.batch(choose(store, "train", protocol, rows), ("images",))["images"]
         real, synthetic = pictures_of(batch["images"], kinds, args.split), pictures_of(drawn, kinds, "drawn")
         print(f"\n{protocol} mix")
-        print(quality(real, synthetic, judges, pictures_of(others, name="train"), cfg.features), flush=True)
+        for judge in judges:
+            source = "train" if judge.name != "classifier" else {"val": "test", "test": "val"}[args.split]
+            chosen = choose(store, source, protocol, rows)
+            others = store.batch(chosen, ("images", "labels"))
+            floor = pictures_of(others["images"], [store.classes[k] for k in others["labels"]], source)
+            print(quality(real, synthetic, [judge], floor, cfg.features), flush=True)
         if classifier.is_file():
-            network, _ = load_classifier(classifier)
+            network, taught = load_classifier(classifier)
+            if taught.classes != trained.classes:
+                raise SystemExit(f"the classifier knows {taught.classes}, the generator {trained.classes}")
             for name, images in (("real", batch["images"]), ("drawn", drawn)):
                 right = looks_like(classify(network, images), batch["labels"])
                 low, high = interval(right)

@@ -80,6 +80,18 @@ def test_it_learns_to_tell_phantoms_apart(phantom_store, tmp_path):
     assert np.mean([right[phantom_store.labels[rows] == k].mean() for k in range(7)]) > 2 / 7
 
 
+def test_images_of_another_size_are_refused():
+    classifier = Classifier(ClassifierSettings(64, CLASSES))
+    with pytest.raises(ValueError, match=r"\(32, 32\) pixels, the classifier was trained on 64"):
+        classify(classifier, np.zeros((2, 32, 32, 3), np.uint8))
+
+
+def test_old_names_of_densenets_are_understood():
+    weights = module.torchvision_network("densenet121").state_dict()
+    old = {name.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): tensor for name, tensor in weights.items()}
+    assert list(old) != list(weights) and list(module.renamed(old)) == list(weights)
+
+
 def test_settings_of_another_store_and_other_files_are_refused(phantom_store, tmp_path):
     with pytest.raises(ValueError, match="the store has 64 px"):
         train_classifier(phantom_store, ClassifierSettings(128, CLASSES), tmp_path, Run(1))

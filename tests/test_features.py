@@ -20,7 +20,7 @@ from helpers.metrics.features import (
     pictures_of,
     tensorflow_resizing,
 )
-from helpers.models.classifier import Backbone, ClassifierSettings, train_classifier
+from helpers.models.classifier import Backbone, ClassifierSettings, torchvision_network, train_classifier
 from helpers.models.training import Run
 
 
@@ -106,6 +106,22 @@ def test_folders_without_pictures_are_refused(tmp_path):
         pictures_in(tmp_path)
     with pytest.raises(ValueError, match="float64"):
         pictures_of(np.zeros((3, 8, 8, 3)))
+    with pytest.raises(ValueError, match="3 pictures, 2 class names"):
+        pictures_of(np.zeros((3, 8, 8, 3), np.uint8), ["NV", "NV"])
+
+
+def test_a_picture_beside_class_folders_is_asked_about(folder):
+    Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "grid.png")
+    with pytest.raises(DataError, match=r"holds pictures, grid\.png the first, and folders of pictures"):
+        pictures_in(folder)
+
+
+def test_blurred_pictures_keep_their_colour_and_lose_their_detail(folder):
+    pictures = pictures_in(folder)
+    soft = pictures.blurred(np.array([3, 5]), blur=1 / 8)
+    assert len(soft) == 2 and soft.key != pictures.blurred(np.array([3, 5])).key
+    sharp, blurred = pictures.square(3, 32).astype(float), soft.square(0, 32).astype(float)
+    assert blurred.mean() == pytest.approx(sharp.mean(), abs=1.5) and blurred.std() < sharp.std() / 4
 
 
 def test_inception_is_that_of_torch_fidelity():
@@ -171,6 +187,23 @@ def test_a_judge_without_weights_says_so(monkeypatch, tmp_path):
         judge("resnet18")
     found, missing = judges_at_hand(tmp_path / "checkpoint.pt")
     assert found == [] and len(missing) == 3 and "Inception" in missing[0] and "mobilenet_v2" in missing[1]
+
+
+def test_weights_from_a_file(tmp_path, monkeypatch):
+    torch.manual_seed(0)
+    weights = torchvision_network("resnet18").state_dict()
+    torch.save(weights, tmp_path / "mine.pth")
+    assert judge(f"resnet18={tmp_path / 'mine.pth'}").name == "resnet18"
+    with pytest.raises(DataError, match="not those of mobilenet_v2"):
+        judge(f"mobilenet_v2={tmp_path / 'mine.pth'}")
+    with pytest.raises(DataError, match="another file than the official one"):
+        judge(f"inception={tmp_path / 'mine.pth'}")
+    monkeypatch.setenv("LESION_WEIGHTS_DIR", str(tmp_path))
+    (tmp_path / "mobilenet_v2-imagenet.pth").write_text("<html>not found</html>")
+    with pytest.raises(DataError, match=r"mobilenet_v2-imagenet\.pth is missing or holds no weights"):
+        judge("mobilenet_v2")
+    with pytest.raises(DataError, match="is missing or holds no weights"):
+        judge(f"resnet18={tmp_path / 'nowhere.pth'}")
 
 
 def test_our_classifier_judges(phantom_store, tmp_path):

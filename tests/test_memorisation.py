@@ -37,6 +37,14 @@ def test_every_planted_copy_of_a_picture_is_found(phantom_store):
     assert (found.nearest == rows).all() and found.copies == 1
 
 
+def test_held_out_images_that_are_training_images_do_not_hide_copies(sets):
+    _, train, held_out = sets
+    held_out[:5] = train[:5]
+    found = memorisation(train[100:200], train, held_out)
+    assert found.copies == 1 and "5 of the held-out images ARE training images" in str(found)
+    assert "ARE" not in str(memorisation(train[100:200], train, sets[0]))
+
+
 def test_thumbnails_measure_grey_values():
     black, grey = (np.full((1, 128, 128, 3), value, np.uint8) for value in (0, 51))
     assert np.linalg.norm(thumbnails(grey) - thumbnails(black)) == pytest.approx(0.2)

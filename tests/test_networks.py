@@ -97,3 +97,22 @@ def test_a_fresh_generator_has_no_screen_pattern():
     image = small().generator()(torch.zeros(1, 1, 64, 64), torch.tensor([0]), torch.zeros(1, 16))
     blocks = image.unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
     assert blocks.std(dim=-1).max() < 1e-6, "the four pixels of a block begin alike"
+
+
+def test_noise_gets_the_mean_and_spread_of_photographs_once_trained():
+    torch.manual_seed(0)
+    generator = small().generator()
+    centre, spread = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
+    for _ in range(400):
+        generator.remember(centre + spread * torch.randn(16, 16))
+    assert torch.allclose(generator.centre, centre, atol=0.25) and torch.allclose(generator.spread, spread, rtol=0.15)
+    sketch, label, noise = torch.zeros(1, 1, 64, 64), torch.tensor([0]), torch.randn(1, 16)
+
+    def picture(noise: torch.Tensor) -> torch.Tensor:
+        torch.manual_seed(5)  # the same grain
+        return generator(sketch, label, noise)
+
+    drawn = generator.eval() and picture(noise)
+    generator.train()
+    assert torch.equal(drawn, picture(generator.centre + generator.spread * noise).clamp(-1, 1))
+    assert not torch.equal(drawn, picture(noise))

@@ -7,7 +7,7 @@ import torch
 from test_features import Pooled
 
 from helpers.data.files import DataError
-from helpers.metrics.features import Judge, Resized, fast, features, pictures_of
+from helpers.metrics.features import Features, Judge, Resized, fast, features, pictures_of
 from helpers.metrics.quality import (
     compare,
     frechet,
@@ -102,15 +102,19 @@ def test_inception_score_of_sure_and_even_guesses_is_the_number_of_classes():
     assert inception_score(np.zeros((1000, 5), np.float32)) == pytest.approx(1)
 
 
-def test_inception_alone_has_columns_fid_and_is(phantom_store):
+def test_inception_alone_has_columns_fid_and_is(phantom_store, monkeypatch):
+    monkeypatch.setattr("helpers.metrics.quality.FEWEST_FOR_SCORE", 40)
+
     class WithLogits(Pooled):
         def forward(self, x):
             found = super().forward(x)
             return torch.cat([found, found[:, :5]], dim=1)
 
     sets = pictures_of(phantom_store.images[:40]), pictures_of(phantom_store.images[40:80])
-    row = quality(*sets, [Judge("inception", WithLogits(), 5)]).row()
-    assert {"fid", "is", "kid"} <= set(row) and "fd" not in row
+    found = quality(*sets, [Judge("inception", WithLogits(), 5)])
+    assert {"fid", "is", "kid"} <= set(found.row()) and "fd" not in found.table
+    assert found.summary()["fd"] == found.summary()["fid"] and found.summary()["floor_fd"] > 0
+    assert "is" not in found.row("floor"), "20 images are too few for it"
     row = quality(*sets, [Judge("pooled", Pooled())]).row()
     assert "fd" in row and not {"fid", "is"} & set(row)
 
@@ -123,9 +127,11 @@ def test_the_table_has_classes_floor_and_ceilings(phantom_store, tmp_path):
     found = quality(real, synthetic, [Judge("pooled", network)], cache=tmp_path)
     table, half = found.table, len(phantom_store) // 2
     assert found.row()["n"] == len(synthetic) and found.row()["n_real"] == len(real)
-    assert found.row("floor")["n"] == half // 2 and found.row("floor")["n_real"] == half // 2
+    assert found.row("floor")["n"] == half // 2 and found.row("floor")["n_real"] == len(real) - half // 2
+    assert found.row("floor", "NV")["n"] + found.row("floor", "NV")["n_real"] == kinds[::2].count("NV")
     assert found.row("synthetic", "NV")["n"] == kinds[1::2].count("NV")
-    assert found.row("other classes", "NV") and found.row("blurred real")["n"] == len(real)
+    assert found.row("other classes", "NV") and found.row("blurred real")["n"] == half // 2
+    assert any(f"the floor has {half // 2} images for {len(synthetic)}" in note for note in found.notes)
     assert not table[["kid", "fd", "precision", "recall", "n", "n_real"]].isna().any().any()
     counts = {kind: (kinds[::2].count(kind), kinds[1::2].count(kind)) for kind in set(kinds)}
     few = [kind for kind, both in counts.items() if 0 < min(both) < 10]
@@ -152,6 +158,30 @@ def test_summary_is_flat_json(phantom_store):
     assert summary["floor_n"] == len(synthetic) and summary["extractor"] == "pooled"
     halves = quality(pictures_of(real.items[:15]), synthetic, [Judge("pooled", Pooled())])
     assert halves.summary()["floor_kid"] is None and any("floor, all: 7 images are too few" in n for n in halves.notes)
+
+
+def test_the_floor_has_as_many_images_as_are_judged(phantom_store):
+    real, synthetic = pictures_of(phantom_store.images[:80]), pictures_of(phantom_store.images[80:95])
+    found = quality(real, synthetic, [Judge("pooled", Pooled())])
+    assert found.row("floor")["n"] == 15 and found.row("floor")["n_real"] == 65 and not found.notes
+    assert found.row("blurred real")["n"] == 15
+
+
+def test_identical_sets_have_no_distance():
+    values = normal(300)
+    assert kid(values, values) < 0 < 0.05 + kid(values, values)
+    assert precision_recall(values, values) == (1, 1)
+
+
+def test_numbers_of_another_version_are_not_taken(tmp_path, monkeypatch):
+    one, other = (Features(name, normal(20, seed=k), np.empty((20, 0)), [], np.arange(20), np.arange(20))
+                  for k, name in enumerate("ab"))  # fmt: skip
+    first = compare(one, other, tmp_path)
+    (kept,) = tmp_path.iterdir()
+    kept.write_text(kept.read_text().replace(str(first["kid"]), "7"))
+    assert compare(one, other, tmp_path)["kid"] == 7
+    monkeypatch.setattr("helpers.metrics.quality.VERSION", 2)
+    assert compare(one, other, tmp_path) == first
 
 
 def test_sets_that_overlap_are_told(phantom_store):

@@ -1,13 +1,13 @@
 """Features of pictures by a network that judges: read in blocks, computed once, kept by content.
 
 A judge played no part in the training of what it judges. `inception` is the one that FID is defined by; where its
-weights cannot be had, any other says its name beside every number.
+weights cannot be had, any other says its name beside every number. Judges compute in float32: what bf16 would change in
+a distance has not been measured on a processor that has it.
 """
 
 import copy
 import hashlib
 import os
-import socket
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -30,12 +30,13 @@ from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, find_weights, shown
 from helpers.data.files import DataError, central_square, list_images, read_image
-from helpers.models.classifier import Backbone, load_classifier
-from helpers.models.training import precision
+from helpers.models.classifier import Backbone, load_classifier, patience
+from helpers.models.training import best_device
 
 BLOCK = 16  # pictures at a time: more do not fit the cache of a processor
 MOST_DAMAGED = 0.2  # share of the files
 INCEPTION = "inception"
+OFFICIAL = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name; its end is the file's digest
 
 # ---------------------------------------------------------------------------------------------------------- pictures
 
@@ -43,30 +44,56 @@ INCEPTION = "inception"
 @dataclass
 class Pictures:
     """A set to be judged: files, or `uint8 (N, H, W, 3)` in memory. `kinds` holds the class name of each, or nothing;
-    `side` is that of the smallest central square among them, `problems` what was left out or is odd."""
+    `side` is that of the smallest central square among them, `odd` what is to be told of them, `damaged` the files left
+    out so far. `blur` softens, as a share of the side."""
 
     name: str
     items: list[Path] | np.ndarray
     kinds: list[str]
     side: int
-    problems: list[str] = field(default_factory=list)
+    odd: list[str] = field(default_factory=list)
+    damaged: set[Path] = field(default_factory=set)
+    blur: float = 0.0
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @property
+    def problems(self) -> list[str]:
+        """One sentence each."""
+        names = ", ".join(sorted(path.name for path in self.damaged)[:5])
+        told = f"{self.name}: {len(self.damaged)} pictures are damaged and left out ({names})"
+        return [told, *self.odd] if self.damaged else self.odd
+
+    def leave_out(self, damaged: list[Path]) -> None:
+        """Note damaged files. Raises `DataError` when they are more than a fifth."""
+        self.damaged.update(damaged)
+        if damaged and len(self.damaged) > MOST_DAMAGED * (whole := len(self.damaged.union(self.items))):
+            raise DataError(
+                f"{len(self.damaged)} of {whole} pictures of {self.name} are damaged, {damaged[0].name} one"
+            )
 
     def square(self, index: int, side: int) -> np.ndarray:
         """One picture's central square as `(side, side, 3)`. Raises `DataError` for a damaged file."""
         item = self.items[index]
         picture = central_square(item if isinstance(item, np.ndarray) else read_image(item))
         how = cv2.INTER_AREA if len(picture) >= side else cv2.INTER_CUBIC
-        return picture if len(picture) == side else cv2.resize(picture, (side, side), interpolation=how)
+        picture = picture if len(picture) == side else cv2.resize(picture, (side, side), interpolation=how)
+        return cv2.GaussianBlur(picture, (0, 0), self.blur * side) if self.blur else picture
+
+    def blurred(self, rows: np.ndarray, blur: float = 1 / 64) -> "Pictures":
+        """These rows, softened."""
+        files = not isinstance(self.items, np.ndarray)
+        items = [self.items[k] for k in rows] if files else self.items[rows]
+        return Pictures(f"{self.name}, blurred", items, [], self.side, blur=blur)
 
     @cached_property
     def key(self) -> str:
         """Changes with any pixel of an array, any byte of a file; not with the names of files."""
-        digest = hashlib.blake2b(digest_size=12)
+        digest = hashlib.blake2b(str(self.blur).encode(), digest_size=12)
         if isinstance(self.items, np.ndarray):
-            digest.update(f"{self.items.shape}".encode() + np.ascontiguousarray(self.items).data)
+            digest.update(str(self.items.shape).encode())
+            digest.update(np.ascontiguousarray(self.items).data)
         else:
             for path in self.items:
                 digest.update(hashlib.blake2b(path.read_bytes(), digest_size=12).digest())
@@ -76,39 +103,40 @@ class Pictures:
 def pictures_in(folder: str | Path) -> Pictures:
     """Pictures directly in `folder`, or in its subfolders, whose names are then their classes.
 
-    Raises `DataError` for a folder that is not there, holds no picture, or more than a fifth damaged ones.
+    Raises `DataError` for a folder that is not there, holds no picture, holds pictures beside folders of pictures, or
+    has more than a fifth damaged ones.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise DataError(f"there is no folder {shown(folder)}")
     inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    paths, kinds = list_images(folder), []
-    if not paths:
-        found = [(path, place.name) for place in inner for path in list_images(place)]
-        paths, kinds = [path for path, _ in found], [kind for _, kind in found]
+    paths, within = list_images(folder), [(path, place.name) for place in inner for path in list_images(place)]
+    if paths and within:
+        raise DataError(f"{shown(folder)} holds pictures, {paths[0].name} the first, and folders of pictures: which?")
+    paths, kinds = paths or [path for path, _ in within], [kind for _, kind in within]
     if not paths:
         raise DataError(f"{shown(folder)} holds no pictures, nor do folders in it")
     with ThreadPoolExecutor(cpu_count()) as pool:
         headers = list(pool.map(_header, paths))
     good = [k for k, header in enumerate(headers) if header is not None]
     pictures = Pictures(folder.name, [paths[k] for k in good], [kinds[k] for k in good] if kinds else [], 0)
-    _tell_damaged(pictures, [path for path, header in zip(paths, headers, strict=True) if header is None], len(paths))
+    pictures.leave_out([path for path, header in zip(paths, headers, strict=True) if header is None])
     sides = Counter(min(headers[k][0]) for k in good)
     pictures.side = min(sides)
     if len(sides) > 1:
-        biggest = max(sides)
-        pictures.problems.append(
-            f"{folder.name}: pictures of {pictures.side} to {biggest} pixels, all taken as smallest"
-        )
+        span = f"pictures of {pictures.side} to {max(sides)} pixels"
+        pictures.odd.append(f"{folder.name}: {span}, all brought to the smallest size")
     if grey := sum(headers[k][1] in ("1", "L", "LA", "I;16") for k in good):
-        pictures.problems.append(f"{folder.name}: {grey} of {len(good)} pictures are grey, taken as they are")
+        pictures.odd.append(f"{folder.name}: {grey} of {len(good)} pictures are grey, taken as they are")
     return pictures
 
 
 def pictures_of(images: np.ndarray, kinds: list[str] | None = None, name: str = "array") -> Pictures:
-    """Pictures in memory, `uint8 (N, H, W, 3)`. Raises `ValueError` for another shape or type."""
+    """Pictures in memory, `uint8 (N, H, W, 3)`, and their class names. Raises `ValueError` for other shapes, types."""
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
         raise ValueError(f"pictures are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
+    if kinds and len(kinds) != len(images):
+        raise ValueError(f"{len(images)} pictures, {len(kinds)} class names")
     return Pictures(name, images, list(kinds or []), min(images.shape[1:3]))
 
 
@@ -119,14 +147,6 @@ def _header(path: Path) -> tuple[tuple[int, int], str] | None:
             return picture.size, picture.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
-
-
-def _tell_damaged(pictures: Pictures, damaged: list[Path], of: int) -> None:
-    if len(damaged) > MOST_DAMAGED * of:
-        raise DataError(f"{len(damaged)} of {of} pictures of {pictures.name} are damaged, {damaged[0].name} the first")
-    if damaged:
-        names = ", ".join(path.name for path in damaged[:5])
-        pictures.problems.append(f"{pictures.name}: {len(damaged)} of {of} pictures are damaged, left out ({names})")
 
 
 # ------------------------------------------------------------------------------------------------------------ judges
@@ -142,8 +162,8 @@ class Judge:
 
     @cached_property
     def key(self) -> str:
-        """Changes with the weights and with the precision, never with the name alone."""
-        digest = hashlib.blake2b(precision().encode() + str(self.network).encode(), digest_size=12)
+        """Changes with weights and structure, never with the name alone."""
+        digest = hashlib.blake2b(str(self.network).encode(), digest_size=12)
         for name, tensor in self.network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
@@ -151,21 +171,21 @@ class Judge:
     @torch.inference_mode()
     def __call__(self, pictures: np.ndarray) -> np.ndarray:
         """`uint8 (B, S, S, 3)` -> `float32 (B, D)`"""
-        device = next(self.network.parameters()).device
-        x = torch.from_numpy(pictures).to(device).permute(0, 3, 1, 2).float()
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision() == "bf16"):
-            return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()
+        x = torch.from_numpy(pictures).to(next(self.network.parameters()).device).permute(0, 3, 1, 2).float()
+        return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()
 
 
 def judge(name: str) -> Judge:
     """A judge by name: `inception`, one of torchvision's networks with ImageNet weights, or the checkpoint of a
-    classifier of ours (then called `classifier`). Raises `DataError` when its weights are not to be had."""
-    if name == INCEPTION:
-        return Judge(name, fast(inception(), 299), 1008)
+    classifier of ours, `.../checkpoint.pt` (then called `classifier`). `name=FILE` takes the weights from a file.
+    Raises `DataError` when the weights are not to be had or not of that network."""
     if Path(name).suffix == ".pt":
         classifier, settings = load_classifier(name)
         return Judge("classifier", fast(Resized(classifier.backbone, settings.size), settings.size))
-    backbone = Backbone(name)
+    name, _, file = name.partition("=")
+    if name == INCEPTION:
+        return Judge(name, fast(inception(Path(file) if file else None), 299), 1008)
+    backbone = Backbone(name, file=Path(file) if file else None)
     if backbone.start != "ImageNet":
         where = f"no {name}-imagenet.pth where LESION_WEIGHTS_DIR says"
         raise DataError(f"the weights of {name} cannot be had: no connection, and {where}")
@@ -176,12 +196,14 @@ def judges_at_hand(checkpoint: Path) -> tuple[list[Judge], list[str]]:
     """Inception and MobileNetV2 where their weights can be had, and the classifier of `checkpoint` if that is there;
     and a sentence for each that is missing."""
     found, missing = [], []
-    for name in (INCEPTION, "mobilenet_v2", str(checkpoint)):
+    for name in (INCEPTION, "mobilenet_v2"):
         try:
             found.append(judge(name))
-        except (DataError, OSError) as error:
-            missing.append(str(error) if checkpoint.is_file() or name != str(checkpoint) else f"no {shown(checkpoint)}")
-    return found, missing
+        except DataError as error:
+            missing.append(str(error))
+    if checkpoint.is_file():
+        return [*found, judge(str(checkpoint))], missing
+    return found, [*missing, f"there is no {shown(checkpoint)}, so our classifier does not judge"]
 
 
 class Resized(nn.Module):
@@ -190,6 +212,9 @@ class Resized(nn.Module):
     def __init__(self, backbone: nn.Module, side: int):
         super().__init__()
         self.backbone, self.side = backbone, side
+
+    def extra_repr(self) -> str:
+        return f"side={self.side}"  # part of the judge's key
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.side:
@@ -226,26 +251,25 @@ def tensorflow_resizing(side: int, to: int) -> Tensor:
     return matrix
 
 
-def inception() -> Inception:
-    """With the official weights, from LESION_WEIGHTS_DIR or downloaded. Raises `DataError` when neither has them."""
-    path = find_weights("weights-inception-2015-12-05-6726825d.pth")
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)
+def inception(file: Path | None = None) -> Inception:
+    """With the official weights: from `file`, from LESION_WEIGHTS_DIR or downloaded. Raises `DataError` when none of
+    them has these very weights."""
+    path = file or find_weights(OFFICIAL)
     try:
-        with redirect_stderr(StringIO()):  # it says where on this machine it puts the file
+        if path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(OFFICIAL[-12:-4]):
+            raise OSError(f"{shown(path)} is another file than the official one")
+        with patience(), redirect_stderr(StringIO()):  # it says where on this machine it puts the file
             published = FeatureExtractorInceptionV3(
                 INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
             )
     except (OSError, RuntimeError) as error:
         raise DataError(f"Inception's weights cannot be had ({error}), so there is no FID and no IS") from error
-    finally:
-        socket.setdefaulttimeout(before)
     return Inception(published)
 
 
 def fast(network: nn.Module, side: int) -> nn.Module:
     """The same function of pictures, quicker: normalisation folded into the convolutions before it, channels last."""
-    network = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
+    network = network.eval().requires_grad_(False).to(best_device(), memory_format=torch.channels_last)
     folded = fold_normalisation(copy.deepcopy(network))
     sample = 255 * torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0))
     sample = sample.to(next(network.parameters()).device)
@@ -271,14 +295,15 @@ def fold_normalisation(module: nn.Module) -> nn.Module:
 
 @dataclass
 class Features:
-    """`values float32 (N, D)` and `logits (N, K)` of a set, `kinds` as in `Pictures`; `marks` are equal where pixels
-    are; `key` changes with pictures and judge."""
+    """`values float32 (N, D)` and `logits (N, K)` of a set, `rows` their place in it (damaged pictures have none),
+    `kinds` as in `Pictures`; `marks` are equal where pixels are; `key` changes with pictures and judge."""
 
     key: str
     values: np.ndarray
     logits: np.ndarray
     kinds: list[str]
     marks: np.ndarray
+    rows: np.ndarray
 
     def __len__(self) -> int:
         return len(self.values)
@@ -286,7 +311,8 @@ class Features:
     def take(self, rows: np.ndarray) -> "Features":
         chosen = hashlib.blake2b(np.asarray(rows, np.int64).tobytes(), digest_size=6).hexdigest()
         kinds = [self.kinds[k] for k in rows] if self.kinds else []
-        return Features(f"{self.key}-{chosen}", self.values[rows], self.logits[rows], kinds, self.marks[rows])
+        parts = (self.values[rows], self.logits[rows], kinds, self.marks[rows], self.rows[rows])
+        return Features(f"{self.key}-{chosen}", *parts)
 
     def of_kind(self, kind: str, without: bool = False) -> "Features":
         return self.take(np.flatnonzero((np.array(self.kinds) == kind) != without))
@@ -313,10 +339,10 @@ def _as_features(key: str, pictures: Pictures, judge: Judge, found: dict[str, np
     values, rows = found["values"], found["rows"]
     if len(rows) < len(pictures):
         damaged = sorted(set(range(len(pictures))) - set(rows.tolist()))
-        _tell_damaged(pictures, [pictures.items[k] for k in damaged], len(pictures))
+        pictures.leave_out([pictures.items[k] for k in damaged])
     split = values.shape[1] - judge.logits
     kinds = [pictures.kinds[k] for k in rows] if pictures.kinds else []
-    return Features(key, values[:, :split], values[:, split:], kinds, found["marks"])
+    return Features(key, values[:, :split], values[:, split:], kinds, found["marks"], rows)
 
 
 def _compute(pictures: Pictures, judge: Judge, side: int) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import cv2
 import numpy as np
+from scipy.spatial.distance import pdist
 
 
 def follows_sketch(drawn: np.ndarray, masks: np.ndarray, segment: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
@@ -24,11 +25,9 @@ def looks_like(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
 def spread(features: np.ndarray) -> float:
     """Mean distance of all pairs among features `(N, D)`: of drawings from one sketch under several noises, say, or of
     real images of a class. Raises `ValueError` for fewer than two."""
-    n = len(features)
-    if n < 2:
-        raise ValueError(f"{n} images have no distance from each other")
-    distances = np.sqrt(np.square(features[:, None] - features[None]).sum(axis=2, dtype=float))
-    return float(distances.sum() / (n * (n - 1)))
+    if len(features) < 2:
+        raise ValueError(f"{len(features)} images have no distance from each other")
+    return float(pdist(features).mean())
 
 
 def ssim(one: np.ndarray, other: np.ndarray) -> float:

@@ -17,7 +17,7 @@ THUMBNAIL = 32  # pixels of a side in which pixels are compared
 class Memorisation:
     """`distances (N,)` of synthetic images to their nearest training image, `nearest (N,)` its row; `held_out (M,)` the
     distances of real images that took no part. `limit` is their 1st percentile; `copies` is the share of synthetic
-    images below it (0.01 is what held-out images have by definition); `authenticity` is the share that is further
+    images not above it (0.01 is what held-out images have by definition); `authenticity` is the share that is further
     from its nearest training image than that image is from its own nearest (Alaa et al. 2022)."""
 
     distances: np.ndarray
@@ -33,10 +33,12 @@ class Memorisation:
         return np.argsort(self.distances, kind="stable")[:most]
 
     def __str__(self) -> str:
+        shared = int((self.held_out < 1e-3 * np.median(self.held_out)).sum())
+        warning = f"; {shared} of the held-out images ARE training images" if shared else ""
         return (
-            f"{self.copies:.1%} of {len(self.distances)} synthetic images are nearer to a training image than 99 % of "
-            f"{len(self.held_out)} held-out real images are; authenticity {self.authenticity:.2f} "
-            f"(held-out real images {self.held_out_authenticity:.2f})"
+            f"{self.copies:.1%} of {len(self.distances)} synthetic images are as near to a training image as the "
+            f"nearest 1 % of {len(self.held_out)} held-out real images; authenticity {self.authenticity:.2f} "
+            f"(held-out real images {self.held_out_authenticity:.2f}){warning}"
         )
 
 
@@ -54,7 +56,7 @@ def memorisation(synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray)
     distances, nearest, authenticity = look(synthetic)
     held, _, held_authenticity = look(held_out)
     limit = float(np.quantile(held, 0.01))
-    copies = float((distances < limit).mean())
+    copies = float((distances <= limit).mean())  # "or equal": if held-out images are copies themselves, the limit is 0
     return Memorisation(distances, nearest, held, limit, copies, authenticity, held_authenticity)
 
 

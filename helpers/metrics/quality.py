@@ -6,11 +6,11 @@ KID leads: at a few hundred images its estimate is unbiased, while a Fréchet di
 """
 
 import json
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 import torch
@@ -20,11 +20,13 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from helpers.data.files import DataError
-from helpers.metrics.features import INCEPTION, Features, Judge, Pictures, features, pictures_of
+from helpers.metrics.features import INCEPTION, Features, Judge, Pictures, features
 from helpers.metrics.stats import percentiles, weights
 
 FEWEST = 10  # images of a set; below that no distance means anything
+FEWEST_FOR_SCORE = 1000  # ten parts of a hundred; the score of smaller parts mostly tells their size
 SUBSET = 1000  # images that KID compares at a time
+VERSION = 1  # raise it when the same features would give another number: older ones are then not taken from the cache
 
 # ----------------------------------------------------------------------------------------------- measures of two sets
 
@@ -113,10 +115,11 @@ def compare(compared: Features, real: Features, cache: Path | None = None) -> di
         exact, covered = precision_recall(compared.values, real.values)
         found = {"kid": kid(compared.values, real.values), "kid_low": low, "kid_high": high}
         found |= {"fd": frechet(compared.values, real.values), "precision": exact, "recall": covered}
-        return found | ({"is": inception_score(compared.logits)} if compared.logits.size else {})
+        scored = compared.logits.size and len(compared) >= FEWEST_FOR_SCORE
+        return found | ({"is": inception_score(compared.logits)} if scored else {})
 
     counted = {"n": len(compared), "n_real": len(real)}
-    return counted | (kept(cache / f"{compared.key}-{real.key}.json", measure) if cache else measure())
+    return counted | (kept(cache / f"{VERSION}-{compared.key}-{real.key}.json", measure) if cache else measure())
 
 
 def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
@@ -125,7 +128,9 @@ def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
         return json.loads(path.read_text())
     found = make()
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(found))
+    fresh = path.with_name(f".{os.getpid()}-{path.name}")
+    fresh.write_text(json.dumps(found))
+    os.replace(fresh, path)
     return found
 
 
@@ -146,11 +151,15 @@ class Quality:
         return found.iloc[0].dropna().to_dict() if len(found) else {}
 
     def summary(self) -> dict:
-        """The first extractor's figures in one flat record, what could not be measured as None; then all rows."""
-        ours, floor = self.row(), self.row("floor")
+        """The first extractor's figures in one flat record, what could not be measured as None; then all rows. Its
+        Fréchet distance is always `fd`, and `fid` too if it is one."""
+        ours = self.row()
+        floor = self.row("floor", extractor=ours["extractor"])
         first = {"extractor": ours["extractor"], "n_real": ours["n_real"], "n_synthetic": ours["n"]}
         measures = [k for k in ours if k not in ("extractor", "compared", "class", "n", "n_real")]
         first |= {k: ours[k] for k in measures} | {f"floor_{k}": floor.get(k) for k in ["n", "n_real", *measures]}
+        if "fid" in first:
+            first |= {"fd": first["fid"], "floor_fd": first["floor_fid"]}
         return first | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
 
     def __str__(self) -> str:
@@ -167,12 +176,14 @@ def quality(
     cache: Path | None = None,
 ) -> Quality:
     """Synthetic against real images by every judge, overall and per class where both sets have classes, and a scale for
-    the reader. `floor`: as many other real images as there are synthetic ones, else two halves of the real ones.
-    Ceilings: blurred real images, and the largest class against all others.
+    the reader. `floor`: other real images, of which as many are compared as there are synthetic ones; without them part
+    of the real images is compared with the rest. Ceilings: the images of the floor blurred, and the largest class
+    against all others.
 
     All are compared at the size of the smallest, or more pixels would count as a difference. Raises `DataError` when
     either set has fewer than `FEWEST` images.
     """
+    check_counts(real, synthetic)
     sets = [pictures for pictures in (real, synthetic, floor) if pictures is not None]
     side, notes, rows = min(p.side for p in sets), [], []
     if len({p.side for p in sets}) > 1:
@@ -180,54 +191,67 @@ def quality(
         notes.append(f"sizes differ ({sizes} pixels): all are compared at {side}")
     for judge in judges:
         judged = [features(pictures, judge, side, cache) for pictures in sets]
-        pairs = pairs_to_compare(*judged)
-        pairs["blurred real", "all"] = features(blurred(real, side), judge, side, cache), judged[0]
-        for (what, kind), pair in pairs.items():
-            try:
-                row = compare(*pair, cache)
-            except DataError as error:
-                if (what, kind) == ("synthetic", "all"):
-                    raise
-                notes.append(f"{what}, {kind}: {error}")
-                continue
-            if judge.name == INCEPTION:
-                row["fid"] = row.pop("fd")  # only now may it be called so
-            rows.append({"extractor": judge.name, "compared": what, "class": kind} | row)
+        rows += _rows(judge, sets, judged, side, cache, notes)
     problems = [problem for pictures in sets for problem in pictures.problems]
-    if real.kinds and synthetic.kinds and (alone := sorted(set(real.kinds) ^ set(synthetic.kinds))):
+    if alone := sorted(set(real.kinds) ^ set(synthetic.kinds)) if real.kinds and synthetic.kinds else []:
         problems.append(f"not in both sets, so without a row: {', '.join(alone)}")
     return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + overlaps(sets, judged))))
 
 
+def _rows(
+    judge: Judge, sets: list[Pictures], judged: list[Features], side: int, cache: Path | None, notes: list[str]
+) -> list[dict]:
+    """What one judge says. Real images, synthetic ones, and perhaps those of the floor, as pictures and as features."""
+    real, synthetic, others = judged[0], judged[1], judged[2] if len(judged) > 2 else judged[0]
+    near, far = floor_rows(len(synthetic), len(others), half=others is real)
+    if len(near) < len(synthetic):
+        notes.append(f"the floor has {len(near)} images for {len(synthetic)} synthetic ones: read its FD with care")
+    reference = real.take(far) if others is real else real
+    softened = features(sets[2 if len(sets) > 2 else 0].blurred(others.rows[near]), judge, side, cache)
+    rows = []
+    for what, kind, one, other in pairs_to_compare(real, synthetic, others.take(near), reference, softened):
+        try:
+            row = compare(one, other, cache)
+        except DataError as error:
+            if (what, kind) == ("synthetic", "all"):
+                raise
+            notes.append(f"{what}, {kind}: {error}")
+            continue
+        if judge.name == INCEPTION:
+            row["fid"] = row.pop("fd")  # only now may it be called so
+        rows.append({"extractor": judge.name, "compared": what, "class": kind} | row)
+    return rows
+
+
+def check_counts(*sets: Pictures) -> None:
+    """Before anything is computed. Raises `DataError` naming the set that is too small."""
+    for pictures in sets:
+        if len(pictures) < FEWEST:
+            raise DataError(f"{pictures.name}: {len(pictures)} images are too few to measure, {FEWEST} are the least")
+
+
+def floor_rows(n: int, others: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Which `n` images stand for the floor, at random among `others`, at most half of them if `half`; and the rest."""
+    order = np.random.default_rng(0).permutation(others)
+    n = min(n, others // 2 if half else others)
+    return order[:n], order[n:]
+
+
 def pairs_to_compare(
-    real: Features, synthetic: Features, floor: Features | None = None
-) -> dict[tuple[str, str], tuple[Features, Features]]:
-    """What stands in the table, by what is compared and the class."""
-    rng = np.random.default_rng(0)
-    pairs = {("synthetic", "all"): (synthetic, real)}
-    for kind in sorted(set(real.kinds) & set(synthetic.kinds), key=real.kinds.index):
-        pairs["synthetic", kind] = synthetic.of_kind(kind), real.of_kind(kind)
-    if floor is None:
-        order = rng.permutation(len(real))
-        half = len(real) // 2
-        pairs["floor", "all"] = real.take(order[:half]), real.take(order[half : 2 * half])
-    else:
-        pairs["floor", "all"] = floor.take(rng.permutation(len(floor))[: len(synthetic)]), real
+    real: Features, synthetic: Features, floor: Features, reference: Features, softened: Features
+) -> Iterator[tuple[str, str, Features, Features]]:
+    """What stands in the table: what is compared, of which class, the two sets. One at a time, for each is a copy."""
+    yield "synthetic", "all", synthetic, real
+    yield "floor", "all", floor, reference
+    yield "blurred real", "all", softened, reference
+    kinds = sorted(set(real.kinds) & set(synthetic.kinds), key=real.kinds.index)
+    for kind in kinds:
+        yield "synthetic", kind, synthetic.of_kind(kind), real.of_kind(kind)
+        if kind in floor.kinds and kind in reference.kinds:
+            yield "floor", kind, floor.of_kind(kind), reference.of_kind(kind)
     if len(set(real.kinds)) > 1:
         largest = max(sorted(set(real.kinds)), key=real.kinds.count)
-        pairs["other classes", largest] = real.of_kind(largest, without=True), real.of_kind(largest)
-    return pairs
-
-
-def blurred(real: Pictures, side: int, most: int = 1000) -> Pictures:
-    """The first `most` real images at `side` pixels, softened by a Gaussian of a 64th of it."""
-    found = []
-    for index in range(min(most, len(real))):
-        try:
-            found.append(cv2.GaussianBlur(real.square(index, side), (0, 0), side / 64))
-        except DataError:
-            continue
-    return pictures_of(np.stack(found), name="blurred real")
+        yield "other classes", largest, real.of_kind(largest, without=True), real.of_kind(largest)
 
 
 def overlaps(sets: list[Pictures], judged: list[Features]) -> list[str]:

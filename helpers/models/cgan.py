@@ -23,7 +23,7 @@ from helpers.data.store import Store, balanced_batches, to_tensors
 from helpers.models.augment import augment
 from helpers.models.losses import d_loss, divergence, g_loss, r1_penalty, texture_difference
 from helpers.models.networks import COARSEST, Discriminator, Encoder, Generator
-from helpers.models.training import Batch, Method, Run, train
+from helpers.models.training import Batch, Method, Run, best_device, train
 
 SIZES = (64, 128, 256)
 
@@ -92,6 +92,7 @@ class CGAN(Method):
         read = self.networks["encoder"](batch["images"][:known], batch["labels"][:known])
         mean, log_variance = read
         noise = torch.cat([mean + (log_variance / 2).exp() * noise[:known], noise[known:]])
+        plain(self.networks["generator"]).remember(noise[:known].detach())
         drawn = self.networks["generator"](batch["sketches"], batch["labels"], noise)
         told = self.update_d(batch, drawn.detach(), number, backward)
         return told | self.update_g(batch, drawn, read, backward)
@@ -122,8 +123,7 @@ class CGAN(Method):
     def update_g(
         self, batch: Batch, drawn: Tensor, read: tuple[Tensor, Tensor], backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
-        # Frozen, and without the wrapper that would average its gradients over processes: none are wanted here.
-        judge = getattr(self.networks["discriminator"], "module", self.networks["discriminator"])
+        judge = plain(self.networks["discriminator"])  # and frozen: no gradients are wanted here
         judge.requires_grad_(False)
         on_drawn, features = self.judge(judge, drawn, batch)
         judge.requires_grad_(True)
@@ -163,6 +163,11 @@ class CGAN(Method):
             )
 
 
+def plain(network: nn.Module) -> nn.Module:
+    """Without the wrapper that averages gradients over processes."""
+    return getattr(network, "module", network)
+
+
 def train_cgan(store: Store, settings: CGANSettings, out: str | Path, run: Run) -> dict[str, list[float]]:
     """Train on the store's training split; checkpoint, history and grids go to `out`. Returns the history."""
     here = {"size": store.settings.size, "style": store.settings.style, "classes": tuple(store.classes)}
@@ -186,8 +191,7 @@ def load_cgan(path: str | Path) -> tuple[Generator, CGANSettings]:
         generator.load_state_dict(saved["averages"]["generator"])
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise DataError(f"{path} is not a checkpoint of this version's `train cgan` ({error})") from error
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return generator.to(device).eval().requires_grad_(False), settings
+    return generator.to(best_device()).eval().requires_grad_(False), settings
 
 
 @torch.no_grad()

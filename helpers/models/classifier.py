@@ -1,9 +1,10 @@
 """Image -> diagnosis: any classifier of torchvision or a small one of our own, and the features it sees."""
 
 import pickle
+import re
 import socket
-from collections.abc import Callable
-from contextlib import redirect_stderr
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import pairwise
@@ -19,7 +20,7 @@ from helpers.config import find_weights, shown
 from helpers.data.files import DataError
 from helpers.data.store import Store, balanced_batches, to_tensors
 from helpers.models.augment import augment
-from helpers.models.training import Batch, Method, Run, train
+from helpers.models.training import Batch, Method, Run, best_device, train
 
 SMALL = "small"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which torchvision's weights expect
@@ -52,15 +53,19 @@ def small(width: int = 32) -> nn.Sequential:
 class Backbone(nn.Module):
     """image (B, 3, H, W) in [-1, 1] -> features (B, D): a classifier without its last layer.
 
-    `name` is "small" or one of torchvision's classifiers, which starts from ImageNet where the weights can be had;
-    `start` says which it was. Raises `ValueError` for a name that neither has.
+    `name` is "small" or one of torchvision's classifiers, which starts from ImageNet where the weights can be had, or
+    from `file`; `start` says which it was. Raises `ValueError` for a name that neither has, `DataError` for a file of
+    weights that are not this network's.
     """
 
-    def __init__(self, name: str = SMALL, pretrained: bool = True):
+    def __init__(self, name: str = SMALL, pretrained: bool = True, file: Path | None = None):
         super().__init__()
         network, self.start = small() if name == SMALL else torchvision_network(name), "random init"
-        if pretrained and name != SMALL and (weights := imagenet_weights(name)) is not None:
-            network.load_state_dict(weights)
+        if pretrained and name != SMALL and (weights := imagenet_weights(name, file)) is not None:
+            try:
+                network.load_state_dict(weights)
+            except RuntimeError as error:
+                raise DataError(f"the weights that were found are not those of {name} ({error})"[:300]) from error
             self.start = "ImageNet"
         place, last = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
         network.set_submodule(place, nn.Identity())
@@ -77,7 +82,7 @@ class Classifier(nn.Module):
 
     def __init__(self, settings: ClassifierSettings, pretrained: bool = True):
         super().__init__()
-        self.backbone = Backbone(settings.network, pretrained)
+        self.size, self.backbone = settings.size, Backbone(settings.network, pretrained)
         self.head = nn.Linear(self.backbone.width, len(settings.classes))
 
     def forward(self, image: Tensor) -> Tensor:
@@ -93,19 +98,35 @@ def torchvision_network(name: str) -> nn.Module:
     return torchvision.models.get_model(name, weights=None)
 
 
-def imagenet_weights(name: str) -> dict[str, Tensor] | None:
-    """Weights of one of torchvision's networks: from the folder LESION_WEIGHTS_DIR (`<name>-imagenet.pth`, or under
-    torchvision's own name), else downloaded; None where neither is to be had, which the caller has to say."""
+def imagenet_weights(name: str, file: Path | None = None) -> dict[str, Tensor] | None:
+    """Weights of one of torchvision's networks: from `file`, else from the folder LESION_WEIGHTS_DIR (there called
+    `<name>-imagenet.pth`, or as torchvision calls it), else downloaded; None where they are not to be had, which the
+    caller has to say. Raises `DataError` for a file that holds no weights."""
     released = torchvision.models.get_model_weights(name)
-    if path := find_weights(f"{name}-imagenet.pth", *(w.url.split("/")[-1] for w in released)):
-        return torch.load(path, map_location="cpu", weights_only=True)
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(20)  # torchvision sets none, and some networks swallow what they do not let through
+    if path := file or find_weights(f"{name}-imagenet.pth", *(w.url.split("/")[-1] for w in released)):
+        try:
+            return renamed(torch.load(path, map_location="cpu", weights_only=True))
+        except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
+            raise DataError(f"{shown(path)} is missing or holds no weights ({error})"[:300]) from error
     try:
-        with redirect_stderr(StringIO()):  # it says where on this machine it puts the file
-            return released.DEFAULT.get_state_dict(progress=False, check_hash=True)
+        with patience(), redirect_stderr(StringIO()):  # it says where on this machine it puts the file
+            return renamed(released.DEFAULT.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError):  # no connection, or a file that is not what it should be
         return None
+
+
+def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Torchvision's DenseNets were released when names could still hold a dot more: `norm.1` is `norm1` now."""
+    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): w for name, w in weights.items()}
+
+
+@contextmanager
+def patience(seconds: float = 20) -> Iterator[None]:
+    """Connections that are opened inside give up after a while: some networks swallow what they do not let through."""
+    before = socket.getdefaulttimeout()
+    socket.setdefaulttimeout(seconds)
+    try:
+        yield
     finally:
         socket.setdefaulttimeout(before)
 
@@ -140,7 +161,10 @@ def train_classifier(store: Store, settings: ClassifierSettings, out: str | Path
         raise DataError(f"{store.name} has no training picture with a label: there is nothing to learn from")
     torch.manual_seed(run.seed)
     draw = balanced_batches(store, run.batch, run.seed, arrays=("images", "labels"))
-    return train(ClassifierTraining(settings), draw, out, run)
+    method = ClassifierTraining(settings)
+    if settings.network != SMALL:
+        print(f"{settings.network} starts from: {method.networks['classifier'].backbone.start}")
+    return train(method, draw, out, run)
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierSettings]:
@@ -152,13 +176,15 @@ def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierSettings]:
         classifier.load_state_dict(saved["averages"]["classifier"])
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
         raise DataError(f"{shown(path)} is not a checkpoint of a classifier of this version ({error})") from error
-    device = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else "cpu"
-    return classifier.to(device).eval().requires_grad_(False), settings
+    return classifier.to(best_device()).eval().requires_grad_(False), settings
 
 
 @torch.no_grad()
 def classify(classifier: Classifier, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """`images uint8 (N, H, W, 3)` of the size it was trained on -> probabilities `(N, K)`, rows sum to 1."""
+    """`images uint8 (N, H, W, 3)` -> probabilities `(N, K)`, rows sum to 1. Raises `ValueError` for images of another
+    size than it was trained on."""
+    if images.shape[1:3] != (classifier.size, classifier.size):
+        raise ValueError(f"images are {images.shape[1:3]} pixels, the classifier was trained on {classifier.size}")
     device = next(classifier.parameters()).device
     parts = [to_tensors({"images": images[k : k + batch]}, device)["images"] for k in range(0, len(images), batch)]
     return np.concatenate([classifier(part).softmax(dim=1).cpu().numpy() for part in parts])

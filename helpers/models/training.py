@@ -57,6 +57,13 @@ def precision() -> str:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
 
 
+def best_device() -> torch.device:
+    """Where a trained network is used: the accelerator if there is one and ACCELERATE_USE_CPU does not forbid it."""
+    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.accelerator.current_accelerator()
+    return torch.device("cpu")
+
+
 def train(method: Method, draw: Callable[[int, int], Batch], out: str | Path, run: Run) -> dict[str, list[float]]:
     """Train until `run.steps`, going on from `out/checkpoint.pt` if it is there; returns the history.
 
