@@ -128,6 +128,15 @@ def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
         train(Line(), draw, tmp_path, Run(20, batch=4))
 
 
+def test_a_checkpoint_of_another_version_is_refused(tmp_path):
+    train(Line(), draw, tmp_path, Run(2, batch=8))
+    saved = checkpoint(tmp_path)
+    saved["networks"]["line"]["slope"] = saved["networks"]["line"].pop("weight")
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(ValueError, match="was written by another version"):
+        train(Line(), draw, tmp_path, Run(4, batch=8))
+
+
 def test_a_full_disk_keeps_the_checkpoint(tmp_path, monkeypatch):
     train(Line(), draw, tmp_path, Run(10, batch=8))
     before = checkpoint(tmp_path)

@@ -168,14 +168,17 @@ class State:
         # Steps may be raised to train longer; what shapes a step may not change.
         shaping = ("batch", "seed", "average_over")
         _same_settings(path, {k: saved["run"][k] for k in shaping}, {k: asdict(self.run)[k] for k in shaping})
-        for name, weights in saved["networks"].items():
-            self.networks[name].load_state_dict(weights)
-        for name, weights in saved["averages"].items():
-            self.averages[name].load_state_dict(weights)
-        for name, content in saved["optimisers"].items():
-            self.method.optimisers[name].load_state_dict(content)
-        if self.accelerator.scaler:
-            self.accelerator.scaler.load_state_dict(saved["scaler"])
+        try:
+            for name, weights in saved["networks"].items():
+                self.networks[name].load_state_dict(weights)
+            for name, weights in saved["averages"].items():
+                self.averages[name].load_state_dict(weights)
+            for name, content in saved["optimisers"].items():
+                self.method.optimisers[name].load_state_dict(content)
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
         self.step, self.history, self.sums, self.summed = (saved[k] for k in ("step", "history", "sums", "summed"))
 
 
