@@ -193,7 +193,8 @@ def parser() -> argparse.ArgumentParser:
     rate.add_argument("--synthetic", type=Path, required=True, metavar="FOLDER")
     rate.add_argument("--floor", type=Path, metavar="FOLDER", help="other real pictures; default: part of --real")
     rate.add_argument(
-        "--features", metavar="NAME", help="inception or a network of torchvision, NAME=FILE for its weights, or a classifier's checkpoint.pt; "
+        "--features", metavar="NAME", help="inception or a network of torchvision (NAME=FILE: its weights), or a "
+        "classifier's checkpoint.pt; "
         "default: inception, mobilenet_v2 and the classifier of notebook 5, as far as they can be had"
     )  # fmt: skip
     rate.add_argument("--dataset", choices=DATASETS, help="whose classifier: default: LESION_DATASET, else the sample")
