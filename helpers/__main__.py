@@ -1,6 +1,7 @@
-"""The one shell door: `python -m helpers audit | prepare | train | draw | quality`."""
+"""The one shell door: `python -m helpers audit | prepare | train METHOD | draw | quality | segment | experiment`."""
 
 import argparse
+import csv
 import json
 import sys
 import time
@@ -12,9 +13,9 @@ from PIL import Image
 
 from helpers.config import DATASETS, get_config, shown
 from helpers.data.audit import audit
-from helpers.data.files import DataError
+from helpers.data.files import DataError, picture_shape, read_image
 from helpers.data.layouts import open_dataset, pictures_by_id, read, read_labels
-from helpers.data.store import StoreSettings, load_sketch, prepare
+from helpers.data.store import Store, StoreSettings, load_sketch, prepare
 
 
 def audit_command(args: argparse.Namespace, cfg) -> int:
@@ -35,25 +36,61 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
-def train_command(args: argparse.Namespace, cfg) -> int:
+def train_cgan_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.cgan import CGANSettings, train_cgan  # seconds to load: not for every command
+
+    store, out = training_store(args, cfg, args.style), training_folder(args, cfg)
+    settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, args.width or cfg.width)
+    train_cgan(store, settings, out, training_run(args, cfg))
+    place = shown(out / "checkpoint.pt")
+    print(f"trained: python -m helpers draw --checkpoint {place} --sketches FOLDER --out FOLDER")
+    return 0
+
+
+def train_classifier_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.classifier import ClassifierSettings, train_classifier
+
+    store, out = training_store(args, cfg), training_folder(args, cfg)
+    settings = ClassifierSettings(store.settings.size, tuple(store.classes), args.network or cfg.network)
+    train_classifier(store, settings, out, training_run(args, cfg))
+    print(f"trained: python -m helpers quality --features {shown(out / 'checkpoint.pt')} --real FOLDER ...")
+    return 0
+
+
+def train_segmenter_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.segmenter import SegmenterSettings, plain, train_segmenter
+
+    store, out = training_store(args, cfg, geometry="whole"), training_folder(args, cfg)
+    settings = SegmenterSettings(store.settings.size, args.network or cfg.network, args.encoder or cfg.encoder)
+    run = training_run(args, cfg)
+    if args.plain:
+        settings, run = plain(settings), replace(run, average_over=1)
+    history = train_segmenter(store, settings, out, run, start=args.start)
+    best = max(history["val_jaccard"], default=float("nan"))
+    place = shown(out / "checkpoint.pt")
+    print(
+        f"trained, mean Jaccard on val {best:.3f}: python -m helpers segment --checkpoint {place} --images FOLDER ..."
+    )
+    return 0
+
+
+def training_store(args: argparse.Namespace, cfg, style: str | None = None, geometry: str = "square") -> Store:
+    """What a network is trained on; without a `style` sketches do not matter, and are of one that the set can have."""
+    dataset = open_dataset(cfg, args.classes)
+    style = style or ("contour" if dataset.has_outlines else "structure")
+    return prepare(
+        dataset, cfg.stores, StoreSettings(args.size or cfg.size, style, geometry, cfg.seed), workers=cfg.workers
+    )
+
+
+def training_folder(args: argparse.Namespace, cfg) -> Path:
+    return args.out or cfg.outputs / args.method
+
+
+def training_run(args: argparse.Namespace, cfg):
     from helpers.models.training import Run
 
-    dataset, size, out = open_dataset(cfg, args.classes), args.size or cfg.size, args.out or cfg.outputs / args.method
-    if args.method == "classifier" and not dataset.has_outlines:
-        args.style = "structure"  # it looks at no sketches, and these can be made of any set
-    store = prepare(dataset, cfg.stores, StoreSettings(size, args.style, "square", cfg.seed), workers=cfg.workers)
-    run = Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
-    if args.method == "classifier":
-        train_classifier(store, ClassifierSettings(size, tuple(store.classes), args.network or cfg.network), out, run)
-        print(f"trained: python -m helpers quality --features {shown(out / 'checkpoint.pt')} --real FOLDER ...")
-    else:
-        settings = CGANSettings(size, tuple(store.classes), args.style, args.width or cfg.width)
-        train_cgan(store, settings, out, run)
-        place = shown(out / "checkpoint.pt")
-        print(f"trained: python -m helpers draw --checkpoint {place} --sketches FOLDER --out FOLDER")
-    return 0
+    return Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
 
 
 def draw_command(args: argparse.Namespace, cfg) -> int:
@@ -135,6 +172,70 @@ def quality_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
+def segment_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.segmenter import load_segmenter, one_colour, segment  # seconds to load: not for every command
+
+    checkpoint = args.checkpoint or cfg.outputs / "segmenter" / "checkpoint.pt"
+    if not checkpoint.is_file():
+        raise DataError(
+            f"there is no {shown(checkpoint)}: `python -m helpers train segmenter` makes one, --checkpoint names one"
+        )
+    if not args.images.is_dir():
+        raise DataError(f"there is no folder {args.images}")
+    if args.out.resolve() == args.images.resolve():
+        raise DataError(f"{args.out} is the folder of the images, which masks of the same names would overwrite")
+    segmenter, settings = load_segmenter(checkpoint)
+    print(f"{shown(checkpoint)}: {settings.network} with {settings.encoder}, {settings.size} px")
+    problems, areas = [], []
+    args.out.mkdir(parents=True, exist_ok=True)
+    for image_id, path in pictures_by_id(args.images, problems).items():  # one by one: photographs can be large
+        try:
+            image = read_image(path, at_least=settings.size)
+        except DataError as error:
+            problems.append(str(error))
+            continue
+        height, width = picture_shape(path)
+        if one_colour(image):
+            problems.append(f"{path} is all one colour: its mask is empty")
+        (mask,) = segment(segmenter, [image], [(height, width)])
+        Image.fromarray(255 * mask).save(args.out / f"{image_id}.png")
+        areas.append((image_id, width, height, int(mask.sum()), round(float(mask.mean()), 6)))
+    print("".join(f"! {problem}\n" for problem in problems), end="")
+    if not areas:
+        raise DataError(f"nothing to segment: no picture in {args.images} that can be read")
+    with open(args.out / "areas.csv", "w", newline="") as file:
+        csv.writer(file).writerows([("image_id", "width", "height", "lesion_pixels", "lesion_share"), *areas])
+    print(f"{len(areas)} masks and areas.csv in {shown(args.out)}")
+    return 0
+
+
+def experiment_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.experiments import (
+        COMPARED,
+        comparisons,
+        in_words,
+        segmentation_experiment,
+        segmentation_plan,
+        summary,
+    )
+
+    for name in PLANNED:
+        setattr(cfg, name, getattr(args, name) or getattr(cfg, name))
+    settings = StoreSettings(cfg.size, "contour", "whole", cfg.seed)
+    store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
+    out = args.out or cfg.outputs / "segmentation-experiment"
+    results = segmentation_experiment(store, segmentation_plan(cfg, store), out, args.split)
+    arms, found = summary(results, "jaccard"), comparisons(results, "jaccard", COMPARED)
+    arms.to_csv(out / "arms.csv")
+    found.to_csv(out / "comparisons.csv")
+    print(f"{store}\nmean Jaccard on the real images of {args.split}, 95 % intervals over images and seeds")
+    print(arms.round(4).to_string(), found.round(4).to_string(), "\n".join(in_words(found, "jaccard")), sep="\n\n")
+    return 0
+
+
+PLANNED = ("size", "steps", "draw_steps", "pairs", "shares", "seeds")  # of an experiment, by the profile or by options
+
+
 def positive(text: str) -> int:
     """A whole number from 1 up, for argparse."""
     if not text.isdecimal() or int(text) < 1:
@@ -161,19 +262,31 @@ def parser() -> argparse.ArgumentParser:
     make.add_argument("--classes", **classes)
     make.add_argument("--out", type=Path, help="folder for the store; default: data/stores")
     make.set_defaults(run=prepare_command, part="data")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
+    common.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
+    common.add_argument("--classes", **classes)
+    for name in ("size", "steps", "batch"):
+        common.add_argument(f"--{name}", type=positive, help="default: the profile's")
+    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--save-every", type=positive, default=500, metavar="STEPS", help="default: 500")
+    common.add_argument("--out", type=Path, help="folder for checkpoint and history; default: outputs/.../METHOD")
     learn = commands.add_parser("train", help="train a network; goes on from the checkpoint if one is there")
-    learn.add_argument("method", choices=("cgan", "classifier"))
-    learn.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
-    learn.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
-    learn.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
-    learn.add_argument("--classes", **classes)
-    for name in ("size", "width", "steps", "batch"):
-        learn.add_argument(f"--{name}", type=positive, help="default: the profile's")
-    learn.add_argument("--network", metavar="NAME", help="of the classifier: small, or one of torchvision's")
-    learn.add_argument("--seed", type=int, default=0)
-    learn.add_argument("--save-every", type=positive, default=500, metavar="STEPS", help="default: 500")
-    learn.add_argument("--out", type=Path, help="folder for checkpoint, history and grids; default: outputs/.../METHOD")
-    learn.set_defaults(run=train_command, part=None)
+    methods = learn.add_subparsers(required=True, metavar="METHOD", dest="method")
+    one = methods.add_parser("cgan", parents=[common], help="sketch + diagnosis -> image")
+    one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
+    one.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
+    one.set_defaults(run=train_cgan_command, part="cgan")
+    one = methods.add_parser("classifier", parents=[common], help="image -> diagnosis")
+    one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
+    one.set_defaults(run=train_classifier_command, part="quality")
+    one = methods.add_parser("segmenter", parents=[common], help="image -> mask")
+    one.add_argument("--network", metavar="NAME", help="Unet, DeepLabV3Plus, ...; default: the profile's")
+    one.add_argument("--encoder", metavar="NAME", help="mobilenet_v2, resnet34, ...; default: the profile's")
+    one.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with the weights of another training")
+    one.add_argument("--plain", action="store_true", help="no pretraining, augmentation or averaging: to compare with")
+    one.set_defaults(run=train_segmenter_command, part="segmenter")
 
     pen = commands.add_parser("draw", help="sketches -> images, by a trained network")
     pen.add_argument(
@@ -200,6 +313,26 @@ def parser() -> argparse.ArgumentParser:
     rate.add_argument("--dataset", choices=DATASETS, help="whose classifier: default: LESION_DATASET, else the sample")
     rate.add_argument("--json", action="store_true")
     rate.set_defaults(run=quality_command, part="quality")
+
+    trial = commands.add_parser("experiment", help="do drawn pairs help? many trainings; goes on where it stopped")
+    trial.add_argument("question", choices=("segmentation",))
+    trial.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
+    trial.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
+    for name, what in (("size", "pixels of a side"), ("steps", "of every arm"), ("draw-steps", "of the generator"),
+                       ("pairs", "drawn pairs")):  # fmt: skip
+        trial.add_argument(f"--{name}", type=positive, help=f"{what}; default: the profile's")
+    trial.add_argument("--shares", type=float, nargs="+", help="of the real training images, in (0, 1]")
+    trial.add_argument("--seeds", type=int, nargs="+")
+    trial.add_argument("--split", choices=("val", "test"), default="test", help="real images to score on")
+    trial.add_argument("--out", type=Path, help="folder of the results; default: outputs/.../segmentation-experiment")
+    trial.set_defaults(run=experiment_command, part="experiment")
+
+    cut = commands.add_parser("segment", help="images -> masks, by a trained network")
+    cut.add_argument("--dataset", choices=DATASETS, help="whose network: default: LESION_DATASET, else the sample")
+    cut.add_argument("--checkpoint", type=Path, help="default: the one of `train segmenter`")
+    cut.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    cut.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <image_id>.png and areas.csv")
+    cut.set_defaults(run=segment_command, part="segmenter")
     return door
 
 
@@ -207,7 +340,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = parser().parse_args(arguments)
     try:
         cfg = get_config(
-            args.part or {"cgan": "cgan", "classifier": "quality"}[args.method],
+            args.part,
             dataset=getattr(args, "dataset", None),
             data_root=getattr(args, "data_root", None),
         )

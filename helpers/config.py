@@ -42,6 +42,27 @@ SIZES = {
         "demo": {"size": 128, "width": 32, "steps": 900, "batch": 4},
         "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
     },
+    "segmenter": {
+        "smoke": {"size": 64, "network": "Unet", "encoder": "mobilenet_v2", "steps": 6, "batch": 4},
+        "demo": {"size": 128, "network": "Unet", "encoder": "mobilenet_v2", "steps": 300, "batch": 16},
+        "full": {"size": 256, "network": "Unet", "encoder": "resnet34", "steps": 8_000, "batch": 32},
+    },
+    "pairs": {  # do drawn pairs help? as notebook 4 asks it
+        "smoke": {"size": 64, "steps": 4, "batch": 4, "shares": (1.0,), "seeds": (0, 1)}
+        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "pairs": 8},
+        "demo": {"size": 64, "steps": 60, "batch": 16, "shares": (0.1,), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 500, "draw_batch": 4, "pairs": 300},
+        "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
+    },
+    "experiment": {  # the same from the shell: an hour on two cores, or a GPU
+        "smoke": {"size": 64, "steps": 4, "batch": 4, "shares": (1.0,), "seeds": (0, 1)}
+        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "pairs": 8},
+        "demo": {"size": 64, "steps": 300, "batch": 16, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 3_000, "draw_batch": 4, "pairs": 2_000},
+        "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
+    },
     "quality": {  # of the classifier that judges
         "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},
         "demo": {"size": 128, "network": "small", "steps": 300, "batch": 32},

@@ -1,7 +1,8 @@
 """`make bench`: the speeds that the README states, measured here and now.
 
 On the embedded sample by default; `LESION_DATASET=ham10000 LESION_DATA_ROOT=... make bench` measures on real data.
-Speeds differ from machine to machine and from minute to minute: what counts are the ratios within one run.
+`python tests/bench.py bench_steps` measures one part. Speeds differ from machine to machine and from minute to minute:
+what counts are the ratios within one run.
 """
 
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from made_up import random_inception
 from torch import nn
 from torch.utils.data import DataLoader
@@ -37,6 +39,7 @@ from helpers.metrics.quality import compare, quality  # noqa: E402
 from helpers.models import training  # noqa: E402
 from helpers.models.cgan import CGAN, CGANSettings  # noqa: E402
 from helpers.models.classifier import Backbone  # noqa: E402
+from helpers.models.segmenter import SegmenterSettings, SegmenterTraining, jaccard_loss, probabilities  # noqa: E402
 
 
 def row(what: str, value: float, unit: str, target: str = "") -> None:
@@ -260,7 +263,7 @@ def compare_many(count: int = 50_000, width: int = 2048) -> None:
 
 def bench_many() -> None:
     start = time.perf_counter()
-    done = subprocess.run([sys.executable, __file__, "many"], capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, __file__, "compare_many"], capture_output=True, text=True, check=True)
     peak, seconds = float(done.stdout.split()[-1]), time.perf_counter() - start
     print(f"{'all measures of 50,000 against 50,000, 2,048 features':<58} {peak:>10.2f} GiB            target 3")
     print(f"{'':<58} {seconds:>10.0f} s")
@@ -277,7 +280,7 @@ def step_rate(what: str) -> None:
 def bench_steps() -> None:
     rates = {what: [] for what in ("pix2pix", "ours", "float32")}
     for what in [*rates] * 2:  # in turn and twice, so that a busy minute does not hit one alone
-        done = subprocess.run([sys.executable, __file__, what], capture_output=True, text=True, check=True)
+        done = subprocess.run([sys.executable, __file__, "step_rate", what], capture_output=True, text=True, check=True)
         rates[what].append(float(done.stdout.split()[-1]))
     pix2pix, ours, float32 = (max(r) for r in rates.values())
     print(f"{'training step at 256 px: pix2pix, batch 1, float32':<58} {pix2pix:>10.2f} images/s")
@@ -286,9 +289,61 @@ def bench_steps() -> None:
     print(f"{'  ours against itself in float32':<58} {ours / float32:>10.2f} times")
 
 
+# ------------------------------------------------------------------------------------------------------- segmenting
+
+
+def segmenting_rates(what: str, steps: int = 12, size: int = 192, batch: int = 8) -> None:
+    """Prints images a second of training and of predicting: "plain", the library's network as it comes, float32, no
+    augmentation; "library", the same network in our loop with augmentation and averages; "narrow", by our default."""
+    torch.manual_seed(0)
+    given = {"images": torch.rand(batch, 3, size, size) * 2 - 1, "masks": torch.rand(batch, 1, size, size).round()}
+    settings = SegmenterSettings(size, pretrained=False, **({} if what == "narrow" else {"width": 256}))
+    method, ends = SegmenterTraining(settings, steps, None, 1), []
+    network = method.networks["segmenter"]
+    if what == "plain":
+        optimiser = torch.optim.AdamW(network.parameters(), fused=False)
+        for _ in range(steps):
+            ends.append(time.perf_counter())
+            logits = network(given["images"])
+            optimiser.zero_grad()
+            (
+                F.binary_cross_entropy_with_logits(logits, given["masks"]) + jaccard_loss(logits, given["masks"])
+            ).backward()
+            optimiser.step()
+    else:
+        step = method.step
+        method.step = lambda *all_given: ends.append(time.perf_counter()) or step(*all_given)
+        with tempfile.TemporaryDirectory() as out:
+            training.train(method, lambda *_: dict(given), out, training.Run(steps, batch))
+        network.to(memory_format=torch.channels_last)
+    rate = batch * (steps - 4) / (ends[-1] - ends[3])
+    network.eval()
+    network.flips = False
+    with torch.no_grad():
+        start = time.perf_counter()
+        for _ in range(5):
+            network(given["images"]).sigmoid() if what == "plain" else probabilities(network, given["images"])
+    print(rate, 5 * batch / (time.perf_counter() - start))
+
+
+def bench_segmenting() -> None:
+    rates = {what: [] for what in ("plain", "library", "narrow")}
+    for what in [*rates] * 2:
+        done = subprocess.run(
+            [sys.executable, __file__, "segmenting_rates", what], capture_output=True, text=True, check=True
+        )
+        rates[what].append([float(word) for word in done.stdout.split()[-2:]])
+    best = {what: np.max(found, axis=0) for what, found in rates.items()}
+    for name, k in (("training", 0), ("predicting", 1)):
+        print(f"{f'U-Net (mobilenet_v2) 192 px, {name}, as the library has it':<58} {best['plain'][k]:>10.2f} images/s")
+        for what, text in (("library", "  the same network in ours"), ("narrow", "  our narrower default")):
+            times = best[what][k] / best["plain"][k]
+            print(f"{text:<58} {best[what][k]:>10.2f} images/s, {times:.1f} times" + "  target 3" * (k == 0))
+
+
 def main() -> None:
     if len(sys.argv) > 1:
-        return compare_many() if sys.argv[1] == "many" else step_rate(sys.argv[1])
+        return globals()[sys.argv[1]](*sys.argv[2:])
     cfg = get_config("data")
     dataset = open_dataset(cfg)
     print(f"{dataset.name}, {len(dataset.table):,} pictures, {cfg.workers} cores")
@@ -303,6 +358,7 @@ def main() -> None:
     bench_judging()
     bench_second_call()
     bench_many()
+    bench_segmenting()
 
 
 if __name__ == "__main__":

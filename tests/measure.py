@@ -4,11 +4,13 @@ names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; 
 Two protocols: `natural`, 1,000 pictures in their natural mix; `balanced`, 55 of every class, or all there are. Sketches
 and labels of the split's pictures are drawn and compared with the pictures; the floor compares as many pictures of the
 training split with them, or of the split that is not measured where our classifier judges, which was taught by the
-training split. Then: are labels obeyed, and is anything copied from the training split?
+training split. Then: are labels, sketches and noises obeyed (the first two where `train classifier` and `train
+segmenter` left a checkpoint), and is anything copied from the training split?
 """
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +20,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.config import get_config
 from helpers.data.layouts import open_dataset
 from helpers.data.store import Store, StoreSettings, prepare
-from helpers.metrics.features import features, judges_at_hand, pictures_of
-from helpers.metrics.fidelity import looks_like
+from helpers.metrics.features import Judge, features, judges_at_hand, pictures_of
+from helpers.metrics.fidelity import follows_sketch, looks_like, spread
 from helpers.metrics.memorisation import memorisation, thumbnails
 from helpers.metrics.quality import quality
 from helpers.metrics.stats import interval
 from helpers.models.cgan import draw, load_cgan
 from helpers.models.classifier import classify, load_classifier
+from helpers.models.networks import Generator
+from helpers.models.segmenter import load_segmenter, segment
 
 
 def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = None) -> np.ndarray:
@@ -38,6 +42,24 @@ def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = No
     return np.concatenate([rows[store.labels[rows] == k][:n] for k, n in enumerate(counts)])
 
 
+def tell(what: str, values: np.ndarray) -> None:
+    low, high = interval(values)
+    print(f"{what}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
+
+
+def noises(generator: Generator, store: Store, batch: dict, judge: Judge, sketches: int = 40) -> list[float]:
+    """How far apart the drawings of one sketch under eight noises are, as a share of the distance of real images of its
+    class; for each of some sketches."""
+
+    def apart(images: np.ndarray) -> float:
+        return spread(features(pictures_of(images), judge, store.settings.size).values)
+
+    labels = batch["labels"]
+    real = {label: apart(batch["images"][labels == label][:60]) for label in set(labels[:sketches])}
+    drawn = (draw(generator, batch["sketches"][[k] * 8], labels[[k] * 8], seed=k) for k in range(sketches))
+    return [apart(images) / real[label] for images, label in zip(drawn, labels, strict=False)]
+
+
 def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("checkpoint", type=Path)
@@ -45,13 +67,14 @@ def main() -> None:
     args = args.parse_args()
     cfg, (generator, trained) = get_config("cgan"), load_cgan(args.checkpoint)
     classifier = cfg.outputs / "classifier" / "checkpoint.pt"
+    segmenter = cfg.outputs / "segmenter" / "checkpoint.pt"
     judges, missing = judges_at_hand(classifier)
     settings = StoreSettings(trained.size, trained.style, "square", cfg.seed)
     store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
     print(*missing, store, sep="\n")
     for protocol in ("natural", "balanced"):
         rows = choose(store, args.split, protocol)
-        batch = store.batch(rows, ("images", "sketches", "labels"))
+        batch = store.batch(rows)
         kinds = [store.classes[k] for k in batch["labels"]]
         drawn = draw(generator, batch["sketches"], batch["labels"], seed=0)
         real, synthetic = pictures_of(batch["images"], kinds, args.split), pictures_of(drawn, kinds, "drawn")
@@ -67,10 +90,16 @@ def main() -> None:
             if taught.classes != trained.classes:
                 raise SystemExit(f"the classifier knows {taught.classes}, the generator {trained.classes}")
             for name, images in (("real", batch["images"]), ("drawn", drawn)):
-                right = looks_like(classify(network, images), batch["labels"])
-                low, high = interval(right)
-                print(f"label named right, {name}: {right.mean():.3f} ({low:.3f} to {high:.3f}), N {len(right)}")
+                tell(f"label named right, {name}", looks_like(classify(network, images), batch["labels"]))
+        if segmenter.is_file():
+            outlined, masks = store.has_mask[rows], batch["masks"][store.has_mask[rows]]
+            for name, images in (("real", batch["images"]), ("drawn", drawn)):
+                found = follows_sketch(images[outlined], masks, partial(segment, load_segmenter(segmenter)[0]))
+                tell(f"Dice of sketch and lesion found, {name}", found)
         if protocol == "natural":
+            for judge in judges:
+                shares = noises(generator, store, batch, judge)
+                tell(f"distance of eight noises, share of that of real images, {judge.name}", shares)
             train = store.batch(store.rows("train"), ("images",))["images"]
             for judge in judges:
                 sets = (features(pictures_of(s), judge, trained.size, cfg.features) for s in (drawn, train, real.items))

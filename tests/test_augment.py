@@ -1,6 +1,6 @@
 import torch
 
-from helpers.models.augment import augment, recolour, turn_and_shift
+from helpers.models.augment import augment, recolour, turn_and_shift, turn_and_zoom
 
 
 def pair(count: int = 64, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -59,3 +59,21 @@ def test_the_seed_decides():
         torch.manual_seed(seed)
         runs.append(augment(images, sketches)[0])
     assert torch.equal(runs[0], runs[1]) and not torch.equal(runs[0], runs[2])
+
+
+def test_zooming_moves_picture_and_mask_together_and_by_any_angle():
+    images, masks = pair(32, 32)
+    moved, found = augment(images, masks, colour=0, shift=0.1, zoom=0.2)
+    assert torch.allclose(moved, (2 * found - 1).repeat(1, 3, 1, 1), atol=1e-5)
+    assert ((found > 0.01) & (found < 0.99)).float().mean() > 0.3, "between the pixels too, unlike right angles"
+
+
+def test_zoom_keeps_a_disc_where_it_is_and_changes_its_size():
+    torch.manual_seed(0)
+    y, x = torch.meshgrid(torch.arange(64) - 31.5, torch.arange(64) - 31.5, indexing="ij")
+    disc = (x.hypot(y) < 16).float().expand(200, 1, 64, 64)
+    moved = turn_and_zoom(disc, shift=0, zoom=0.3)
+    sizes = moved.sum(dim=(1, 2, 3)) / disc[0].sum()
+    assert 0.45 < sizes.min() < 0.75 and 1.35 < sizes.max() < 2.2, "both axes by up to exp(0.375)"
+    middle = (moved * x).sum(dim=(1, 2, 3)) / moved.sum(dim=(1, 2, 3))
+    assert middle.abs().max() < 0.1

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from made_up import folders, isic2016
@@ -15,6 +16,7 @@ from helpers.__main__ import main, read_sketches
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.models.classifier import ClassifierSettings, load_classifier, train_classifier
+from helpers.models.segmenter import SegmenterSettings, load_segmenter, train_segmenter
 from helpers.models.training import Run
 
 ROOT = Path(__file__).parents[1]
@@ -331,3 +333,76 @@ def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
     command = ["train", "classifier", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
     assert main([*command, "--steps", "2", "--batch", "4"]) == 0
     assert load_classifier(tmp_path / "checkpoint.pt")[1].network == "small"
+
+
+@pytest.fixture(scope="module")
+def segmenter(phantom_store, tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("segmenter")
+    train_segmenter(phantom_store, SegmenterSettings(64, pretrained=False), folder, Run(2, 4))
+    return folder / "checkpoint.pt"
+
+
+def segment(checkpoint: Path, images: Path, out: Path) -> int:
+    return main(["segment", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(out)])
+
+
+def test_segment_writes_masks_at_the_images_own_sizes(segmenter, tmp_path, capsys):
+    images = tmp_path / "in"
+    images.mkdir()
+    rng = np.random.default_rng(0)
+    pictures = {"a.png": (50, 70, 3), "grey.png": (64, 64), "clear.png": (80, 60, 4), "large.jpg": (3000, 4000, 3)}
+    for name, shape in pictures.items():
+        coarse = rng.integers(0, 255, (8, 8, *shape[2:])).astype(np.uint8)
+        cv2.imwrite(str(images / name), cv2.resize(coarse, shape[1::-1]))
+    cv2.imwrite(str(images / "black.png"), np.zeros((40, 30, 3), np.uint8))
+    (images / "broken.jpg").write_bytes(b"no picture")
+    assert segment(segmenter, images, tmp_path / "out") == 0
+    told = capsys.readouterr().out
+    assert "broken.jpg is missing, damaged" in told and "black.png is all one colour: its mask is empty" in told
+    table = pd.read_csv(tmp_path / "out" / "areas.csv", index_col="image_id")
+    assert sorted(table.index) == ["a", "black", "clear", "grey", "large"]
+    for name, shape in pictures.items():
+        mask = cv2.imread(str(tmp_path / "out" / f"{name.split('.')[0]}.png"), cv2.IMREAD_UNCHANGED)
+        row = table.loc[name.split(".")[0]]
+        assert mask.shape == shape[:2] == (row["height"], row["width"]) and set(np.unique(mask)) <= {0, 255}
+        assert row["lesion_pixels"] == (mask > 0).sum()
+        assert row["lesion_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
+    assert table.loc["black", "lesion_pixels"] == 0
+
+
+def test_segment_says_why_it_cannot(segmenter, trained, tmp_path, capsys):
+    assert segment(tmp_path / "none.pt", tmp_path, tmp_path / "out") == 2
+    assert "train segmenter" in capsys.readouterr().err
+    assert segment(trained, tmp_path, tmp_path / "out") == 2
+    assert "is not a checkpoint of a segmenter" in capsys.readouterr().err
+    assert segment(segmenter, tmp_path / "nowhere", tmp_path / "out") == 2
+    assert "there is no folder" in capsys.readouterr().err
+    (tmp_path / "nothing").mkdir()
+    assert segment(segmenter, tmp_path / "nothing", tmp_path / "out") == 2
+    assert "nothing to segment" in capsys.readouterr().err
+    assert segment(segmenter, tmp_path / "nothing", tmp_path / "nothing" / ".." / "nothing") == 2
+    assert "is the folder of the images" in capsys.readouterr().err
+
+
+def test_train_segmenter(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    command = ["train", "segmenter", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
+    assert main([*command, "--steps", "2", "--batch", "4", "--network", "FPN"]) == 0
+    assert "trained, mean Jaccard on val 0." in capsys.readouterr().out
+    assert load_segmenter(tmp_path / "checkpoint.pt")[1].network == "FPN"
+
+
+def test_experiment(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    command = ["experiment", "segmentation", "--dataset", "phantoms", "--data-root", str(phantoms)]
+    assert main([*command, "--seeds", "0", "--steps", "2", "--shares", "0.5", "--out", str(tmp_path / "out")]) == 0
+    told = capsys.readouterr().out
+    assert told.count("50% of the real images, ") == 5 and "drawn only against real: one seed, no verdict" in told
+    assert (tmp_path / "out" / "arms.csv").is_file() and (tmp_path / "out" / "comparisons.csv").is_file()
+    assert len(list((tmp_path / "out").glob("*-0.5-0.csv"))) == 5
+    assert main([*command, "--steps", "3", "--out", str(tmp_path / "out")]) == 2
+    assert "holds another experiment" in capsys.readouterr().err
+    assert main([*command, "--shares", "1.5", "--out", str(tmp_path / "out")]) == 2
+    assert "shares [1.5] of the training images are not in (0, 1]" in capsys.readouterr().err

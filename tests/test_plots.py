@@ -7,7 +7,7 @@ import numpy as np
 from PIL import Image
 
 from helpers.data.layouts import read
-from helpers.views.plots import class_counts, curves, distributions, grid, intervals, lines, overlay, save
+from helpers.views.plots import class_counts, curves, distributions, grid, intervals, lines, overlay, save, scatter
 
 
 def test_grid_takes_colour_masks_sketches_and_gaps(tmp_path):
@@ -81,4 +81,13 @@ def test_distributions_are_shares():
     heights = [sum(bar.get_height() for bar in bars) for bars in figure.axes[0].containers]
     assert np.allclose(heights, 1)
     assert [t.get_text() for t in figure.axes[0].get_legend().get_texts()] == ["drawn, N 10", "real, N 40"]
+    plt.close(figure)
+
+
+def test_scatter_names_its_groups_with_their_number():
+    figure = scatter({"NV": ([1, 2, 3], [0.5, 0.6, 0.7]), "MEL": ([4], [0.1])}, ("size", "Jaccard"))
+    (axis,) = figure.axes
+    assert [text.get_text() for text in axis.get_legend().get_texts()] == ["NV, N 3", "MEL, N 1"]
+    assert [len(points.get_offsets()) for points in axis.collections] == [3, 1]
+    assert (axis.get_xlabel(), axis.get_ylabel()) == ("size", "Jaccard")
     plt.close(figure)

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from helpers.metrics.stats import interval, paired, percentiles, verdict, weights
+from helpers.metrics.stats import interval, over_seeds, paired, percentiles, verdict, weights
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_distribution():
@@ -58,3 +58,19 @@ def test_too_few_values_are_refused():
 
 def test_percentiles():
     assert percentiles(np.arange(101), 0.9) == pytest.approx((5, 95))
+
+
+def test_seeds_that_disagree_widen_the_interval():
+    cases = np.random.default_rng(4).normal(size=100)
+    agreeing = np.stack([cases, cases, cases])
+    assert over_seeds(agreeing) == pytest.approx(interval(cases)) == over_seeds(cases[None])
+    low, high = over_seeds(agreeing + np.array([[-1.0], [0.0], [1.0]]))
+    assert high - low == pytest.approx(2 * np.hypot(4.303 / 3**0.5, np.ptp(interval(cases)) / 2), rel=0.05)
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_seeds_alone_seldom_make_a_verdict(seeds):
+    rng = np.random.default_rng(5)
+    trials = (rng.normal(0, 1, (seeds, 1)) + rng.normal(0, 1, (seeds, 60)) for _ in range(200))
+    found = [verdict(*over_seeds(values, rounds=200)) for values in trials]
+    assert 1 <= sum(word != "no difference seen" for word in found) <= 20, "about 5 % of 200, by definition"

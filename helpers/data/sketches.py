@@ -37,12 +37,17 @@ def line_width(shape: tuple[int, ...]) -> int:
     return max(1, round(min(shape[:2]) / 64))
 
 
-def contour(mask: np.ndarray) -> np.ndarray:
-    """Outline of a mask `(H, W)` in {0, 1}; closed along the frame where the lesion leaves the picture."""
+def filled(mask: np.ndarray) -> np.ndarray:
+    """What the outline of a mask `(H, W)` in {0, 1} encloses, in {0, 1}: without its holes and crumbs."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     smallest = 1e-3 * mask.size  # crumbs of a hand-made mask are not a second lesion
     outlines = [o for o in outlines if cv2.contourArea(o) >= smallest] or outlines
-    solid = cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 255, cv2.FILLED)
+    return cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 1, cv2.FILLED)
+
+
+def contour(mask: np.ndarray) -> np.ndarray:
+    """Outline of a mask `(H, W)` in {0, 1}; closed along the frame where the lesion leaves the picture."""
+    solid = 255 * filled(mask)
     width = line_width(mask.shape)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
     # Beyond the frame counts as skin, so the outline runs along the frame instead of ending at it.

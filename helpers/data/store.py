@@ -8,7 +8,7 @@ store of a million pictures takes no more memory than one of a hundred.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -141,11 +141,13 @@ def balanced_batches(
     seed: int,
     by_hand: float = 0.0,
     arrays: tuple[str, ...] = ("images", "sketches", "labels"),
+    rows: np.ndarray | None = None,
 ) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop: every class of the training split equally likely, within it every
-    picture; random by the step. A share `by_hand` of the sketches is redrawn as by hand. Without "sketches" among the
+    """`draw(step, process)` for the training loop: every class of the training split (or of these `rows` of it) equally
+    likely, within it every picture; random by the step. A share `by_hand` of the sketches is redrawn as by hand. Without "sketches" among the
     `arrays` pictures that have none take part too."""
-    rows = store.rows("train", needs=["sketch", "label"] if "sketches" in arrays else ["label"])
+    usable = store.rows("train", needs=["sketch", "label"] if "sketches" in arrays else ["label"])
+    rows = usable if rows is None else np.intersect1d(rows, usable)
     by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))]
     by_class = [members for members in by_class if len(members)]
 
@@ -157,6 +159,31 @@ def balanced_batches(
             for k in np.flatnonzero(rng.random(batch) < by_hand):
                 found["sketches"][k] = hand(found["sketches"][k], rng)
         return to_tensors(found)
+
+    return draw
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Where images and their masks come from: these `rows` of two arrays, of a store or drawn."""
+
+    images: np.ndarray  # uint8 (N, H, W, 3)
+    masks: np.ndarray  # uint8 (N, H, W) in {0, 1}
+    rows: np.ndarray
+
+
+def pair_batches(parts: Sequence[Pairs], batch: int, seed: int) -> Callable[[int, int], dict]:
+    """`draw(step, process)` for the training loop: every part equally likely, within it every row; random by the step."""
+
+    def draw(step: int, process: int) -> dict:
+        rng = np.random.default_rng([seed, step, process])
+        chosen = [(part, rng.choice(parts[part].rows)) for part in rng.integers(len(parts), size=batch)]
+        return to_tensors(
+            {
+                "images": np.stack([parts[part].images[row] for part, row in chosen]),
+                "masks": np.stack([parts[part].masks[row] for part, row in chosen]),
+            }
+        )
 
     return draw
 

@@ -1,16 +1,18 @@
 """Does a drawing do as it was told: follow its sketch, look like its label, change with the noise?"""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
 from scipy.spatial.distance import pdist
 
 
-def follows_sketch(drawn: np.ndarray, masks: np.ndarray, segment: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+def follows_sketch(
+    drawn: np.ndarray, masks: np.ndarray, segment: Callable[[np.ndarray], Sequence[np.ndarray]]
+) -> np.ndarray:
     """Dice of the region that each sketch encloses, `masks (N, H, W)` in {0, 1}, and the lesion that `segment` finds in
     what was drawn from it, `drawn uint8 (N, H, W, 3)` -> `(N,)` in [0, 1]; 1 where both are empty."""
-    found = segment(drawn)
+    found = np.stack(segment(drawn))
     both = (found * masks).sum(axis=(1, 2), dtype=float)
     sizes = found.sum(axis=(1, 2), dtype=float) + masks.sum(axis=(1, 2), dtype=float)
     return np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0)

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
+from scipy.stats import t as student
 
 
 def weights(n: int, rounds: int, rng: np.random.Generator, groups: Sequence | None = None) -> np.ndarray:
@@ -24,6 +25,20 @@ def interval(
         raise ValueError(f"{len(values)} values: an interval needs two at least")
     drawn = weights(len(values), rounds, np.random.default_rng(seed), groups)
     return percentiles(drawn @ values / drawn.sum(axis=1), level)
+
+
+def over_seeds(values: np.ndarray, groups: Sequence | None = None, level: float = 0.95, **how) -> tuple[float, float]:
+    """Interval of the mean of `values (S, N)`: the same N cases, measured after each of S trainings with other seeds.
+
+    Cases are bootstrapped, seeds get Student's t, for a bootstrap of two or three would be far too sure; the two half
+    widths are added as squares. With one seed the interval is that of the cases alone and says nothing of training.
+    """
+    means = values.mean(axis=1)
+    low, high = interval(values.mean(axis=0), groups, level=level, **how)
+    if len(means) == 1:
+        return low, high
+    by_chance = student.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
+    return tuple(float(means.mean() + s * np.hypot(end - means.mean(), by_chance)) for s, end in ((-1, low), (1, high)))
 
 
 def paired(

@@ -34,19 +34,21 @@ class Run:
 
 class Method:
     """What the loop asks of a method. `networks` and `optimisers` by name; `averaged` names the networks whose
-    exponential average is kept, which is what draws afterwards. `settings` must match to go on from a checkpoint."""
+    exponential average is kept, which is what draws afterwards. `settings` must match to go on from a checkpoint;
+    `kept`, if there is one, is what the method itself wants to find in it again."""
 
     networks: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
     averaged: tuple[str, ...]
     settings: dict
+    kept: dict
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """One update of everything; returns what to write into the history."""
         raise NotImplementedError
 
-    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> None:
-        """Save whatever shows how far the training is; called with every checkpoint."""
+    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> bool | None:
+        """Save whatever shows how far the training is; called before every checkpoint. True ends the training."""
 
 
 def precision() -> str:
@@ -85,16 +87,20 @@ def train(method: Method, draw: Callable[[int, int], Batch], out: str | Path, ru
     together = run.batch * accelerator.num_processes
     bar = tqdm(total=run.steps * together, initial=state.step * together, unit="images", desc=out.name,
                disable=not accelerator.is_main_process)  # fmt: skip
-    while state.step < run.steps:
+    while state.step < run.steps and not state.ended:
         losses = _step(method, draw, state.step, accelerator, run)
         state.after(losses)
         bar.update(together)
         if state.step % run.report_every == 0:
             bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
-        if accelerator.is_main_process and (state.step % run.save_every == 0 or state.step == run.steps):
-            state.save(out)
-            method.show(state.averages, out, state.step)
+        if state.step % run.save_every == 0 or state.step == run.steps:
+            if accelerator.is_main_process and method.show(state.averages, out, state.step):
+                accelerator.set_trigger()
+            state.ended = accelerator.check_trigger()  # by all processes at once
+            if accelerator.is_main_process:
+                state.save(out)
     bar.close()
+    accelerator.wait_for_everyone()  # or others would look for a file that is still being written
     return state.history
 
 
@@ -114,7 +120,7 @@ class State:
 
     def __init__(self, method: Method, networks: dict[str, nn.Module], accelerator: Accelerator, run: Run):
         self.method, self.networks, self.accelerator, self.run = method, networks, accelerator, run
-        self.step, self.history, self.sums, self.summed = 0, {"step": []}, {}, 0
+        self.step, self.history, self.sums, self.summed, self.ended = 0, {"step": []}, {}, 0, False
         self.averages = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in method.averaged}
 
     def after(self, losses: dict[str, Tensor]) -> None:
@@ -142,6 +148,8 @@ class State:
             "history": self.history,
             "sums": self.sums,
             "summed": self.summed,
+            "ended": self.ended,
+            "kept": getattr(self.method, "kept", {}),
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "averages": {name: average.state_dict() for name, average in self.averages.items()},
             "optimisers": {name: optimiser.state_dict() for name, optimiser in self.method.optimisers.items()},
@@ -180,6 +188,7 @@ class State:
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
         self.step, self.history, self.sums, self.summed = (saved[k] for k in ("step", "history", "sums", "summed"))
+        self.ended, self.method.kept = saved.get("ended", False), saved.get("kept", {})
 
 
 @torch.no_grad()

@@ -124,6 +124,17 @@ def distributions(charts: dict[str, dict[str, np.ndarray]], label: str) -> Figur
     return figure
 
 
+def scatter(groups: dict[str, tuple[Sequence[float], Sequence[float]]], labels: tuple[str, str]) -> Figure:
+    """Points (x, y) of each group in its colour; `labels` of the two axes."""
+    figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
+    for colour, (group, (x, y)) in zip(PALETTE, groups.items(), strict=False):
+        axis.scatter(x, y, s=14, color=colour, alpha=0.7, linewidths=0, label=f"{group}, N {len(x)}")
+    axis.set(xlabel=labels[0], ylabel=labels[1])
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
+    return figure
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
     """`image (H, W, 3) uint8` with the border of `mask (H, W)` in {0, 1} drawn on it."""
     padded = np.pad(mask, 1)
