@@ -44,14 +44,14 @@ SIZES = {
     },
     "segmenter": {
         "smoke": {"size": 64, "network": "Unet", "encoder": "mobilenet_v2", "steps": 6, "batch": 4},
-        "demo": {"size": 128, "network": "Unet", "encoder": "mobilenet_v2", "steps": 300, "batch": 16},
+        "demo": {"size": 128, "network": "Unet", "encoder": "mobilenet_v2", "steps": 150, "batch": 16},
         "full": {"size": 256, "network": "Unet", "encoder": "resnet34", "steps": 8_000, "batch": 32},
     },
     "pairs": {  # do drawn pairs help? as notebook 4 asks it
         "smoke": {"size": 64, "steps": 4, "batch": 4, "shares": (1.0,), "seeds": (0, 1)}
         | {"width": 8, "draw_steps": 4, "draw_batch": 4, "pairs": 8},
-        "demo": {"size": 64, "steps": 60, "batch": 16, "shares": (0.1,), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 500, "draw_batch": 4, "pairs": 300},
+        "demo": {"size": 64, "steps": 40, "batch": 12, "shares": (0.1,), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 400, "draw_batch": 4, "pairs": 300},
         "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
         | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
     },

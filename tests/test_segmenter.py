@@ -18,6 +18,7 @@ from helpers.models.segmenter import (
     plain,
     probabilities,
     segment,
+    tidied,
     train_on_pairs,
     train_segmenter,
     val_jaccard,
@@ -235,3 +236,16 @@ def test_the_plain_recipe_leaves_everything_out(phantom_store, tmp_path):
     apart = [(v - weights[k]).abs().max() for k, v in saved["kept"]["best"].items() if v.is_floating_point()]
     assert max(apart) < settings.rate / 8, "the average is little more than the last weights"
     assert settings.width == 256 and not settings.pretrained and len(history["pixels"]) == 3
+
+
+def test_masks_are_tidied():
+    mask = np.zeros((60, 60), np.uint8)
+    mask[5:35, 5:35] = 1  # 900 pixels
+    true = mask.copy()
+    mask[15:20, 15:20] = 0  # a hole
+    mask[40:50, 40:50] = 1  # 100 pixels: a shadow
+    assert np.array_equal(tidied(mask), true)
+    mask[40:55, 40:55] = 1  # 225 pixels: a second piece
+    true[40:55, 40:55] = 1
+    assert np.array_equal(tidied(mask), true)
+    assert not tidied(np.zeros((9, 9), np.uint8)).any() and tidied(np.ones((9, 9), np.uint8)).all()

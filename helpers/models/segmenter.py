@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from helpers.config import shown
 from helpers.data.files import DataError
+from helpers.data.sketches import filled
 from helpers.data.store import Pairs, Store, StoreSettings, fit, pair_batches, to_tensors
 from helpers.models.augment import augment
 from helpers.models.classifier import DEVIATION, MEAN, imagenet_weights, patience
@@ -279,8 +280,19 @@ def segment(
         found = probabilities(segmenter, to_tensors({"images": part}, device)["images"])[:, 0].cpu().numpy()
         for image, one, (height, width) in zip(part, found, shapes[start : start + batch], strict=True):
             one = np.zeros_like(one) if one_colour(image) else one
-            masks.append((cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5).astype(np.uint8))
+            mask = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+            masks.append(tidied(mask.astype(np.uint8)))
     return masks
+
+
+def tidied(mask: np.ndarray, least: float = 0.2) -> np.ndarray:
+    """A mask `(H, W)` in {0, 1} without holes, and without pieces smaller than `least` of the largest: a lesion is
+    seldom in several pieces, shadows and rulers are."""
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask)
+    areas = stats[1:, cv2.CC_STAT_AREA]
+    if count > 2:
+        mask = np.isin(pieces, 1 + np.flatnonzero(areas >= least * areas.max())).astype(np.uint8)
+    return filled(mask)
 
 
 def one_colour(image: np.ndarray, tolerance: int = 8) -> bool:

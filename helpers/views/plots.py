@@ -85,7 +85,9 @@ def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> 
 
 def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figure:
     """One chart per name, in it one line per entry: a value with the ends of its interval."""
-    figure, axes = plt.subplots(1, len(charts), figsize=(4 * len(charts), 2.2), squeeze=False, layout="constrained")
+    tallest = max(sum(1 + name.count("\n") for name in entries) for entries in charts.values())
+    inches = (max(5, 4 * len(charts)), max(2.2, 0.8 + 0.2 * tallest))
+    figure, axes = plt.subplots(1, len(charts), figsize=inches, squeeze=False, layout="constrained")
     for axis, (name, entries) in zip(axes[0], charts.items(), strict=True):
         for place, (value, low, high) in enumerate(entries.values()):
             axis.plot([low, high], [place, place], color=PALETTE[1], linewidth=3, alpha=0.4)
