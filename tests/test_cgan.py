@@ -116,3 +116,8 @@ def test_train_resume_and_load(store, tmp_path):
     assert sorted(p.name for p in (tmp_path / "whole").glob("grid-*.png")) == [f"grid-{k:06d}.png" for k in (2, 4, 6)]
     with pytest.raises(ValueError, match="width 8 there, 16 here"):
         train_cgan(store, CGANSettings(64, CLASSES, width=16), tmp_path / "whole", Run(8, **run))
+
+
+def test_the_penalty_follows_the_size_unless_it_is_given():
+    assert [CGANSettings(size, ("NV",)).penalty for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
+    assert CGANSettings(256, ("NV",), penalty=0.5).penalty == 0.5
