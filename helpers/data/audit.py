@@ -26,7 +26,7 @@ KEYPOINTS = 200
 NEIGHBOURS = 3  # candidates looked at for each picture
 LEAST_SIMILAR = 0.4  # correlation of signatures below which no candidate was ever confirmed
 BEST_MATCHES = 60
-# Of these so many must agree and so widely, in pixels, must they lie around their main axis. Set by eye on the pairs that
+# Of these so many must agree, and so widely, in pixels, they must lie round their main axis. Set by eye on pairs that
 # HAM10000 (26,000 candidates) and ISIC 2017 confirm: fewer agree by chance, narrower is one ruler in two pictures.
 CONFIRMED = 21
 BREADTH = 5.0
@@ -82,7 +82,9 @@ class Report:
             if len(damaged) > MISSING_LIMIT * count:
                 return f"{len(damaged)} of {count} {what} cannot be read"
         if self.misfits:
-            return f"{len(self.misfits)} masks or sketches are not of their pictures: {next(iter(self.misfits.values()))}"
+            return (
+                f"{len(self.misfits)} masks or sketches are not of their pictures: {next(iter(self.misfits.values()))}"
+            )
         return ""
 
     @property
@@ -363,8 +365,10 @@ def _lines(report: Report) -> Iterator[str]:
     ):
         yield f"{'!' if found else ' '} {len(found):5,} {what}{_examples(found)}"
     faulty = any((report.damaged, report.damaged_masks, report.empty_masks, report.conflicts, report.leaks))
-    yield "\nCANNOT BE USED: " + report.unusable if report.unusable else "\ncan be used" + (
-        "; `prepare` puts these faults right and says how" if faulty else ""
+    yield (
+        "\nCANNOT BE USED: " + report.unusable
+        if report.unusable
+        else "\ncan be used" + ("; `prepare` puts these faults right and says how" if faulty else "")
     )
 
 
@@ -374,7 +378,10 @@ def _heading(report: Report) -> Iterator[str]:
     sizes = sorted(report.shapes.items(), key=lambda item: -item[1])
     facts = ["sizes " + ", ".join(f"{width} x {height}" for (height, width), _ in sizes[:3])]
     facts[0] += f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""
-    facts += [f"{table[f'{what}_path'].notna().sum():,} {what}{'es' if what == 'sketch' else 's'}" for what in ("mask", "sketch")]
+    facts += [
+        f"{table[f'{what}_path'].notna().sum():,} {what}{'es' if what == 'sketch' else 's'}"
+        for what in ("mask", "sketch")
+    ]
     facts += [f"{len(dataset.unpaired_sketches):,} unpaired sketches"] if dataset.unpaired_sketches else []
     lesions = table["lesion_id"].dropna()
     repeats = len(lesions) - lesions.nunique()

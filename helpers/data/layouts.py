@@ -79,7 +79,8 @@ class Dataset:
         return counts
 
     def __repr__(self) -> str:
-        return f"Dataset({self.name}: {len(self.table)} pictures, classes {' '.join(self.classes)}, from {shown(self.root)})"
+        classes = " ".join(self.classes)
+        return f"Dataset({self.name}: {len(self.table)} pictures, classes {classes}, from {shown(self.root)})"
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,9 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
     elif hot := [c for c in classes if c in table]:
         table = _one_hot(table, path, hot, problems)
     else:
-        raise DataError(f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})")
+        raise DataError(
+            f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
+        )
     table["image_id"] = table["image_id"].map(_id_of)
     table = _once(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
     unknown = ~table["diagnosis"].isin(classes)
@@ -251,7 +254,7 @@ def _tell(problems: list[str], what: str, ids: pd.Series | list) -> None:
 def _assemble(
     name: str, root: Path, rows: pd.DataFrame, classes: list[str], problems: list[str], unpaired: list[Path] = ()
 ) -> Dataset:
-    """Rows (`image_id diagnosis split path ...`) -> Dataset with all columns, right types, missing pictures left out."""
+    """Rows (`image_id diagnosis split path ...`) -> Dataset of all columns, right types, missing pictures left out."""
     rows = rows.reindex(columns=[*rows.columns, *(c for c in COLUMNS if c not in rows)])
     here = rows["path"].notna()
     _tell(problems, "are named in the label file but there is no such picture", rows["image_id"][~here])
@@ -381,7 +384,9 @@ def _read_isic2018(folder: Path) -> Dataset:
         path = _csv(folder, f"ISIC2018_Task3_{published}_GroundTruth")
         if pictures is None and path is None:
             continue
-        labels = _once(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems) if path else None
+        labels = (
+            _once(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems) if path else None
+        )
         masks = _entry(folder, "HAM10000_segmentations_lesion_tschandl")
         splits.append(_challenge_split(folder, pictures, masks, labels, split, problems))
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
@@ -452,7 +457,9 @@ def _read_course(folder: Path) -> Dataset:
 
 
 # Folders of pictures whose names say what they are in another layout, not which diagnosis.
-_NO_CLASS = re.compile(r"images?|masks?|sketch(es)?|contours?|.*_(input|data|groundtruth)|(train|test)[ab]", re.IGNORECASE)
+_NO_CLASS = re.compile(
+    r"images?|masks?|sketch(es)?|contours?|.*_(input|data|groundtruth)|(train|test)[ab]", re.IGNORECASE
+)
 
 
 def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:

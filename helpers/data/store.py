@@ -21,7 +21,15 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.data.audit import Report, audit, trusted
-from helpers.data.files import DataError, central_square, picture_shape, read_image, read_mask, read_sketch, whole_folder
+from helpers.data.files import (
+    DataError,
+    central_square,
+    picture_shape,
+    read_image,
+    read_mask,
+    read_sketch,
+    whole_folder,
+)
 from helpers.data.layouts import Dataset
 from helpers.data.sketches import hand, sketch
 
@@ -69,7 +77,9 @@ class Store:
             arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
             whole = {len(array) for array in arrays.values()} == {facts["rows"]}
         except (OSError, ValueError, KeyError) as error:
-            raise DataError(f"the store {self.folder} is damaged ({error}): delete it, it will be made again") from error
+            raise DataError(
+                f"the store {self.folder} is damaged ({error}): delete it, it will be made again"
+            ) from error
         if not whole:
             raise DataError(f"the store {self.folder} is damaged (rows are missing): delete it, it will be made again")
         self.name, self.classes, self.problems = facts["name"], facts["classes"], facts["problems"]
@@ -120,7 +130,8 @@ class Store:
 
 
 def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
-    """What a batch holds as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` in [0, 1]; labels int64."""
+    """What a batch holds as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` in [0, 1];
+    labels int64."""
     import torch  # seconds to load, and neither the audit nor the preparation needs it
 
     def floats(name: str) -> torch.Tensor:
@@ -144,7 +155,8 @@ def balanced_batches(
     rows: np.ndarray | None = None,
 ) -> Callable[[int, int], dict]:
     """`draw(step, process)` for the training loop: every class of the training split (or of these `rows` of it) equally
-    likely, within it every picture; random by the step. A share `by_hand` of the sketches is redrawn as by hand. Without "sketches" among the
+    likely, within it every picture; random by the step. A share `by_hand` of the sketches is redrawn as by hand.
+    Without "sketches" among the
     `arrays` pictures that have none take part too."""
     usable = store.rows("train", needs=["sketch", "label"] if "sketches" in arrays else ["label"])
     rows = usable if rows is None else np.intersect1d(rows, usable)
@@ -173,7 +185,7 @@ class Pairs:
 
 
 def pair_batches(parts: Sequence[Pairs], batch: int, seed: int) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop: every part equally likely, within it every row; random by the step."""
+    """`draw(step, process)` for the training loop: each part equally likely, within it each row; random by the step."""
 
     def draw(step: int, process: int) -> dict:
         rng = np.random.default_rng([seed, step, process])
@@ -243,7 +255,7 @@ def check_style(dataset: Dataset, settings: StoreSettings) -> None:
 
 
 def data_key(dataset: Dataset, seed: int) -> str:
-    """Twelve hexadecimal digits that change with the table, the size or date of a file it names, or the split's seed."""
+    """Twelve hexadecimal digits that change with the table, size or date of a file it names, or the split's seed."""
     digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
     digest.update(dataset.table.to_csv(index=False).encode())
     for column in ("path", "mask_path", "sketch_path"):
@@ -295,7 +307,7 @@ def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) ->
 
 
 def load_row(row, settings: StoreSettings) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """One row of the table -> image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None."""
+    """A row of the table -> image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None"""
     image = fit(read_image(row.path, at_least=settings.size), settings)
     mask = drawing = None
     if pd.notna(row.mask_path):
