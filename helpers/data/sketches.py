@@ -186,6 +186,11 @@ def deform(mask: np.ndarray, rng: np.random.Generator, strength: float = 1.0) ->
 
     Its `contour` is a new sketch. A lesion that leaves the frame goes on beyond it, as far as one can know.
     """
+    return _warp(mask, deformation(mask, rng, strength), cv2.BORDER_REPLICATE)
+
+
+def deformation(mask: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
+    """Where each pixel of a deformed picture comes from: columns and rows, `float32 (H, W, 2)`, for `cv2.remap`."""
     size = min(mask.shape)
     rows, columns = np.nonzero(mask if mask.any() else np.ones_like(mask))
     centre = np.array([columns.mean(), rows.mean()])
@@ -194,7 +199,7 @@ def deform(mask: np.ndarray, rng: np.random.Generator, strength: float = 1.0) ->
     matrix = mirror @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / zoom
     wander = sum(smooth_noise(mask.shape, n, rng, 2) * a for n, a in ((3, 0.022), (6, 0.006)))
     grid = (_identity(mask.shape) - centre) @ matrix.T + centre + strength * size * wander
-    return _warp(mask, grid.astype(np.float32), cv2.BORDER_REPLICATE)
+    return grid.astype(np.float32)
 
 
 def smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator, channels: int) -> np.ndarray:
