@@ -1,10 +1,14 @@
-"""The one shell door: `python -m helpers audit | prepare | train METHOD | draw | quality | segment | experiment`."""
+"""The one shell door: `python -m helpers audit | prepare | train METHOD | draw | quality | segment | classify |
+experiment QUESTION`.
+"""
 
 import argparse
 import csv
 import json
 import sys
 import time
+from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,7 +19,7 @@ from helpers.config import DATASETS, get_config, shown
 from helpers.data.audit import audit
 from helpers.data.files import DataError, picture_shape, read_image
 from helpers.data.layouts import open_dataset, pictures_by_id, read, read_labels
-from helpers.data.store import Store, StoreSettings, load_sketch, prepare
+from helpers.data.store import Store, StoreSettings, fit, load_sketch, prepare
 
 
 def audit_command(args: argparse.Namespace, cfg) -> int:
@@ -51,9 +55,22 @@ def train_classifier_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.classifier import ClassifierSettings, train_classifier
 
     store, out = training_store(args, cfg), training_folder(args, cfg)
-    settings = ClassifierSettings(store.settings.size, tuple(store.classes), args.network or cfg.network)
-    train_classifier(store, settings, out, training_run(args, cfg))
-    print(f"trained: python -m helpers quality --features {shown(out / 'checkpoint.pt')} --real FOLDER ...")
+    network = args.network or cfg.network
+    settings = ClassifierSettings(store.settings.size, tuple(store.classes), network, balance=args.balance, zoom=0.2)
+    history = train_classifier(store, settings, out, training_run(args, cfg))
+    best = max(history["val_balanced_accuracy"], default=float("nan"))
+    place = shown(out / "checkpoint.pt")
+    print(f"trained, balanced accuracy on val {best:.3f}: python -m helpers classify --checkpoint {place} --images ...")
+    return 0
+
+
+def train_dcgan_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.dcgan import DCGANSettings, train_dcgan
+
+    store, out = training_store(args, cfg), training_folder(args, cfg)
+    settings = DCGANSettings(store.settings.size, tuple(store.classes), args.width or cfg.width)
+    train_dcgan(store, settings, out, training_run(args, cfg))
+    print(f"trained; what it draws: {shown(out)}/grid-*.png")
     return 0
 
 
@@ -93,14 +110,31 @@ def training_run(args: argparse.Namespace, cfg):
     return Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
 
 
+def checkpoint_of(method: str, args: argparse.Namespace, cfg) -> Path:
+    """The named checkpoint, or the one that `train METHOD` writes. Raises `DataError` when it is not there."""
+    checkpoint = args.checkpoint or cfg.outputs / method / "checkpoint.pt"
+    if not checkpoint.is_file():
+        how = f"`python -m helpers train {method}` makes one, --checkpoint names one"
+        raise DataError(f"there is no {shown(checkpoint)}: {how}")
+    return checkpoint
+
+
+def readable(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
+    """Id, path and image of every picture of a folder, one by one, for photographs can be large; what cannot be read is
+    named. `size`: a side that is needed, larger ones may be read smaller."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {folder}")
+    for image_id, path in pictures_by_id(folder, problems).items():
+        try:
+            yield image_id, path, read_image(path, at_least=size)
+        except DataError as error:
+            problems.append(str(error))
+
+
 def draw_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.cgan import draw, load_cgan  # seconds to load: not for every command
 
-    checkpoint = args.checkpoint or cfg.outputs / "cgan" / "checkpoint.pt"
-    if not checkpoint.is_file():
-        raise DataError(
-            f"there is no {shown(checkpoint)}: `python -m helpers train cgan` makes one, --checkpoint names one"
-        )
+    checkpoint = checkpoint_of("cgan", args, cfg)
     generator, settings = load_cgan(checkpoint)
     print(f"{shown(checkpoint)}: {settings.size} px, sketches of style {settings.style}, {' '.join(settings.classes)}")
     problems = []
@@ -175,25 +209,14 @@ def quality_command(args: argparse.Namespace, cfg) -> int:
 def segment_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.segmenter import load_segmenter, one_colour, segment  # seconds to load: not for every command
 
-    checkpoint = args.checkpoint or cfg.outputs / "segmenter" / "checkpoint.pt"
-    if not checkpoint.is_file():
-        raise DataError(
-            f"there is no {shown(checkpoint)}: `python -m helpers train segmenter` makes one, --checkpoint names one"
-        )
-    if not args.images.is_dir():
-        raise DataError(f"there is no folder {args.images}")
+    checkpoint = checkpoint_of("segmenter", args, cfg)
     if args.out.resolve() == args.images.resolve():
         raise DataError(f"{args.out} is the folder of the images, which masks of the same names would overwrite")
     segmenter, settings = load_segmenter(checkpoint)
     print(f"{shown(checkpoint)}: {settings.network} with {settings.encoder}, {settings.size} px")
     problems, areas = [], []
     args.out.mkdir(parents=True, exist_ok=True)
-    for image_id, path in pictures_by_id(args.images, problems).items():  # one by one: photographs can be large
-        try:
-            image = read_image(path, at_least=settings.size)
-        except DataError as error:
-            problems.append(str(error))
-            continue
+    for image_id, path, image in readable(args.images, settings.size, problems):
         height, width = picture_shape(path)
         if one_colour(image):
             problems.append(f"{path} is all one colour: its mask is empty")
@@ -209,31 +232,114 @@ def segment_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
-def experiment_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.experiments import (
-        COMPARED,
-        comparisons,
-        in_words,
-        segmentation_experiment,
-        segmentation_plan,
-        summary,
-    )
+def classify_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.classifier import classify, load_classifier  # seconds to load: not for every command
 
-    for name in PLANNED:
-        setattr(cfg, name, getattr(args, name) or getattr(cfg, name))
-    settings = StoreSettings(cfg.size, "contour", "whole", cfg.seed)
-    store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
-    out = args.out or cfg.outputs / "segmentation-experiment"
-    results = segmentation_experiment(store, segmentation_plan(cfg, store), out, args.split)
-    arms, found = summary(results, "jaccard"), comparisons(results, "jaccard", COMPARED)
-    arms.to_csv(out / "arms.csv")
-    found.to_csv(out / "comparisons.csv")
-    print(f"{store}\nmean Jaccard on the real images of {args.split}, 95 % intervals over images and seeds")
-    print(arms.round(4).to_string(), found.round(4).to_string(), "\n".join(in_words(found, "jaccard")), sep="\n\n")
+    checkpoint = checkpoint_of("classifier", args, cfg)
+    classifier, settings = load_classifier(checkpoint)
+    out, problems, rows = args.out or cfg.outputs / "classified.csv", [], []
+    for image_id, path, image in readable(args.images, settings.size, problems):
+        if image.max() == image.min():
+            problems.append(f"{path} is all one colour: what is said of it means nothing")
+        (found,) = classify(classifier, fit(image, StoreSettings(settings.size))[None])
+        rows.append((image_id, settings.classes[int(found.argmax())], *(round(float(p), 6) for p in found)))
+    print("".join(f"! {problem}\n" for problem in problems), end="")
+    if not rows:
+        raise DataError(f"nothing to classify: no picture in {args.images} that can be read")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with open(out, "w", newline="") as file:
+        csv.writer(file).writerows([("image_id", "diagnosis", *settings.classes), *rows])
+    named = Counter(row[1] for row in rows)
+    print(f"{shown(checkpoint)}: {settings.network}, {settings.size} px, temperature {classifier.temperature:.2f}")
+    print(f"{len(rows)} pictures, {', '.join(f'{n} {name}' for name, n in named.most_common())}: {shown(out)}")
+    print("not for diagnosis, and not for any decision about a patient")
     return 0
 
 
-PLANNED = ("size", "steps", "draw_steps", "pairs", "shares", "seeds")  # of an experiment, by the profile or by options
+def segmentation_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.experiments.segmentation import COMPARED, segmentation_experiment, segmentation_plan
+
+    store, out = experiment_store(args, cfg, "whole"), args.out or cfg.outputs / "segmentation-experiment"
+    results = segmentation_experiment(store, segmentation_plan(cfg, store), out, args.split)
+    print(f"{store}\nmean Jaccard on the real images of {args.split}, 95 % intervals over images and seeds")
+    report(results, ["jaccard"], COMPARED, out)
+    return 0
+
+
+def diagnosis_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.experiments.diagnosis import (
+        COMPARED,
+        auc,
+        average_precision,
+        balanced_accuracy,
+        diagnosis_experiment,
+        diagnosis_plan,
+    )
+
+    store, out = experiment_store(args, cfg), args.out or cfg.outputs / "diagnosis-experiment"
+    results = diagnosis_experiment(store, diagnosis_plan(cfg, store), out, args.split)
+    print(f"{store}\non the real images of {args.split}, 95 % intervals over lesions and seeds")
+    report(results, [balanced_accuracy, auc, average_precision], COMPARED, out)
+    return 0
+
+
+def balancing_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.experiments.balancing import (
+        balancing_experiment,
+        balancing_plan,
+        better_remedy,
+        compared,
+        rare_classes,
+        rare_recall,
+    )
+    from helpers.experiments.cells import summary
+    from helpers.experiments.diagnosis import balanced_accuracy
+
+    store, out = experiment_store(args, cfg), args.out or cfg.outputs / "balancing-experiment"
+    results = balancing_experiment(store, balancing_plan(cfg, store), out)
+    rare = rare_classes(store)
+    measure = rare_recall(store.classes, rare)
+    print(f"{store}\nrare: {' '.join(rare)}; every lesion tested once, 95 % intervals over lesions and seeds")
+    report(results, [measure, balanced_accuracy], compared(better_remedy(summary(results, measure))), out)
+    return 0
+
+
+def experiment_store(args: argparse.Namespace, cfg, geometry: str = "square") -> Store:
+    """The store of an experiment, whose options go before the profile's sizes."""
+    for name in PLANNED:
+        if getattr(args, name, None):
+            setattr(cfg, name, getattr(args, name))
+    settings = StoreSettings(cfg.size, "contour", geometry, cfg.seed)
+    return prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
+
+
+def report(results, measures: list, pairs: list[tuple[str, str]], out: Path) -> None:
+    """Arms and their comparisons by each measure, printed and written to `out`."""
+    from helpers.experiments.cells import called, comparisons, in_words, summary
+
+    for measure in measures:
+        arms, found = summary(results, measure), comparisons(results, measure, pairs)
+        name = called(measure).replace(" ", "-")
+        arms.to_csv(out / f"arms-{name}.csv")
+        found.to_csv(out / f"comparisons-{name}.csv")
+        print(arms.round(4).to_string(), found.round(4).to_string(), "\n".join(in_words(found, measure)), sep="\n\n")
+        print()
+
+
+# Options of an experiment; where they are not given, sizes are the profile's.
+PLANNED = (
+    "size",
+    "steps",
+    "network",
+    "draw_steps",
+    "noise_steps",
+    "pairs",
+    "drawn",
+    "made",
+    "shares",
+    "folds",
+    "seeds",
+)
 
 
 def positive(text: str) -> int:
@@ -280,7 +386,11 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=train_cgan_command, part="cgan")
     one = methods.add_parser("classifier", parents=[common], help="image -> diagnosis")
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
+    one.add_argument("--balance", choices=("sampling", "loss", "none"), default="sampling", help="of the classes")
     one.set_defaults(run=train_classifier_command, part="quality")
+    one = methods.add_parser("dcgan", parents=[common], help="noise + diagnosis -> image")
+    one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
+    one.set_defaults(run=train_dcgan_command, part="dcgan")
     one = methods.add_parser("segmenter", parents=[common], help="image -> mask")
     one.add_argument("--network", metavar="NAME", help="Unet, DeepLabV3Plus, ...; default: the profile's")
     one.add_argument("--encoder", metavar="NAME", help="mobilenet_v2, resnet34, ...; default: the profile's")
@@ -314,18 +424,31 @@ def parser() -> argparse.ArgumentParser:
     rate.add_argument("--json", action="store_true")
     rate.set_defaults(run=quality_command, part="quality")
 
-    trial = commands.add_parser("experiment", help="do drawn pairs help? many trainings; goes on where it stopped")
-    trial.add_argument("question", choices=("segmentation",))
-    trial.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
-    trial.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
-    for name, what in (("size", "pixels of a side"), ("steps", "of every arm"), ("draw-steps", "of the generator"),
-                       ("pairs", "drawn pairs")):  # fmt: skip
-        trial.add_argument(f"--{name}", type=positive, help=f"{what}; default: the profile's")
-    trial.add_argument("--shares", type=float, nargs="+", help="of the real training images, in (0, 1]")
-    trial.add_argument("--seeds", type=int, nargs="+")
-    trial.add_argument("--split", choices=("val", "test"), default="test", help="real images to score on")
-    trial.add_argument("--out", type=Path, help="folder of the results; default: outputs/.../segmentation-experiment")
-    trial.set_defaults(run=experiment_command, part="experiment")
+    trial = commands.add_parser("experiment", help="many trainings compared; goes on where it stopped")
+    questions = trial.add_subparsers(required=True, metavar="QUESTION")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
+    shared.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
+    for name, what in (("size", "pixels of a side"), ("steps", "of every training"), ("draw-steps", "of the CGAN")):
+        shared.add_argument(f"--{name}", type=positive, help=f"{what}; default: the profile's")
+    shared.add_argument("--seeds", type=int, nargs="+")
+    shared.add_argument("--out", type=Path, help="folder of the results; default: outputs/.../QUESTION-experiment")
+    part = argparse.ArgumentParser(add_help=False)
+    part.add_argument("--shares", type=float, nargs="+", help="of the real training images, in (0, 1]")
+    part.add_argument("--split", choices=("val", "test"), default="test", help="real images to score on")
+    one = questions.add_parser("segmentation", parents=[shared, part], help="do drawn pairs help to segment?")
+    one.add_argument("--pairs", type=positive, help="drawn; default: the profile's")
+    one.set_defaults(run=segmentation_command, part="experiment")
+    one = questions.add_parser("diagnosis", parents=[shared, part], help="do drawn images help to classify?")
+    one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
+    one.add_argument("--drawn", type=positive, help="images; default: the profile's")
+    one.set_defaults(run=diagnosis_command, part="diagnosis")
+    one = questions.add_parser("balancing", parents=[shared], help="what gains recall of rare classes?")
+    one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
+    one.add_argument("--noise-steps", type=positive, help="of the DCGAN; default: the profile's")
+    one.add_argument("--made", type=positive, help="synthetic images of rare classes; default: the profile's")
+    one.add_argument("--folds", type=positive, help="by lesion; default: the profile's")
+    one.set_defaults(run=balancing_command, part="balancing")
 
     cut = commands.add_parser("segment", help="images -> masks, by a trained network")
     cut.add_argument("--dataset", choices=DATASETS, help="whose network: default: LESION_DATASET, else the sample")
@@ -333,6 +456,13 @@ def parser() -> argparse.ArgumentParser:
     cut.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     cut.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <image_id>.png and areas.csv")
     cut.set_defaults(run=segment_command, part="segmenter")
+
+    say = commands.add_parser("classify", help="images -> probabilities of the diagnoses, by a trained network")
+    say.add_argument("--dataset", choices=DATASETS, help="whose network: default: LESION_DATASET, else the sample")
+    say.add_argument("--checkpoint", type=Path, help="default: the one of `train classifier`")
+    say.add_argument("--images", type=Path, required=True, metavar="FOLDER")
+    say.add_argument("--out", type=Path, metavar="CSV", help="default: outputs/.../classified.csv")
+    say.set_defaults(run=classify_command, part="quality")
     return door
 
 

@@ -55,16 +55,48 @@ SIZES = {
         "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
         | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
     },
-    "quality": {  # of the classifier that judges
+    "dcgan": {
+        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
+        "demo": {"size": 64, "width": 32, "steps": 1_000, "batch": 8},
+        "full": {"size": 128, "width": 64, "steps": 40_000, "batch": 16},
+    },
+    "synthetic": {  # do drawn images help a classifier? as notebook 6 asks it
+        "smoke": {"size": 64, "network": "small", "steps": 4, "batch": 8, "shares": (1.0,), "seeds": (0, 1)}
+        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14},
+        "demo": {"size": 64, "network": "small", "steps": 100, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 400, "draw_batch": 4, "drawn": 700},
+        "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64}
+        | {"shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "drawn": 14_000},
+    },
+    "folds": {  # what gains recall of rare classes? as notebook 7 asks it
+        "smoke": {"size": 64, "network": "small", "steps": 2, "batch": 8, "folds": 2, "seeds": (0, 1), "made": 6}
+        | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4},
+        "demo": {"size": 64, "network": "small", "steps": 60, "batch": 32, "folds": 3, "seeds": (0, 1), "made": 300}
+        | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8},
+        "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64, "folds": 5, "seeds": (0, 1, 2)}
+        | {"made": 6_000, "width": 64}
+        | {"draw_steps": 40_000, "draw_batch": 16, "noise_steps": 40_000, "noise_batch": 16},
+    },
+    "quality": {  # of the classifier that judges, and of notebook 6
         "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},
         "demo": {"size": 128, "network": "small", "steps": 300, "batch": 32},
         "full": {"size": 256, "network": "resnet18", "steps": 6_000, "batch": 64},
     },
 }
-# The same question from the shell, larger: to be left alone on two cores.
+# The same questions from the shell, larger: to be left alone on two cores.
 SIZES["experiment"] = SIZES["pairs"] | {
     "demo": {"size": 64, "steps": 300, "batch": 16, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
     | {"width": 32, "draw_steps": 3_000, "draw_batch": 4, "pairs": 2_000},
+}
+SIZES["diagnosis"] = SIZES["synthetic"] | {
+    "demo": {"size": 64, "network": "mobilenet_v2", "steps": 400, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+    | {"width": 32, "draw_steps": 4_000, "draw_batch": 4, "drawn": 3_500},
+}
+SIZES["balancing"] = SIZES["folds"] | {
+    "demo": {"size": 64, "network": "mobilenet_v2", "steps": 250, "batch": 32, "folds": 5, "seeds": (0, 1, 2)}
+    | {"made": 1_500, "width": 32}
+    | {"draw_steps": 4_000, "draw_batch": 4, "noise_steps": 3_000, "noise_batch": 8},
 }
 
 

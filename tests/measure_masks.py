@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.config import get_config
 from helpers.data.layouts import open_dataset
 from helpers.data.store import StoreSettings, prepare
-from helpers.experiments import score_images
+from helpers.experiments.segmentation import score_images
 from helpers.metrics.stats import interval
 from helpers.models.segmenter import load_segmenter
 

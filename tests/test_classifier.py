@@ -1,14 +1,21 @@
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from helpers.data.files import DataError
+from helpers.data.store import Part
+from helpers.metrics.diagnosis import calibration_error
 from helpers.models import classifier as module
 from helpers.models.classifier import (
     Backbone,
     Classifier,
     ClassifierSettings,
+    ClassifierTraining,
+    build_classifier,
+    class_weights_of,
     classify,
+    fitted_temperature,
     imagenet_weights,
     load_classifier,
     train_classifier,
@@ -67,10 +74,18 @@ def test_weights_come_from_the_folder_then_from_the_internet_then_not_at_all(tmp
     assert torch.equal(backbone.network.conv1.weight, published["conv1.weight"] + 1), "our own name goes first"
 
 
-def test_it_learns_to_tell_phantoms_apart(phantom_store, tmp_path):
+def test_any_network_is_built_by_its_name():
+    for name in ("small", "resnet18", "mobilenet_v2", "efficientnet_b0"):
+        network = build_classifier(name, ["MEL", "NV"], 64, pretrained=False).eval()
+        assert network(torch.zeros(1, 3, 64, 64)).shape == (1, 2) and network.backbone.start == "random init"
+
+
+def test_it_learns_to_tell_phantoms_apart(phantom_store, tmp_path, capsys):
     settings = ClassifierSettings(64, CLASSES)
-    history = train_classifier(phantom_store, settings, tmp_path, Run(60, 16, report_every=20, average_over=200))
+    run = Run(60, 16, save_every=20, report_every=20, average_over=200)
+    history = train_classifier(phantom_store, settings, tmp_path, run)
     assert history["loss"][-1] < history["loss"][0] and history["accuracy"][-1] > 0.4
+    assert history["checked_at"] == [20, 40, 60] and max(history["val_balanced_accuracy"]) <= 1
     classifier, found = load_classifier(tmp_path / "checkpoint.pt")
     assert found == settings and not classifier.training
     rows = phantom_store.rows("train")
@@ -78,6 +93,91 @@ def test_it_learns_to_tell_phantoms_apart(phantom_store, tmp_path):
     assert probabilities.shape == (len(rows), 7) and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
     right = probabilities.argmax(axis=1) == phantom_store.labels[rows]
     assert np.mean([right[phantom_store.labels[rows] == k].mean() for k in range(7)]) > 2 / 7
+    table = phantom_store.table.iloc[rows]
+    assert {*table["image_id"], *table["lesion_id"].dropna()} == set(classifier.trained_on)
+
+
+def test_the_best_on_val_is_kept_and_training_ends_when_it_gets_no_better(tmp_path):
+    labels = np.array([0, 1] * 4)
+    dark_and_light = np.where(labels, 255, 0).astype(np.uint8)[:, None, None, None] * np.ones((8, 64, 64, 3), np.uint8)
+    method = ClassifierTraining(
+        ClassifierSettings(64, ("a", "b")), 9, val={"images": dark_and_light, "labels": labels}, wait=2
+    )
+    network = method.networks["classifier"].eval()
+    answers = iter([[1, 0], [0, 1], [0, 1], [1, 0]])
+
+    def answer_by_light(image):
+        return torch.tensor(turn) * (image.mean(dim=(1, 2, 3), keepdim=False)[:, None] > 0) + torch.tensor([0.1, 0.0])
+
+    ended = []
+    for number in range(4):
+        turn = [8.0 * side for side in next(answers)]
+        network.forward = answer_by_light
+        torch.nn.init.constant_(network.head.bias, number)
+        ended.append(method.show({"classifier": network}, tmp_path, number))
+    assert method.kept["val_balanced_accuracy"] == [0.5, 1.0, 1.0, 0.5] and ended == [False, False, False, True]
+    assert method.kept["best"]["head.bias"].tolist() == [1, 1], "the first of the best"
+
+
+def test_temperature_is_found_again():
+    rng = np.random.default_rng(0)
+    logits = rng.normal(0, 2, (20_000, 3))
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    labels = (p.cumsum(axis=1) > rng.uniform(size=(20_000, 1))).argmax(axis=1)
+    assert fitted_temperature(logits, labels) == pytest.approx(1, abs=0.05)
+    assert fitted_temperature(3 * logits, labels) == pytest.approx(3, abs=0.1), "three times too sure"
+    assert calibration_error(softmax(logits, axis=1), labels) < 0.02 < calibration_error(softmax(3 * logits, 1), labels)
+
+
+def test_probabilities_are_those_of_the_temperature():
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierSettings(64, CLASSES)).eval()
+    images = np.random.default_rng(0).integers(0, 255, (5, 64, 64, 3), dtype=np.uint8)
+    sharp = classify(classifier, images)
+    classifier.temperature = 4.0
+    soft = classify(classifier, images)
+    assert (sharp.argmax(axis=1) == soft.argmax(axis=1)).all() and (soft.max(axis=1) < sharp.max(axis=1)).all()
+    assert soft == pytest.approx(softmax(module.logits_of(classifier, images) / 4, axis=1))
+
+
+def test_weights_make_rare_classes_count_alike():
+    part = Part(np.zeros((8, 4, 4, 3), np.uint8), np.arange(1, 8), labels=np.array([2, 0, 0, 0, 0, 0, 0, 1]))
+    weights = class_weights_of([part], 3)
+    assert weights.tolist() == pytest.approx([7 / 2 / 6, 7 / 2, 0]) and 6 * weights[0] == pytest.approx(
+        weights[1].item()
+    )
+
+
+def test_balance_says_how_rare_classes_are_treated(phantom_store, tmp_path, monkeypatch):
+    seen = {}
+
+    def remember(method, draw, out, run):
+        seen[method.s.balance] = (method.class_weights, torch.cat([draw(k, 0)["labels"] for k in range(20)]))
+        return {}
+
+    monkeypatch.setattr(module, "train", remember)
+    for balance in ("sampling", "loss", "none"):
+        train_classifier(phantom_store, ClassifierSettings(64, CLASSES, balance=balance), tmp_path, Run(1, 32))
+    nv = {balance: (labels == 1).float().mean().item() for balance, (_, labels) in seen.items()}
+    assert nv["sampling"] == pytest.approx(1 / 7, abs=0.06) and nv["loss"] == nv["none"] > 0.3
+    assert seen["sampling"][0] is None and seen["none"][0] is None and seen["loss"][0].argmin() == 1
+    with pytest.raises(ValueError, match="balance 'both' is not one of sampling, loss, none"):
+        ClassifierSettings(64, CLASSES, balance="both")
+
+
+def test_a_class_with_one_picture_or_none_is_no_obstacle(phantom_store, tmp_path, monkeypatch):
+    labels = phantom_store.labels.copy()
+    df = phantom_store.rows("train", ["label"], classes=["DF"])
+    labels[df[1:]] = -1
+    labels[phantom_store.rows("train", ["label"], classes=["VASC"])] = -1
+    monkeypatch.setattr(phantom_store, "labels", labels)
+    for balance in ("sampling", "loss"):
+        settings = ClassifierSettings(64, CLASSES, balance=balance)
+        history = train_classifier(phantom_store, settings, tmp_path / balance, Run(2, 8, report_every=1))
+        assert np.isfinite(history["loss"]).all()
+    monkeypatch.setattr(phantom_store, "labels", np.where(labels == 1, 1, -1))
+    with pytest.raises(DataError, match="fewer than two classes"):
+        train_classifier(phantom_store, ClassifierSettings(64, CLASSES), tmp_path, Run(1))
 
 
 def test_images_of_another_size_are_refused():

@@ -12,6 +12,7 @@ from helpers.metrics.features import (
     Inception,
     Judge,
     Resized,
+    any_judge,
     fast,
     features,
     judge,
@@ -215,3 +216,11 @@ def test_our_classifier_judges(phantom_store, tmp_path):
 
 def test_keys_of_judges_follow_their_weights():
     assert Judge("a", Pooled()).key == Judge("b", Pooled()).key != Judge("a", Pooled(1.5)).key
+
+
+def test_a_network_without_weights_judges_under_its_true_name(tmp_path, monkeypatch):
+    monkeypatch.setattr("helpers.models.classifier.imagenet_weights", lambda *_: None)
+    assert any_judge("resnet18").name == "resnet18, random init"
+    weights = torchvision_network("resnet18").state_dict()
+    monkeypatch.setattr("helpers.models.classifier.imagenet_weights", lambda *_: weights)
+    assert any_judge("resnet18").name == "resnet18"

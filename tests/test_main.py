@@ -16,6 +16,7 @@ from helpers.__main__ import main, read_sketches
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.models.classifier import ClassifierSettings, load_classifier, train_classifier
+from helpers.models.dcgan import load_dcgan
 from helpers.models.segmenter import SegmenterSettings, load_segmenter, train_segmenter
 from helpers.models.training import Run
 
@@ -328,11 +329,62 @@ def test_quality_says_why_it_cannot(judging, tmp_path, monkeypatch, capsys):
     assert "nobody to judge: no inception; no mobilenet_v2" in capsys.readouterr().err
 
 
+ODD = {"a.png": (50, 70, 3), "grey.png": (64, 64), "clear.png": (80, 60, 4), "large.jpg": (3000, 4000, 3)}
+
+
+def odd_pictures(folder: Path) -> Path:
+    """Pictures of several sizes and modes, an all-black one and a damaged one."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for name, shape in ODD.items():
+        coarse = rng.integers(0, 255, (8, 8, *shape[2:])).astype(np.uint8)
+        cv2.imwrite(str(folder / name), cv2.resize(coarse, shape[1::-1]))
+    cv2.imwrite(str(folder / "black.png"), np.zeros((40, 30, 3), np.uint8))
+    (folder / "broken.jpg").write_bytes(b"no picture")
+    return folder
+
+
 def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     command = ["train", "classifier", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
     assert main([*command, "--steps", "2", "--batch", "4"]) == 0
+    assert "trained, balanced accuracy on val 0." in capsys.readouterr().out
     assert load_classifier(tmp_path / "checkpoint.pt")[1].network == "small"
+
+
+def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    command = ["train", "dcgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
+    assert main([*command, "--steps", "2", "--batch", "4", "--width", "8"]) == 0
+    assert load_dcgan(tmp_path / "checkpoint.pt")[1].width == 8 and (tmp_path / "grid-000002.png").is_file()
+
+
+def test_classify_writes_probabilities(judging, tmp_path, capsys):
+    images, checkpoint = odd_pictures(tmp_path / "in"), judging / "classifier" / "checkpoint.pt"
+    command = ["classify", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(tmp_path / "p.csv")]
+    assert main(command) == 0
+    told = capsys.readouterr().out
+    assert "broken.jpg is missing, damaged" in told and "black.png is all one colour: what is said of it" in told
+    assert "5 pictures, " in told and "not for diagnosis" in told
+    table = pd.read_csv(tmp_path / "p.csv", index_col="image_id")
+    classes = load_classifier(checkpoint)[1].classes
+    assert sorted(table.index) == ["a", "black", "clear", "grey", "large"]
+    assert list(table.columns) == ["diagnosis", *classes]
+    p = table[list(classes)]
+    assert p.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5) and (p.idxmax(axis=1) == table["diagnosis"]).all()
+
+
+def test_classify_says_why_it_cannot(judging, trained, tmp_path, capsys):
+    checkpoint = judging / "classifier" / "checkpoint.pt"
+    for file, images, why in (
+        (tmp_path / "none.pt", tmp_path, "train classifier"),
+        (trained, tmp_path, "is not a checkpoint of a classifier"),
+        (checkpoint, tmp_path / "nowhere", "there is no folder"),
+        (checkpoint, tmp_path, "nothing to classify"),
+    ):
+        assert main(["classify", "--checkpoint", str(file), "--images", str(images), "--out", str(tmp_path / "x")]) == 2
+        assert why in capsys.readouterr().err
+    assert not (tmp_path / "x").exists()
 
 
 @pytest.fixture(scope="module")
@@ -347,21 +399,13 @@ def segment(checkpoint: Path, images: Path, out: Path) -> int:
 
 
 def test_segment_writes_masks_at_the_images_own_sizes(segmenter, tmp_path, capsys):
-    images = tmp_path / "in"
-    images.mkdir()
-    rng = np.random.default_rng(0)
-    pictures = {"a.png": (50, 70, 3), "grey.png": (64, 64), "clear.png": (80, 60, 4), "large.jpg": (3000, 4000, 3)}
-    for name, shape in pictures.items():
-        coarse = rng.integers(0, 255, (8, 8, *shape[2:])).astype(np.uint8)
-        cv2.imwrite(str(images / name), cv2.resize(coarse, shape[1::-1]))
-    cv2.imwrite(str(images / "black.png"), np.zeros((40, 30, 3), np.uint8))
-    (images / "broken.jpg").write_bytes(b"no picture")
+    images = odd_pictures(tmp_path / "in")
     assert segment(segmenter, images, tmp_path / "out") == 0
     told = capsys.readouterr().out
     assert "broken.jpg is missing, damaged" in told and "black.png is all one colour: its mask is empty" in told
     table = pd.read_csv(tmp_path / "out" / "areas.csv", index_col="image_id")
     assert sorted(table.index) == ["a", "black", "clear", "grey", "large"]
-    for name, shape in pictures.items():
+    for name, shape in ODD.items():
         mask = cv2.imread(str(tmp_path / "out" / f"{name.split('.')[0]}.png"), cv2.IMREAD_UNCHANGED)
         row = table.loc[name.split(".")[0]]
         assert mask.shape == shape[:2] == (row["height"], row["width"]) and set(np.unique(mask)) <= {0, 255}
@@ -400,9 +444,30 @@ def test_experiment(phantoms, tmp_path, monkeypatch, capsys):
     assert main([*command, "--seeds", "0", "--steps", "2", "--shares", "0.5", "--out", str(tmp_path / "out")]) == 0
     told = capsys.readouterr().out
     assert told.count("50% of the real images, ") == 5 and "drawn only against real: one seed, no verdict" in told
-    assert (tmp_path / "out" / "arms.csv").is_file() and (tmp_path / "out" / "comparisons.csv").is_file()
+    assert (tmp_path / "out" / "arms-jaccard.csv").is_file() and (
+        tmp_path / "out" / "comparisons-jaccard.csv"
+    ).is_file()
     assert len(list((tmp_path / "out").glob("*-0.5-0.csv"))) == 5
     assert main([*command, "--steps", "3", "--out", str(tmp_path / "out")]) == 2
     assert "holds another experiment" in capsys.readouterr().err
     assert main([*command, "--shares", "1.5", "--out", str(tmp_path / "out")]) == 2
     assert "shares [1.5] of the training images are not in (0, 1]" in capsys.readouterr().err
+
+
+def test_experiments_on_classifiers(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    about = ["--dataset", "phantoms", "--data-root", str(phantoms), "--seeds", "0", "--steps", "1", "--draw-steps", "1"]
+    out = tmp_path / "diagnosis"
+    assert main(["experiment", "diagnosis", *about, "--shares", "0.5", "--drawn", "7", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert told.count("50% of the real images, ") == 15 and "one seed, no verdict" in told
+    assert {p.name for p in out.glob("arms*")} == {
+        f"arms-{m}.csv" for m in ("auc", "average-precision", "balanced-accuracy")
+    }
+    out = tmp_path / "balancing"
+    assert main(["experiment", "balancing", *about, "--noise-steps", "1", "--made", "4", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "rare: " in told and told.count("DCGAN against ") == 2 and len(list(out.glob("comparisons*"))) == 2
+    assert main(["experiment", "balancing", *about, "--folds", "60", "--out", str(tmp_path / "x")]) == 2
+    assert "fewer lesions than the 60 folds" in capsys.readouterr().err

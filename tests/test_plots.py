@@ -4,9 +4,11 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 import numpy as np
+import pandas as pd
 from PIL import Image
 
 from helpers.data.layouts import read
+from helpers.views import plots
 from helpers.views.plots import class_counts, curves, distributions, grid, intervals, lines, overlay, save, scatter
 
 
@@ -91,3 +93,16 @@ def test_scatter_names_its_groups_with_their_number():
     assert [len(points.get_offsets()) for points in axis.collections] == [3, 1]
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("size", "Jaccard")
     plt.close(figure)
+
+
+def test_confusion_shows_counts_by_class():
+    figure = plots.confusion({"before": np.array([[8, 2], [3, 1]]), "after": np.zeros((2, 2), int)}, ["MEL", "NV"])
+    told = [text.get_text() for text in figure.axes[0].texts]
+    assert told == ["8", "2", "3", "1"] and [a.get_title() for a in figure.axes] == ["before", "after"]
+    assert figure.axes[0].images[0].get_array().tolist() == [[0.8, 0.2], [0.75, 0.25]]
+
+
+def test_reliability_draws_every_bin():
+    table = pd.DataFrame({"confidence": [0.4, 0.9], "accuracy": [0.5, 0.7], "N": [10, 30]})
+    axis = plots.reliability({"before": table, "after": table}).axes[0]
+    assert len(axis.collections) == 2 and axis.collections[0].get_offsets().tolist() == [[0.4, 0.5], [0.9, 0.7]]

@@ -6,7 +6,7 @@ import torch
 from torchvision.models import mobilenet_v2
 
 from helpers.data.files import DataError
-from helpers.data.store import Pairs
+from helpers.data.store import Part
 from helpers.models import segmenter as module
 from helpers.models.segmenter import (
     Segmenter,
@@ -154,7 +154,7 @@ def test_resumed_is_uninterrupted(phantom_store, tmp_path):
     whole = Run(6, 4, save_every=2)
     train_segmenter(phantom_store, SETTINGS, tmp_path / "one", whole)
     draw = module.pair_batches(
-        [Pairs(phantom_store.images, phantom_store.masks, phantom_store.rows("train", ["mask"]))], 4, 0
+        [Part(phantom_store.images, phantom_store.rows("train", ["mask"]), phantom_store.masks)], 4, 0
     )
     torch.manual_seed(0)
     val = phantom_store.batch(np.sort(np.random.default_rng(0).permutation(phantom_store.rows("val", ["mask"]))))
@@ -169,7 +169,7 @@ def test_resumed_is_uninterrupted(phantom_store, tmp_path):
 
 
 def test_training_on_pairs_sees_all_parts_and_nothing_else(tmp_path, monkeypatch):
-    black, white = (Pairs(np.full((3, 64, 64, 3), v, np.uint8), np.full((3, 64, 64), v > 0, np.uint8), np.arange(1, 3))
+    black, white = (Part(np.full((3, 64, 64, 3), v, np.uint8), np.arange(1, 3), np.full((3, 64, 64), v > 0, np.uint8))
                     for v in (0, 255))  # fmt: skip
     seen = []
     monkeypatch.setattr(module, "augment", lambda images, masks, *_: seen.append((images, masks)) or (images, masks))

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from helpers.metrics.stats import interval, over_seeds, paired, percentiles, verdict, weights
+from helpers.metrics.stats import interval, over_seeds, paired, percentiles, resamples, verdict, weights
 
 
 def test_interval_of_a_mean_is_that_of_the_normal_distribution():
@@ -60,11 +60,28 @@ def test_percentiles():
     assert percentiles(np.arange(101), 0.9) == pytest.approx((5, 95))
 
 
+def estimates(values: np.ndarray, rounds: int = 2000) -> np.ndarray:
+    """Of means: `values (S, N)`, cases measured after S trainings."""
+    drawn = resamples(values.shape[1], rounds=rounds)
+    return values @ drawn.T / drawn.sum(axis=1)
+
+
+def test_resamples_begin_with_the_cases_themselves():
+    drawn = resamples(5, [1, 1, 2, 2, 2], rounds=30)
+    assert drawn.shape == (31, 5) and (drawn[0] == 1).all()
+    assert np.array_equal(drawn[1:], weights(5, 30, np.random.default_rng(0), [1, 1, 2, 2, 2]))
+
+
+def test_rounds_without_a_result_are_left_out():
+    assert percentiles(np.array([np.nan, *np.arange(101)]), 0.9) == pytest.approx((5, 95))
+
+
 def test_seeds_that_disagree_widen_the_interval():
     cases = np.random.default_rng(4).normal(size=100)
     agreeing = np.stack([cases, cases, cases])
-    assert over_seeds(agreeing) == pytest.approx(interval(cases)) == over_seeds(cases[None])
-    low, high = over_seeds(agreeing + np.array([[-1.0], [0.0], [1.0]]))
+    alone = over_seeds(estimates(cases[None]))
+    assert over_seeds(estimates(agreeing)) == pytest.approx(interval(cases)) and alone == pytest.approx(interval(cases))
+    low, high = over_seeds(estimates(agreeing + np.array([[-1.0], [0.0], [1.0]])))
     assert high - low == pytest.approx(2 * np.hypot(4.303 / 3**0.5, np.ptp(interval(cases)) / 2), rel=0.05)
 
 
@@ -72,5 +89,5 @@ def test_seeds_that_disagree_widen_the_interval():
 def test_seeds_alone_seldom_make_a_verdict(seeds):
     rng = np.random.default_rng(5)
     trials = (rng.normal(0, 1, (seeds, 1)) + rng.normal(0, 1, (seeds, 60)) for _ in range(200))
-    found = [verdict(*over_seeds(values, rounds=200)) for values in trials]
+    found = [verdict(*over_seeds(estimates(values, rounds=200))) for values in trials]
     assert 1 <= sum(word != "no difference seen" for word in found) <= 20, "about 5 % of 200, by definition"

@@ -17,11 +17,13 @@ from helpers.data.layouts import Dataset, read
 from helpers.data.sketches import contour
 from helpers.data.store import (
     ARRAYS,
+    Part,
     Store,
     StoreSettings,
     balanced_batches,
     build_store,
     data_key,
+    labelled_batches,
     prepare,
     to_tensors,
     write_store,
@@ -350,16 +352,40 @@ def test_batches_are_balanced_reproducible_and_of_the_training_split(store):
     assert all(picture.tobytes() in known for picture in back)
 
 
+def test_named_rows_are_taken_from_any_split(store):
+    rows = store.rows("test", needs=["sketch", "label"])
+    batch = balanced_batches(store, 50, seed=0, rows=rows)(0, 0)
+    known = {store.images[row].tobytes() for row in rows}
+    back = ((batch["images"].permute(0, 2, 3, 1) + 1) * 127.5).round().byte().numpy()
+    assert len(rows) and all(picture.tobytes() in known for picture in back)
+
+
 def test_a_share_of_the_sketches_is_redrawn_by_hand(store):
     plain, some = (balanced_batches(store, 200, seed=0, by_hand=share)(0, 0) for share in (0.0, 0.3))
     changed = (plain["sketches"] != some["sketches"]).flatten(1).any(dim=1).float().mean()
     assert torch.equal(plain["images"], some["images"]) and 0.2 < changed < 0.4
 
 
-def test_batches_without_sketches_take_pictures_without_one(store):
-    empty = set(np.flatnonzero(~store.has_sketch & (store.splits == 0)))
-    draw = balanced_batches(store, 400, seed=0, arrays=("images", "labels"))
-    batches = [draw(step, 0) for step in range(4)]
-    assert empty and set(batches[0]) == {"images", "labels"}
-    seen = {(image * 127.5 + 127.5).round().byte().numpy().tobytes() for b in batches for image in b["images"]}
-    assert any(store.images[row].transpose(2, 0, 1).tobytes() in seen for row in empty)
+def flat(value: int, count: int, labels) -> Part:
+    """Pictures of one grey, labelled; their first is not among the rows."""
+    images = np.full((count, 8, 8, 3), value, np.uint8)
+    return Part(images, np.arange(1, count), labels=np.array(labels))
+
+
+def test_labelled_batches_take_classes_alike_then_parts_alike():
+    real, made = flat(10, 7, [2, 0, 0, 0, 0, 0, 1]), flat(200, 4, [0, 1, 1, 1])
+    batch = labelled_batches([real, made], 4000, 0)(0, 0)
+    drawn = batch["images"][:, 0, 0, 0] > 0
+    assert set(batch) == {"images", "labels"} and batch["labels"].unique().tolist() == [0, 1], "2 is not among the rows"
+    assert (batch["labels"] == 1).float().mean() == pytest.approx(0.5, abs=0.03)
+    assert drawn[batch["labels"] == 1].float().mean() == pytest.approx(0.5, abs=0.03), "half of the rare class"
+    assert not drawn[batch["labels"] == 0].any(), "none of a class that was not made"
+    natural = labelled_batches([real], 4000, 0, balanced=False)(0, 0)
+    assert (natural["labels"] == 1).float().mean() == pytest.approx(1 / 6, abs=0.03), "as they come"
+
+
+def test_labelled_batches_are_the_same_again():
+    draw = labelled_batches([flat(10, 30, np.arange(30) % 3)], 16, 5)
+    assert torch.equal(draw(3, 0)["labels"], draw(3, 0)["labels"])
+    assert not torch.equal(draw(3, 0)["labels"], draw(4, 0)["labels"])
+    assert not torch.equal(draw(3, 0)["labels"], draw(3, 1)["labels"]), "another process sees other pictures"

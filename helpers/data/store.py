@@ -147,18 +147,12 @@ def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
 
 
 def balanced_batches(
-    store: Store,
-    batch: int,
-    seed: int,
-    by_hand: float = 0.0,
-    arrays: tuple[str, ...] = ("images", "sketches", "labels"),
-    rows: np.ndarray | None = None,
+    store: Store, batch: int, seed: int, by_hand: float = 0.0, rows: np.ndarray | None = None
 ) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop: every class of the training split (or of these `rows` of it) equally
-    likely, within it every picture; random by the step. A share `by_hand` of the sketches is redrawn as by hand.
-    Without "sketches" among the
-    `arrays` pictures that have none take part too."""
-    usable = store.rows("train", needs=["sketch", "label"] if "sketches" in arrays else ["label"])
+    """`draw(step, process)` for the training loop, images, sketches and labels: every class of the training split (or
+    of these `rows` of any) equally likely, within it every picture; random by the step. A share `by_hand` of the
+    sketches is redrawn as by hand."""
+    usable = store.rows("train" if rows is None else None, needs=["sketch", "label"])
     rows = usable if rows is None else np.intersect1d(rows, usable)
     by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))]
     by_class = [members for members in by_class if len(members)]
@@ -166,7 +160,7 @@ def balanced_batches(
     def draw(step: int, process: int) -> dict:
         rng = np.random.default_rng([seed, step, process])
         chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch)]
-        found = store.batch(np.array(chosen), arrays)
+        found = store.batch(np.array(chosen), ("images", "sketches", "labels"))
         if by_hand:
             for k in np.flatnonzero(rng.random(batch) < by_hand):
                 found["sketches"][k] = hand(found["sketches"][k], rng)
@@ -176,26 +170,42 @@ def balanced_batches(
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """Where images and their masks come from: these `rows` of two arrays, of a store or drawn."""
+class Part:
+    """Where training images come from: these `rows` of arrays, of a store or drawn."""
 
     images: np.ndarray  # uint8 (N, H, W, 3)
-    masks: np.ndarray  # uint8 (N, H, W) in {0, 1}
     rows: np.ndarray
+    masks: np.ndarray | None = None  # uint8 (N, H, W) in {0, 1}
+    labels: np.ndarray | None = None  # (N,)
 
 
-def pair_batches(parts: Sequence[Pairs], batch: int, seed: int) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop: each part equally likely, within it each row; random by the step."""
+def pair_batches(parts: Sequence[Part], batch: int, seed: int) -> Callable[[int, int], dict]:
+    """`draw(step, process)` for the training loop, images and masks: each part equally likely, within it each row;
+    random by the step."""
 
     def draw(step: int, process: int) -> dict:
         rng = np.random.default_rng([seed, step, process])
-        chosen = [(part, rng.choice(parts[part].rows)) for part in rng.integers(len(parts), size=batch)]
-        return to_tensors(
-            {
-                "images": np.stack([parts[part].images[row] for part, row in chosen]),
-                "masks": np.stack([parts[part].masks[row] for part, row in chosen]),
-            }
-        )
+        chosen = [(part, rng.choice(part.rows)) for part in (parts[k] for k in rng.integers(len(parts), size=batch))]
+        return to_tensors({name: np.stack([getattr(part, name)[row] for part, row in chosen])
+                           for name in ("images", "masks")})  # fmt: skip
+
+    return draw
+
+
+def labelled_batches(parts: Sequence[Part], batch: int, seed: int, balanced: bool = True) -> Callable[[int, int], dict]:
+    """`draw(step, process)` for the training loop, images and labels: every class equally likely, then every part that
+    has it, then each of its rows there. Not `balanced`: each part equally likely, within it each row."""
+    known = np.unique(np.concatenate([part.labels[part.rows] for part in parts]))
+    by_class = {k: [(part, rows) for part in parts if len(rows := part.rows[part.labels[part.rows] == k])]
+                for k in known}  # fmt: skip
+    kinds = list(by_class.values()) if balanced else [[(part, part.rows)] for part in parts]
+
+    def draw(step: int, process: int) -> dict:
+        rng = np.random.default_rng([seed, step, process])
+        sources = [kinds[k][rng.integers(len(kinds[k]))] for k in rng.integers(len(kinds), size=batch)]
+        chosen = [(part, rows[rng.integers(len(rows))]) for part, rows in sources]
+        return to_tensors({"images": np.stack([part.images[row] for part, row in chosen]),
+                           "labels": np.array([part.labels[row] for part, row in chosen])})  # fmt: skip
 
     return draw
 

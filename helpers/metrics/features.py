@@ -192,6 +192,13 @@ def judge(name: str) -> Judge:
     return Judge(name, fast(Resized(backbone, 224), 224))
 
 
+def any_judge(name: str) -> Judge:
+    """One of torchvision's networks even where its weights cannot be had: then it is called "<name>, random init"."""
+    backbone = Backbone(name)
+    told = name if backbone.start == "ImageNet" else f"{name}, {backbone.start}"
+    return Judge(told, fast(Resized(backbone, 224), 224))
+
+
 def judges_at_hand(checkpoint: Path) -> tuple[list[Judge], list[str]]:
     """Inception and MobileNetV2 where their weights can be had, and the classifier of `checkpoint` if that is there;
     and a sentence for each that is missing."""

@@ -27,18 +27,26 @@ def interval(
     return percentiles(drawn @ values / drawn.sum(axis=1), level)
 
 
-def over_seeds(values: np.ndarray, groups: Sequence | None = None, level: float = 0.95, **how) -> tuple[float, float]:
-    """Interval of the mean of `values (S, N)`: the same N cases, measured after each of S trainings with other seeds.
+def resamples(n: int, groups: Sequence | None = None, rounds: int = 2000, seed: int = 0) -> np.ndarray:
+    """`weights` with a row of ones before them, `(1 + rounds, n)`: a measure of these gives first itself, then what
+    chance would have made of it."""
+    return np.vstack([np.ones((1, n)), weights(n, rounds, np.random.default_rng(seed), groups)])
+
+
+def over_seeds(estimates: np.ndarray, level: float = 0.95) -> tuple[float, float]:
+    """Interval of a measure that was taken after each of S trainings with other seeds: `estimates (S, 1 + R)`, first on
+    the cases themselves, then on R resamples of them (see `resamples`), the same for every training.
 
     Cases are bootstrapped, seeds get Student's t, for a bootstrap of two or three would be far too sure; the two half
     widths are added as squares. With one seed the interval is that of the cases alone and says nothing of training.
     """
-    means = values.mean(axis=1)
-    low, high = interval(values.mean(axis=0), groups, level=level, **how)
+    means, ends = estimates[:, 0], percentiles(estimates[:, 1:].mean(axis=0), level)
     if len(means) == 1:
-        return low, high
+        return ends
     by_chance = student.ppf((1 + level) / 2, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
-    return tuple(float(means.mean() + s * np.hypot(end - means.mean(), by_chance)) for s, end in ((-1, low), (1, high)))
+    return tuple(
+        float(means.mean() + s * np.hypot(e - means.mean(), by_chance)) for s, e in zip((-1, 1), ends, strict=True)
+    )
 
 
 def paired(
@@ -52,8 +60,8 @@ def paired(
 
 
 def percentiles(found: np.ndarray, level: float = 0.95) -> tuple[float, float]:
-    """The middle `level` of bootstrap results."""
-    low, high = np.quantile(found, [(1 - level) / 2, (1 + level) / 2])
+    """The middle `level` of bootstrap results; rounds without one (NaN) are left out."""
+    low, high = np.nanquantile(found, [(1 - level) / 2, (1 + level) / 2])
     return float(low), float(high)
 
 

@@ -175,8 +175,8 @@ def plain(network: nn.Module) -> nn.Module:
 def train_cgan(
     store: Store, settings: CGANSettings, out: str | Path, run: Run, rows: np.ndarray | None = None
 ) -> dict[str, list[float]]:
-    """Train on the store's training split, or on these `rows` of it; checkpoint, history and grids go to `out`. Returns
-    the history."""
+    """Train on the store's training split, or on these `rows` of any; checkpoint, history and grids go to `out`.
+    Returns the history."""
     here = {"size": store.settings.size, "style": store.settings.style, "classes": tuple(store.classes)}
     if differing := [f"{k} {v!r}, not {getattr(settings, k)!r}" for k, v in here.items() if v != getattr(settings, k)]:
         raise ValueError(f"the store has {', '.join(differing)} as the settings say")
@@ -232,9 +232,13 @@ def draw(
                 torch.manual_seed(seed)
             part = slice(start, start + batch)
             given = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
-            image = generator(given["sketches"], given["labels"], noises[part].to(device))
-            images.append(((image + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy())
+            images.append(as_images(generator(given["sketches"], given["labels"], noises[part].to(device))))
     return np.concatenate(images)
+
+
+def as_images(drawn: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> `uint8 (B, H, W, 3)`"""
+    return ((drawn + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
 def preview_of(store: Store, settings: CGANSettings, seed: int, sketches: int = 4) -> dict[str, Tensor]:

@@ -3,7 +3,7 @@
 import pickle
 import re
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import asdict, dataclass
 from io import StringIO
@@ -11,19 +11,25 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
 from helpers.config import find_weights, shown
 from helpers.data.files import DataError
-from helpers.data.store import Store, balanced_batches, to_tensors
+from helpers.data.store import Part, Store, labelled_batches, to_tensors
 from helpers.models.augment import augment
-from helpers.models.training import Batch, Method, Run, best_device, train
+from helpers.models.training import Batch, Method, Run, best_device, train, warm_then_cosine
 
 SMALL = "small"
 MEAN, DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which torchvision's weights expect
+
+
+BALANCES = ("sampling", "loss", "none")
 
 
 @dataclass(frozen=True)
@@ -33,10 +39,19 @@ class ClassifierSettings:
     size: int
     classes: tuple[str, ...]
     network: str = SMALL  # or a name of torchvision's
-    rate: float = 1e-3
+    pretrained: bool = True  # start from ImageNet where its weights can be had
+    balance: str = "sampling"  # every class equally often; "loss": every class weighs alike in it; "none"
+    rate: float = 1e-3  # at its highest, see `warm_then_cosine`
     smoothing: float = 0.1  # of the labels (Szegedy et al. 2016): diagnoses are not certain either
-    colour: float = 0.2  # strength of the augmentation, see `augment`
+    colour: float = 0.2  # strength of the augmentation, see `augment`; 0 switches each off
     shift: float = 0.1
+    zoom: float = 0.0
+
+    def __post_init__(self):
+        if self.balance not in BALANCES:
+            raise ValueError(f"balance {self.balance!r} is not one of {', '.join(BALANCES)}")
+        if len(self.classes) < 2:
+            raise ValueError(f"{len(self.classes)} classes: a classifier needs two at least")
 
 
 def small(width: int = 32) -> nn.Sequential:
@@ -78,15 +93,26 @@ class Backbone(nn.Module):
 
 
 class Classifier(nn.Module):
-    """image (B, 3, H, W) in [-1, 1] -> logits (B, K); `backbone` gives the features before them."""
+    """image (B, 3, H, W) in [-1, 1] -> logits (B, K); `backbone` gives the features before them.
+
+    Once trained: probabilities are those of logits divided by `temperature`; `trained_on` names images and lesions.
+    """
 
     def __init__(self, settings: ClassifierSettings, pretrained: bool = True):
         super().__init__()
-        self.size, self.backbone = settings.size, Backbone(settings.network, pretrained)
+        self.size, self.classes = settings.size, settings.classes
+        self.backbone = Backbone(settings.network, pretrained and settings.pretrained)
         self.head = nn.Linear(self.backbone.width, len(settings.classes))
+        self.temperature, self.trained_on = 1.0, []
 
     def forward(self, image: Tensor) -> Tensor:
         return self.head(self.backbone(image))
+
+
+def build_classifier(name: str, classes: Sequence[str], size: int = 224, pretrained: bool = True) -> Classifier:
+    """Any of torchvision's classifiers, or `small`, for these classes; from ImageNet where its weights can be had,
+    which `backbone.start` tells. Raises `ValueError` for an unknown name."""
+    return Classifier(ClassifierSettings(size, tuple(classes), name, pretrained))
 
 
 def torchvision_network(name: str) -> nn.Module:
@@ -131,60 +157,158 @@ def patience(seconds: float = 20) -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
+# ---------------------------------------------------------------------------------------------------------- training
+
+
 class ClassifierTraining(Method):
-    """Cross-entropy on balanced batches; what is used afterwards is the average of the weights."""
+    """Cross-entropy; what is used afterwards is the average of the weights, from the moment when it did best on val."""
 
     averaged = ("classifier",)
 
-    def __init__(self, settings: ClassifierSettings):
-        self.s, self.settings = settings, asdict(settings) | {"classes": list(settings.classes)}
+    def __init__(
+        self,
+        settings: ClassifierSettings,
+        steps: int,
+        class_weights: Tensor | None = None,
+        val: dict[str, np.ndarray] | None = None,
+        wait: int = 8,
+    ):
+        """`val`: images and labels; training stops once `wait` checks in a row did not beat the best on them. Without
+        them it goes to its end, and its last average counts."""
+        self.s, self.steps, self.class_weights = settings, steps, class_weights
+        self.settings = asdict(settings) | {"classes": list(settings.classes), "steps": steps}
+        self.val, self.wait = val, wait
         self.networks = {"classifier": Classifier(settings)}
         weights = self.networks["classifier"].parameters()
         self.optimisers = {"classifier": torch.optim.AdamW(weights, settings.rate, fused=True)}
+        self.kept = {"checked_at": [], "val_balanced_accuracy": [], "best": {}, "temperature": 1.0}
+        self.kept |= {"start": self.networks["classifier"].backbone.start, "trained_on": []}
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        images, _ = augment(batch["images"], batch["images"][:, :1], self.s.colour, self.s.shift)
+        warm_then_cosine(self.optimisers["classifier"], self.s.rate, number, self.steps)
+        images, labels = batch["images"], batch["labels"]
+        images, _ = augment(images, images[:, :1], self.s.colour, self.s.shift, self.s.zoom)
         logits = self.networks["classifier"](images)
-        loss = F.cross_entropy(logits, batch["labels"], label_smoothing=self.s.smoothing)
+        weights = None if self.class_weights is None else self.class_weights.to(labels.device)
+        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.s.smoothing)
         self.optimisers["classifier"].zero_grad(set_to_none=True)
         backward(loss)
         self.optimisers["classifier"].step()
-        return {"loss": loss, "accuracy": (logits.argmax(dim=1) == batch["labels"]).float().mean()}
+        return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
+
+    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> bool:
+        """Score the average on val and keep it if it is the best so far; True when it has not been for too long."""
+        average, earlier = averages["classifier"], self.kept["val_balanced_accuracy"]
+        if self.val is None:
+            self.kept["best"] = average.state_dict()
+            return False
+        logits, labels = logits_of(average, self.val["images"]), self.val["labels"]
+        right = logits.argmax(axis=1) == labels
+        score = float(np.mean([right[labels == k].mean() for k in np.unique(labels)]))
+        if score > max(earlier, default=-1):
+            self.kept["best"] = {name: value.cpu().clone() for name, value in average.state_dict().items()}
+            self.kept["temperature"] = fitted_temperature(logits, labels)
+        self.kept["checked_at"].append(number)
+        earlier.append(score)
+        return len(earlier) - 1 - int(np.argmax(earlier)) >= self.wait
 
 
-def train_classifier(store: Store, settings: ClassifierSettings, out: str | Path, run: Run) -> dict[str, list[float]]:
-    """Train on the store's training split, every class equally often; returns the history. Raises `ValueError` when
-    the settings are not those of the store, `DataError` when nothing in it has a label."""
+def fitted_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """By what to divide logits `(N, K)` so that probabilities fit labels `(N,)` best, in [0.05, 20] (Guo et al., *On
+    Calibration of Modern Neural Networks*, 2017). It changes how sure a network is, never what it names."""
+
+    def misfit(power: float) -> float:
+        return float(-log_softmax(logits / np.exp(power), axis=1)[np.arange(len(labels)), labels].mean())
+
+    return float(np.exp(minimize_scalar(misfit, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
+
+
+def class_weights_of(parts: Sequence[Part], classes: int) -> Tensor:
+    """One over how many rows each class has, `(K,)`, with mean 1 over the rows; 0 for a class without rows."""
+    labels = np.concatenate([part.labels[part.rows] for part in parts])
+    counts = np.bincount(labels, minlength=classes)
+    shares = np.divide(1.0, counts, out=np.zeros(classes), where=counts > 0)
+    return torch.tensor(shares * len(labels) / np.count_nonzero(counts), dtype=torch.float32)
+
+
+def train_classifier(
+    store: Store, settings: ClassifierSettings, out: str | Path, run: Run, wait: int = 8
+) -> dict[str, list[float]]:
+    """Train on the store's training split; returns the history, with `checked_at` and `val_balanced_accuracy`. Stops
+    early once `wait` checks (one every `run.save_every` steps) brought nothing better on val.
+
+    Raises `ValueError` when the settings are not those of the store, `DataError` when fewer than two classes have a
+    training picture.
+    """
     if (settings.size, settings.classes) != (store.settings.size, tuple(store.classes)):
         raise ValueError(f"the store has {store.settings.size} px and {store.classes}, the settings say otherwise")
-    if not len(store.rows("train", needs=["label"])):
-        raise DataError(f"{store.name} has no training picture with a label: there is nothing to learn from")
+    rows = store.rows("train", needs=["label"])
+    if len(np.unique(store.labels[rows])) < 2:
+        raise DataError(f"{store.name} has training pictures of fewer than two classes: there is nothing to tell apart")
+    checked = np.random.default_rng(0).permutation(store.rows("val", needs=["label"]))[:1000]
+    val = store.batch(np.sort(checked), ("images", "labels")) if len(checked) else None
+    part = Part(store.images, rows, labels=store.labels)
+    return train_on_labelled([part], settings, out, run, named(store.table.iloc[rows]), val, wait)
+
+
+def train_on_labelled(
+    parts: Sequence[Part],
+    settings: ClassifierSettings,
+    out: str | Path,
+    run: Run,
+    names: Sequence[str] = (),
+    val: dict[str, np.ndarray] | None = None,
+    wait: int = 8,
+) -> dict[str, list[float]]:
+    """Train on `parts` (see `labelled_batches`): without `val` for exactly `run.steps`. `names`: of the images and
+    lesions in them, which the checkpoint remembers, so that it is not tested on them. Returns the history."""
     torch.manual_seed(run.seed)
-    draw = balanced_batches(store, run.batch, run.seed, arrays=("images", "labels"))
-    method = ClassifierTraining(settings)
-    if settings.network != SMALL:
-        print(f"{settings.network} starts from: {method.networks['classifier'].backbone.start}")
-    return train(method, draw, out, run)
+    weights = class_weights_of(parts, len(settings.classes)) if settings.balance == "loss" else None
+    method = ClassifierTraining(settings, run.steps, weights, val, wait)
+    method.kept["trained_on"] = list(names)
+    if settings.network != SMALL and val is not None:
+        print(f"{settings.network} starts from: {method.kept['start']}")
+    draw = labelled_batches(parts, run.batch, run.seed, balanced=settings.balance == "sampling")
+    history = train(method, draw, out, run)
+    return history | {name: method.kept[name] for name in ("checked_at", "val_balanced_accuracy")}
+
+
+def named(table: pd.DataFrame) -> list[str]:
+    """Every image id and lesion id of a table, once."""
+    return sorted({*table["image_id"], *table["lesion_id"].dropna()})
+
+
+# ------------------------------------------------------------------------------------------------------------- using
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierSettings]:
-    """The averaged classifier of a checkpoint and its settings. Raises `DataError` for another file."""
+    """The classifier of a checkpoint as it did best on val, and its settings. Raises `DataError` for another file."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        settings = ClassifierSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
+        about = {k: v for k, v in saved["settings"].items() if k != "steps"}
+        settings = ClassifierSettings(**about | {"classes": tuple(about["classes"])})
         classifier = Classifier(settings, pretrained=False)
-        classifier.load_state_dict(saved["averages"]["classifier"])
+        classifier.load_state_dict(saved["kept"]["best"])
+        classifier.backbone.start = saved["kept"]["start"]
+        classifier.temperature, classifier.trained_on = (saved["kept"][k] for k in ("temperature", "trained_on"))
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{shown(path)} is not a checkpoint of a classifier of this version ({error})") from error
-    return classifier.to(best_device()).eval().requires_grad_(False), settings
+        raise DataError(f"{shown(path)} is not a checkpoint of a classifier of this version ({error})"[:400]) from error
+    classifier = classifier.to(best_device(), memory_format=torch.channels_last)
+    return classifier.eval().requires_grad_(False), settings
 
 
 @torch.no_grad()
-def classify(classifier: Classifier, images: np.ndarray, batch: int = 64) -> np.ndarray:
-    """`images uint8 (N, H, W, 3)` -> probabilities `(N, K)`, rows sum to 1. Raises `ValueError` for images of another
-    size than it was trained on."""
+def logits_of(classifier: Classifier, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """`images uint8 (N, H, W, 3)` -> logits `(N, K)`. Raises `ValueError` for images of another size than it was
+    trained on."""
     if images.shape[1:3] != (classifier.size, classifier.size):
         raise ValueError(f"images are {images.shape[1:3]} pixels, the classifier was trained on {classifier.size}")
     device = next(classifier.parameters()).device
     parts = [to_tensors({"images": images[k : k + batch]}, device)["images"] for k in range(0, len(images), batch)]
-    return np.concatenate([classifier(part).softmax(dim=1).cpu().numpy() for part in parts])
+    return np.concatenate([classifier(part).float().cpu().numpy() for part in parts])
+
+
+def classify(classifier: Classifier, images: np.ndarray, batch: int = 64) -> np.ndarray:
+    """`images uint8 (N, H, W, 3)` -> calibrated probabilities `(N, K)`, rows sum to 1. Raises `ValueError` for images
+    of another size than it was trained on."""
+    return softmax(logits_of(classifier, images, batch) / classifier.temperature, axis=1)

@@ -4,7 +4,6 @@ Cross-entropy judges pixels, Jaccard the region, which is what the challenge sco
 average of the weights, from the moment when it did best on the val split.
 """
 
-import math
 import pickle
 from collections.abc import Callable, Sequence
 from contextlib import redirect_stderr
@@ -23,10 +22,10 @@ from torch import Tensor, nn
 from helpers.config import shown
 from helpers.data.files import DataError
 from helpers.data.sketches import filled
-from helpers.data.store import Pairs, Store, StoreSettings, fit, pair_batches, to_tensors
+from helpers.data.store import Part, Store, StoreSettings, fit, pair_batches, to_tensors
 from helpers.models.augment import augment
 from helpers.models.classifier import DEVIATION, MEAN, imagenet_weights, patience
-from helpers.models.training import Batch, Method, Run, best_device, train
+from helpers.models.training import Batch, Method, Run, best_device, train, warm_then_cosine
 
 # Networks of the library, and what of them `width` decides; at 256 they are as the library has them.
 NETWORKS = {
@@ -49,7 +48,7 @@ class SegmenterSettings:
     encoder: str = "mobilenet_v2"  # any name the library knows
     width: int = 128  # channels of the decoder where it is widest
     pretrained: bool = True  # start the encoder from ImageNet where its weights can be had
-    rate: float = 1e-3  # at its highest, see `SegmenterTraining.step`
+    rate: float = 1e-3  # at its highest, see `warm_then_cosine`
     overlap: float = 1.0  # weight of the Jaccard loss beside cross-entropy
     colour: float = 0.2  # strength of the augmentation, see `augment`; 0 switches each off
     shift: float = 0.1
@@ -135,7 +134,7 @@ def jaccard(found: Tensor, masks: Tensor) -> Tensor:
 
 
 class SegmenterTraining(Method):
-    """Rate: up during the first twentieth of `steps`, then down to zero along a cosine (Loshchilov and Hutter 2017)."""
+    """Cross-entropy and overlap on augmented pairs; val chooses the weights."""
 
     averaged = ("segmenter",)
 
@@ -163,10 +162,7 @@ class SegmenterTraining(Method):
         self.kept |= {"start": shown(checkpoint), "trained_on": segmenter.trained_on}
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        warm = max(1, self.steps // 20)
-        rate = min((number + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1, number / self.steps))))
-        for group in self.optimisers["segmenter"].param_groups:
-            group["lr"] = self.s.rate * rate
+        warm_then_cosine(self.optimisers["segmenter"], self.s.rate, number, self.steps)
         images, masks = augment(batch["images"], batch["masks"], self.s.colour, self.s.shift, self.s.zoom)
         logits = self.networks["segmenter"](images)
         parts = {"pixels": F.binary_cross_entropy_with_logits(logits, masks), "region": jaccard_loss(logits, masks)}
@@ -231,12 +227,12 @@ def train_segmenter(
             raise DataError(f"{shown(start)} was trained on {len(known)} pictures that are held out in {store.name}")
     method.kept["trained_on"] = sorted({*method.kept["trained_on"], *store.table["image_id"].iloc[rows]})
     print(f"{settings.encoder} starts from: {method.kept['start']}")
-    history = train(method, pair_batches([Pairs(store.images, store.masks, rows)], run.batch, run.seed), out, run)
+    history = train(method, pair_batches([Part(store.images, rows, masks=store.masks)], run.batch, run.seed), out, run)
     return history | {name: method.kept[name] for name in ("checked_at", "val_jaccard")}
 
 
 def train_on_pairs(
-    parts: Sequence[Pairs], settings: SegmenterSettings, out: str | Path, run: Run
+    parts: Sequence[Part], settings: SegmenterSettings, out: str | Path, run: Run
 ) -> dict[str, list[float]]:
     """Train on `parts`, each equally likely, for exactly `run.steps`: no val split has a say. Returns the history."""
     torch.manual_seed(run.seed)

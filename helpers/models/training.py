@@ -6,6 +6,7 @@ run's seed and the step's number, so a run that was killed and started again dra
 
 import copy
 import json
+import math
 import os
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -57,6 +58,15 @@ def precision() -> str:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
+
+
+def warm_then_cosine(optimiser: torch.optim.Optimizer, rate: float, number: int, steps: int) -> None:
+    """Set the learning rate of step `number`: up to `rate` during the first twentieth of `steps`, then down to zero
+    along a cosine (Loshchilov and Hutter 2017)."""
+    warm = max(1, steps // 20)
+    share = min((number + 1) / warm, 0.5 * (1 + math.cos(math.pi * min(1, number / steps))))
+    for group in optimiser.param_groups:
+        group["lr"] = rate * share
 
 
 def best_device() -> torch.device:

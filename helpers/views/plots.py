@@ -137,6 +137,39 @@ def scatter(groups: dict[str, tuple[Sequence[float], Sequence[float]]], labels: 
     return figure
 
 
+def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
+    """Counts `(K, K)` side by side: rows are the true classes, columns the named ones, colours shares of a row."""
+    figure, axes = plt.subplots(
+        1, len(matrices), figsize=(3.3 * len(matrices), 3.2), squeeze=False, layout="constrained"
+    )
+    for axis, (name, counts) in zip(axes[0], matrices.items(), strict=True):
+        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+        for (row, column), count in np.ndenumerate(counts):
+            colour = "white" if shares[row, column] > 0.6 else "black"
+            axis.text(column, row, int(count), ha="center", va="center", fontsize=7, color=colour)
+        axis.set_xticks(range(len(classes)), classes, rotation=60, fontsize=8)
+        axis.set_yticks(range(len(classes)), classes, fontsize=8)
+        axis.set(title=name, xlabel="named")
+    axes[0, 0].set_ylabel("true")
+    return figure
+
+
+def reliability(tables: dict[str, pd.DataFrame]) -> Figure:
+    """How often a network is right (`accuracy`) when it is as sure as that (`confidence`); size says of how many cases.
+    On the diagonal probabilities mean what they say."""
+    figure, axis = plt.subplots(figsize=(3.6, 2.8), layout="constrained")
+    axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
+    for colour, (name, table) in zip(PALETTE, tables.items(), strict=False):
+        axis.plot(table["confidence"], table["accuracy"], color=colour, alpha=0.4)
+        sizes = 120 * table["N"] / table["N"].sum()
+        axis.scatter(table["confidence"], table["accuracy"], s=sizes + 4, color=colour, label=name)
+    axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.legend(frameon=False, fontsize=8)
+    return figure
+
+
 def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
     """`image (H, W, 3) uint8` with the border of `mask (H, W)` in {0, 1} drawn on it."""
     padded = np.pad(mask, 1)

@@ -1,0 +1,122 @@
+"""Arms x shares of the data x seeds: every cell is trained once and leaves a file, so that a killed experiment goes on
+where it was; then tables with intervals and verdicts.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from helpers.config import shown
+from helpers.data.store import Store
+from helpers.metrics.stats import over_seeds, resamples, verdict
+
+Arm = Callable[[float, int, Path], pd.DataFrame]  # share of the data, seed, folder to work in -> results per image
+# A column of the results, of which the mean is taken, or a function: rows of one cell, (R, N) weights -> (R,).
+Measure = str | Callable[[pd.DataFrame, np.ndarray], np.ndarray]
+
+
+def run_cells(
+    arms: dict[str, Arm], shares: Sequence[float], seeds: Sequence[int], out: str | Path, plan: dict
+) -> pd.DataFrame:
+    """Every arm at every share and seed whose file is not in `out` yet; returns all of them as one table: `arm share
+    seed`, then what the arms measured: `image_id group seconds` and measures. Work of finished cells is deleted.
+
+    `plan`: everything else that decides the results. Raises `ValueError` when `out` holds results of another plan.
+    """
+    out, tables = Path(out), []
+    _same_plan(out, json.loads(json.dumps(plan)))
+    cells = tqdm(list(product(dict.fromkeys(shares), arms, dict.fromkeys(seeds))), desc=out.name, unit="cells")
+    for share, arm, seed in cells:
+        name = f"{arm.replace(' ', '_')}-{share:g}-{seed}"
+        file, work = out / f"{name}.csv", out / f"work-{name}"
+        if not file.is_file():
+            cells.set_postfix_str(f"{arm}, {share:.0%}, seed {seed}")
+            table = arms[arm](share, seed, work)
+            for place, (column, value) in enumerate({"arm": arm, "share": share, "seed": seed}.items()):
+                table.insert(place, column, value)
+            table.to_csv(file.with_suffix(".part"), index=False)
+            os.replace(file.with_suffix(".part"), file)
+        shutil.rmtree(work, ignore_errors=True)
+        tables.append(pd.read_csv(file, dtype={"image_id": "string", "group": "string"}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _same_plan(out: Path, plan: dict) -> None:
+    file = out / "plan.json"
+    if not file.is_file():
+        out.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(plan, indent=1))
+    saved = json.loads(file.read_text())
+    if differing := [f"{k} {saved.get(k)!r} there, {plan[k]!r} here" for k in plan if saved.get(k) != plan[k]]:
+        raise ValueError(f"{shown(out)} holds another experiment ({'; '.join(differing)}): choose another folder")
+
+
+def estimates(results: pd.DataFrame, share: float, arm: str, measure: Measure) -> tuple[np.ndarray, int]:
+    """Of one arm at one share: the measure of every seed, first of the images as they are, then of resamples of them,
+    `(S, 1 + R)`; and the number of images. Images of one `group`, a lesion say, are drawn together."""
+    cell = results[(results["share"] == share) & (results["arm"] == arm)].sort_values("image_id")
+    seeds = [one for _, one in cell.groupby("seed")]
+    drawn = resamples(len(seeds[0]), seeds[0]["group"])  # the same images for every arm, which makes pairs of them
+    if isinstance(measure, str):
+        found = [drawn @ one[measure].to_numpy() / drawn.sum(axis=1) for one in seeds]
+    else:
+        found = [measure(one, drawn) for one in seeds]
+    return np.stack(found), len(seeds[0])
+
+
+def summary(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
+    """One row per share and arm: the measure's mean over seeds with its interval (see `over_seeds`), the worst and the
+    best seed, and seconds of training."""
+    rows, name = [], called(measure)
+    for (share, arm), cell in results.groupby(["share", "arm"], sort=False):
+        found, count = estimates(results, share, arm, measure)
+        by_seed, (low, high) = found[:, 0], over_seeds(found)
+        row = {"share": share, "arm": arm, "N": count, "seeds": len(by_seed), name: by_seed.mean()}
+        row |= {"from": low, "to": high, "worst seed": by_seed.min(), "best seed": by_seed.max()}
+        rows.append(row | {"seconds": cell["seconds"].mean()})
+    return pd.DataFrame(rows).set_index(["share", "arm"])
+
+
+def comparisons(results: pd.DataFrame, measure: Measure, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
+    """Paired differences of one arm to another, on the same images, with interval and verdict, at every share. With one
+    seed there is no verdict: what chance does in training is not known."""
+    rows = []
+    for share, (arm, other) in product(results["share"].unique(), pairs):
+        ours, count = estimates(results, share, arm, measure)
+        difference = ours - estimates(results, share, other, measure)[0]
+        low, high = over_seeds(difference)
+        row = {"share": share, "arm": arm, "against": other, "difference": difference[:, 0].mean()}
+        found = verdict(low, high) if len(difference) > 1 else "one seed, no verdict"
+        rows.append(row | {"from": low, "to": high, "verdict": found, "N": count, "seeds": len(difference)})
+    return pd.DataFrame(rows).set_index(["share", "arm", "against"])
+
+
+def called(measure: Measure) -> str:
+    """A measure's name as tables have it."""
+    return measure if isinstance(measure, str) else measure.__name__.replace("_", " ")
+
+
+def in_words(table: pd.DataFrame, measure: Measure) -> list[str]:
+    """One sentence for each of the `comparisons`, by its rule whichever way it falls."""
+    name = called(measure)
+    return [
+        f"{share:.0%} of the real images, {arm} against {other}: {row['verdict']} ({row['difference']:+.3f} {name}, "
+        f"{row['from']:+.3f} to {row['to']:+.3f}, N {row['N']}, {row['seeds']} seeds)"
+        for (share, arm, other), row in table.iterrows()
+    ]
+
+
+def share_of_rows(store: Store, share: float) -> np.ndarray:
+    """A share of the training rows that have a mask and a label, the same for every arm and seed; whole lesions are
+    chosen, so that two photographs of one do not count as two."""
+    rows = store.rows("train", needs=["mask", "label", "sketch"])
+    lesions = store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
+    names = np.random.default_rng(0).permutation(np.unique(lesions))
+    return rows[np.isin(lesions, names[: max(1, round(share * len(names)))])]

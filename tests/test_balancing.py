@@ -1,0 +1,130 @@
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.data.files import DataError
+from helpers.experiments import balancing as module
+from helpers.experiments.balancing import (
+    BalancingPlan,
+    balancing_experiment,
+    better_remedy,
+    compared,
+    lesion_folds,
+    rare_classes,
+    rare_recall,
+)
+from helpers.experiments.cells import comparisons, summary
+from helpers.models.cgan import CGANSettings
+from helpers.models.classifier import ClassifierSettings
+from helpers.models.dcgan import DCGANSettings
+from helpers.models.training import Run
+
+
+def test_rare_classes_are_those_below_a_twentieth(phantom_store, monkeypatch):
+    monkeypatch.setattr(phantom_store, "labels", np.repeat([0, 1, 2, 3], [80, 15, 4, 1])[: len(phantom_store)])
+    monkeypatch.setattr(phantom_store, "rows", lambda *_, **__: np.arange(100))
+    assert rare_classes(phantom_store) == ["BCC", "AKIEC"], "4 and 1 of 100; a class of none is none"
+    monkeypatch.setattr(phantom_store, "labels", np.repeat([0, 1, 2], [40, 35, 25]))
+    assert rare_classes(phantom_store) == ["BCC"], "the rarest where none is so rare"
+
+
+def test_folds_test_every_lesion_once_and_never_share_one(phantom_store):
+    folds = lesion_folds(phantom_store, 3)
+    tested = np.concatenate([test for _, test in folds])
+    assert sorted(tested) == sorted(phantom_store.rows(needs=["label"]))
+    lesions = phantom_store.table["lesion_id"].fillna(phantom_store.table["image_id"]).to_numpy()
+    for train, test in folds:
+        assert not set(lesions[train]) & set(lesions[test]) and len(train) + len(test) == len(tested)
+        assert set(np.unique(phantom_store.labels[test])) == set(range(7)), "every class in every fold"
+    assert all(np.array_equal(a[1], b[1]) for a, b in zip(folds, lesion_folds(phantom_store, 3), strict=True))
+
+
+def test_a_class_of_too_few_lesions_is_named(phantom_store):
+    with pytest.raises(DataError, match=r"DF.*fewer lesions than the 50 folds"):
+        lesion_folds(phantom_store, 50)
+
+
+def plan_for(store) -> BalancingPlan:
+    classes = tuple(store.classes)
+    return BalancingPlan(
+        classifier=ClassifierSettings(64, classes),
+        cgan=CGANSettings(64, classes, width=8),
+        dcgan=DCGANSettings(64, classes, width=8),
+        run=Run(2, 8),
+        draw_run=Run(1, 4),
+        noise_run=Run(1, 4),
+        made=6,
+        folds=2,
+        seeds=(0, 1),
+    )
+
+
+def test_the_experiment_from_end_to_end(phantom_store, tmp_path):
+    results = balancing_experiment(phantom_store, plan_for(phantom_store), tmp_path)
+    everything = set(phantom_store.table["image_id"].iloc[phantom_store.rows(needs=["label"])])
+    counts = results.groupby(["arm", "seed"])["image_id"].agg(["nunique", "size"])
+    assert len(counts) == 12 and (counts == len(everything)).all(axis=None), "each image once in each arm and seed"
+    rare = rare_classes(phantom_store)
+    table = summary(results, measure := rare_recall(phantom_store.classes, rare))
+    assert table.iloc[:, 2].between(0, 1).all()
+    best = better_remedy(table)
+    assert best in ("class weights", "oversampled")
+    assert len(comparisons(results, measure, compared(best))) == 5
+    assert (tmp_path / "fold-1" / "DCGAN" / "checkpoint.pt").is_file() and not list(tmp_path.glob("work-*"))
+
+
+def test_no_fold_sees_its_test_lesions_not_even_through_a_generator(phantom_store, tmp_path, monkeypatch):
+    seen, folds = [], lesion_folds(phantom_store, 2)
+    rare = [phantom_store.classes.index(name) for name in rare_classes(phantom_store)]
+    for name in ("train_cgan", "train_dcgan"):
+        whole = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *given, whole=whole: seen.append(given[4]) or whole(*given))
+    for name in ("drawn_images", "noise_images"):
+        whole = getattr(module, name)
+        monkeypatch.setattr(
+            module, name, lambda *given, whole=whole, **more: seen.append(given[2]) or whole(*given, **more)
+        )
+    whole = module.blended_images
+    monkeypatch.setattr(
+        module, "blended_images", lambda *given: seen.append(np.union1d(given[1], given[4])) or whole(*given)
+    )
+    parts_of = {}
+    trained = module.train_on_labelled
+
+    def remember(parts, settings, out, run, names):
+        parts_of[(out.parent.name.removeprefix("work-"), out.name)] = parts
+        return trained(parts, settings, out, run, names)
+
+    monkeypatch.setattr(module, "train_on_labelled", remember)
+    balancing_experiment(phantom_store, replace(plan_for(phantom_store), seeds=(0,)), tmp_path)
+    lesions = phantom_store.table["lesion_id"].fillna(phantom_store.table["image_id"]).to_numpy()
+    assert len(seen) == 10, "two generators, two drawings and one blending in each of two folds"
+    sides = [[set(lesions[rows]) <= set(lesions[train]) for train, _ in folds] for rows in seen]
+    assert all(any(side) for side in sides), "what was used lies within the training lesions of one fold"
+    for (arm, fold), parts in parts_of.items():
+        assert np.array_equal(parts[0].rows, folds[int(fold)][0])
+        assert len(parts) == (2 if arm.startswith(("DCGAN", "CGAN", "blended")) else 1), arm
+        assert all(set(np.unique(part.labels)) <= set(rare) for part in parts[1:]), "only rare classes are filled up"
+
+
+def test_recall_of_rare_classes_is_known_where_it_is_made():
+    table = pd.DataFrame(
+        {"label": [0, 0, 1, 1, 2], "p_a": [1, 0, 0, 1, 0], "p_b": [0, 1, 1, 0, 0], "p_c": [0, 0, 0, 0, 1]}
+    )
+    measure = rare_recall(["a", "b", "c"], ["b", "c"])
+    assert measure(table, np.ones((1, 5))).item() == pytest.approx((0.5 + 1) / 2)
+
+
+def test_the_better_remedy_is_chosen_by_its_measure():
+    index = pd.MultiIndex.from_product([[1.0], ["as they are", "class weights", "oversampled", "CGAN"]])
+    table = pd.DataFrame({"N": 9, "seeds": 2, "recall": [0.1, 0.5, 0.4, 0.9]}, index=index)
+    assert better_remedy(table) == "class weights"
+    assert ("CGAN", "class weights") in compared("class weights")
+
+
+def test_a_set_without_masks_is_refused(phantom_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
+    with pytest.raises(DataError, match="no masks of its rare classes"):
+        balancing_experiment(phantom_store, plan_for(phantom_store), tmp_path)

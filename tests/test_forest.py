@@ -1,0 +1,51 @@
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from torch import nn
+
+from helpers.experiments.forest import feature_table, forest_scores, values_of
+from helpers.metrics.features import Judge
+
+
+class Means(nn.Module):
+    """Stands for a backbone: the three mean colours."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x):
+        return self.scale * x.mean(dim=(2, 3))
+
+
+def test_a_table_has_a_row_per_image(tmp_path):
+    images = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
+    table = feature_table(
+        images, np.array([0, 1, 1, 0, 1]), Judge("means", Means()), ["a", "b"], source="real", split="test"
+    )
+    assert list(table.columns) == ["source", "split", "diagnosis", "f0", "f1", "f2"]
+    assert table["diagnosis"].to_list() == list("abbab") and (table["source"] == "real").all()
+    assert values_of(table) == pytest.approx(images.mean(axis=(1, 2)), abs=1e-3)
+    table.to_csv(tmp_path / "features.csv", index=False)
+    assert values_of(pd.read_csv(tmp_path / "features.csv")) == pytest.approx(values_of(table))
+
+
+def test_synthetic_tests_flatter_and_real_ones_tell():
+    """Real classes differ a little, in f0; the generator paints its classes far apart, in f1."""
+    rng = np.random.default_rng(0)
+
+    def cases(source: str, split: str, count: int = 150) -> pd.DataFrame:
+        labels = rng.integers(0, 2, count)
+        values = rng.normal(size=(count, 2))
+        values[:, 0] += 1.5 * labels * (source == "real")
+        values[:, 1] += 6 * labels * (source == "synthetic")
+        about = {"source": source, "split": split, "diagnosis": np.array(["a", "b"])[labels]}
+        return pd.concat([pd.DataFrame(about), pd.DataFrame(values).add_prefix("f")], axis=1)
+
+    table = pd.concat([cases(source, split) for source in ("real", "synthetic") for split in ("train", "test")])
+    scores = forest_scores(table, trees=50)
+    assert scores.shape == (3, 3) and scores.loc["synthetic", "synthetic"] > 0.95
+    assert 0.6 < scores.loc["real", "real"] < 0.9 and scores.loc["synthetic", "real"] < 0.65
+    assert scores.loc["combined", "combined"] > scores.loc["combined", "real"] + 0.05, "the mixture flatters"
+    assert forest_scores(table, trees=50).equals(scores), "the same seed, the same scores"
