@@ -56,7 +56,7 @@ def train_classifier_command(args: argparse.Namespace, cfg) -> int:
 
     store, out = training_store(args, cfg), training_folder(args, cfg)
     network = args.network or cfg.network
-    settings = ClassifierSettings(store.settings.size, tuple(store.classes), network, balance=args.balance, zoom=0.2)
+    settings = ClassifierSettings(store.settings.size, tuple(store.classes), network, balance=args.balance)
     history = train_classifier(store, settings, out, training_run(args, cfg))
     best = max(history["val_balanced_accuracy"], default=float("nan"))
     place = shown(out / "checkpoint.pt")
@@ -107,7 +107,9 @@ def training_folder(args: argparse.Namespace, cfg) -> Path:
 def training_run(args: argparse.Namespace, cfg):
     from helpers.models.training import Run
 
-    return Run(args.steps or cfg.steps, args.batch or cfg.batch, args.seed, save_every=args.save_every)
+    steps = args.steps or cfg.steps
+    save_every = args.save_every or min(500, max(1, steps // 12))
+    return Run(steps, args.batch or cfg.batch, args.seed, save_every=save_every)
 
 
 def checkpoint_of(method: str, args: argparse.Namespace, cfg) -> Path:
@@ -274,12 +276,14 @@ def diagnosis_command(args: argparse.Namespace, cfg) -> int:
         balanced_accuracy,
         diagnosis_experiment,
         diagnosis_plan,
+        recalls_by_arm,
     )
 
     store, out = experiment_store(args, cfg), args.out or cfg.outputs / "diagnosis-experiment"
     results = diagnosis_experiment(store, diagnosis_plan(cfg, store), out, args.split)
     print(f"{store}\non the real images of {args.split}, 95 % intervals over lesions and seeds")
     report(results, [balanced_accuracy, auc, average_precision], COMPARED, out)
+    print(recalls_by_arm(results).round(3).to_string())
     return 0
 
 
@@ -292,15 +296,21 @@ def balancing_command(args: argparse.Namespace, cfg) -> int:
         rare_classes,
         rare_recall,
     )
-    from helpers.experiments.cells import summary
-    from helpers.experiments.diagnosis import balanced_accuracy
+    from helpers.experiments.cells import called, summary
+    from helpers.experiments.diagnosis import balanced_accuracy, recalls_by_arm
 
     store, out = experiment_store(args, cfg), args.out or cfg.outputs / "balancing-experiment"
     results = balancing_experiment(store, balancing_plan(cfg, store), out)
     rare = rare_classes(store)
     measure = rare_recall(store.classes, rare)
     print(f"{store}\nrare: {' '.join(rare)}; every lesion tested once, 95 % intervals over lesions and seeds")
-    report(results, [measure, balanced_accuracy], compared(better_remedy(summary(results, measure))), out)
+    for one in (measure, balanced_accuracy):
+        best = better_remedy(summary(results, one))
+        print(
+            f"by {called(one)}, {best} is the better of the usual remedies here, which the others are compared with\n"
+        )
+        report(results, [one], compared(best), out)
+    print(recalls_by_arm(results).round(3).to_string())
     return 0
 
 
@@ -315,6 +325,10 @@ def experiment_store(args: argparse.Namespace, cfg, geometry: str = "square") ->
 
 def report(results, measures: list, pairs: list[tuple[str, str]], out: Path) -> None:
     """Arms and their comparisons by each measure, printed and written to `out`."""
+    print(
+        f"networks start from: {', '.join(results['start'].unique())}; generators are the same for all seeds, so what"
+    )
+    print("chance does in *their* training is in no interval\n")
     from helpers.experiments.cells import called, comparisons, in_words, summary
 
     for measure in measures:
@@ -376,7 +390,7 @@ def parser() -> argparse.ArgumentParser:
     for name in ("size", "steps", "batch"):
         common.add_argument(f"--{name}", type=positive, help="default: the profile's")
     common.add_argument("--seed", type=int, default=0)
-    common.add_argument("--save-every", type=positive, default=500, metavar="STEPS", help="default: 500")
+    common.add_argument("--save-every", type=positive, metavar="STEPS", help="default: a twelfth, 500 at most")
     common.add_argument("--out", type=Path, help="folder for checkpoint and history; default: outputs/.../METHOD")
     learn = commands.add_parser("train", help="train a network; goes on from the checkpoint if one is there")
     methods = learn.add_subparsers(required=True, metavar="METHOD", dest="method")

@@ -62,21 +62,26 @@ SIZES = {
     },
     "synthetic": {  # do drawn images help a classifier? as notebook 6 asks it
         "smoke": {"size": 64, "network": "small", "steps": 4, "batch": 8, "shares": (1.0,), "seeds": (0, 1)}
-        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14},
+        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14, "networks": ("small", "mobilenet_v2")},
         "demo": {"size": 64, "network": "small", "steps": 100, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 400, "draw_batch": 4, "drawn": 700},
+        | {"width": 32, "draw_steps": 400, "draw_batch": 4, "drawn": 700}
+        | {"networks": ("small", "resnet18", "mobilenet_v2")},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64}
         | {"shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "drawn": 14_000},
+        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "drawn": 14_000}
+        | {"networks": ("small", "resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_b0")},
     },
     "folds": {  # what gains recall of rare classes? as notebook 7 asks it
         "smoke": {"size": 64, "network": "small", "steps": 2, "batch": 8, "folds": 2, "seeds": (0, 1), "made": 6}
-        | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4},
-        "demo": {"size": 64, "network": "small", "steps": 60, "batch": 32, "folds": 3, "seeds": (0, 1), "made": 300}
-        | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8},
+        | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4}
+        | {"backbone": "mobilenet_v2", "seen": 24},
+        "demo": {"size": 64, "network": "small", "steps": 60, "batch": 32, "folds": 3, "seeds": (0, 1, 2), "made": 300}
+        | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8}
+        | {"backbone": "mobilenet_v2", "seen": 300},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64, "folds": 5, "seeds": (0, 1, 2)}
         | {"made": 6_000, "width": 64}
-        | {"draw_steps": 40_000, "draw_batch": 16, "noise_steps": 40_000, "noise_batch": 16},
+        | {"draw_steps": 40_000, "draw_batch": 16, "noise_steps": 40_000, "noise_batch": 16}
+        | {"backbone": "resnet18", "seen": 2_000},
     },
     "quality": {  # of the classifier that judges, and of notebook 6
         "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},

@@ -2,7 +2,7 @@
 
 Measures with intervals, calibration before and after, and, where `train cgan` has been run at the same size, the same
 question about drawings of the same sketches. `--across DATASET --data-root FOLDER` asks about another data set's split
-instead (ISIC 2017's SK is HAM10000's BKL). Give `test` once.
+instead (ISIC 2017's SK is HAM10000's BKL). `val` chose weights and temperature, so it flatters; give `test` once.
 """
 
 import argparse

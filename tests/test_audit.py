@@ -8,7 +8,17 @@ import pandas as pd
 import pytest
 from made_up import course, folders, ham10000, isic2016, paint, paint_mask
 
-from helpers.data.audit import Fingerprint, audit, fingerprint, group, near_pairs, same_lesion, split_by_lesion, trusted
+from helpers.data.audit import (
+    Fingerprint,
+    audit,
+    fingerprint,
+    group,
+    lesion_names,
+    near_pairs,
+    same_lesion,
+    split_by_lesion,
+    trusted,
+)
 from helpers.data.files import DataError, read_image
 from helpers.data.layouts import read
 from helpers.data.phantoms import draw
@@ -45,10 +55,22 @@ def test_trusted_puts_them_right(report, planted):
     split = after.set_index("image_id")["split"]
     for a, b in map(tuple, planted["near_duplicate_across_splits"]):
         assert split[a] == split[b] == "test", "an official test set keeps every picture"
+    lesion = after.set_index("image_id")["lesion_id"]
+    for a, b in map(tuple, planted["near_duplicate_across_splits"]):
+        assert lesion[a] == lesion[b], "one name for what is one lesion, so that folds keep it together too"
     masks = after.set_index("image_id")["mask_path"]
     assert masks[[i for i in planted["empty_mask"] if i in masks]].isna().all()
     assert after.dropna(subset="lesion_id").groupby("lesion_id")["split"].nunique().max() == 1
     assert "left out because a copy of them has another label" in " ".join(trusted(report).problems)
+
+
+def test_copies_get_one_lesion_id_and_others_keep_theirs():
+    table = pd.DataFrame(
+        {"image_id": list("abcdef"), "lesion_id": pd.array(["L2", None, "L3", None, None, "L3"], "string")}
+    )
+    names = lesion_names(table, np.array([0, 0, 1, 2, 2, 1]))
+    assert names.to_list() == ["L2", "L2", "L3", "d", "d", "L3"]
+    assert lesion_names(table, np.arange(6)).isna().to_list() == [False, True, False, True, True, False]
 
 
 def test_one_screen(report):

@@ -76,35 +76,50 @@ def test_the_experiment_from_end_to_end(phantom_store, tmp_path):
 
 
 def test_no_fold_sees_its_test_lesions_not_even_through_a_generator(phantom_store, tmp_path, monkeypatch):
-    seen, folds = [], lesion_folds(phantom_store, 2)
+    """With three folds, so that the test rows of one are not the training rows of another."""
+    used, parts_of, fold = [], {}, [None]
     rare = [phantom_store.classes.index(name) for name in rare_classes(phantom_store)]
-    for name in ("train_cgan", "train_dcgan"):
+
+    def watch(name: str, *positions: int) -> None:
         whole = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *given, whole=whole: seen.append(given[4]) or whole(*given))
-    for name in ("drawn_images", "noise_images"):
-        whole = getattr(module, name)
-        monkeypatch.setattr(
-            module, name, lambda *given, whole=whole, **more: seen.append(given[2]) or whole(*given, **more)
-        )
-    whole = module.blended_images
-    monkeypatch.setattr(
-        module, "blended_images", lambda *given: seen.append(np.union1d(given[1], given[4])) or whole(*given)
-    )
-    parts_of = {}
-    trained = module.train_on_labelled
+
+        def watched(*given, **more):
+            used.append((name, fold[0], np.concatenate([given[k] for k in positions])))
+            return whole(*given, **more)
+
+        monkeypatch.setattr(module, name, watched)
+
+    watch("train_cgan", 4)
+    watch("train_dcgan", 4)
+    watch("drawn_images", 2)
+    watch("noise_images", 2)
+    watch("blended_images", 1, 3)
+
+    class Told(list):
+        """Says which fold is at work, from the order in which its rows are asked for."""
+
+        def __iter__(self):
+            for k, rows in enumerate(list.__iter__(self)):
+                fold[0] = k
+                yield rows
+
+    folds = Told(lesion_folds(phantom_store, 3))
+    monkeypatch.setattr(module, "lesion_folds", lambda *_: folds)
 
     def remember(parts, settings, out, run, names):
-        parts_of[(out.parent.name.removeprefix("work-"), out.name)] = parts
+        parts_of[out.parent.name.removeprefix("work-"), int(out.name)] = parts, names
         return trained(parts, settings, out, run, names)
 
+    trained = module.train_on_labelled
     monkeypatch.setattr(module, "train_on_labelled", remember)
-    balancing_experiment(phantom_store, replace(plan_for(phantom_store), seeds=(0,)), tmp_path)
+    balancing_experiment(phantom_store, replace(plan_for(phantom_store), folds=3, seeds=(0,)), tmp_path)
     lesions = phantom_store.table["lesion_id"].fillna(phantom_store.table["image_id"]).to_numpy()
-    assert len(seen) == 10, "two generators, two drawings and one blending in each of two folds"
-    sides = [[set(lesions[rows]) <= set(lesions[train]) for train, _ in folds] for rows in seen]
-    assert all(any(side) for side in sides), "what was used lies within the training lesions of one fold"
-    for (arm, fold), parts in parts_of.items():
-        assert np.array_equal(parts[0].rows, folds[int(fold)][0])
+    assert len(used) == 15 and {k for _, k, _ in used} == {0, 1, 2}, "five kinds of use in each of three folds"
+    for name, k, rows in used:
+        assert len(rows) and set(lesions[rows]) <= set(lesions[folds[k][0]]), (name, k)
+        assert not set(lesions[rows]) & set(lesions[folds[k][1]]), (name, k)
+    for (arm, k), (parts, names) in parts_of.items():
+        assert np.array_equal(parts[0].rows, folds[k][0]) and set(lesions[folds[k][0]]) <= set(names)
         assert len(parts) == (2 if arm.startswith(("DCGAN", "CGAN", "blended")) else 1), arm
         assert all(set(np.unique(part.labels)) <= set(rare) for part in parts[1:]), "only rare classes are filled up"
 

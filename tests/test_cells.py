@@ -54,6 +54,17 @@ def test_results_of_another_plan_are_refused(tmp_path):
         run_cells(arms, [1.0], [0], tmp_path, {"steps": 10, "split": "test"})
 
 
+def test_a_plan_that_came_to_nothing_binds_nobody(tmp_path):
+    def mistyped(*_):
+        raise ValueError("no such network")
+
+    with pytest.raises(ValueError, match="no such network"):
+        run_cells({"real": mistyped}, [1.0], [0], tmp_path, {"network": "resnet19"})
+    assert len(run_cells({"real": measured(0)}, [1.0], [0], tmp_path, {"network": "resnet18"})) == 40
+    with pytest.raises(ValueError, match="another experiment"):
+        run_cells({"real": measured(0)}, [1.0], [1], tmp_path, {"network": "resnet19"})
+
+
 PAIRS = [("better", "real"), ("same", "real"), ("worse", "real"), ("worse", "better")]
 
 
@@ -102,7 +113,9 @@ def test_a_share_takes_whole_lesions_and_grows(phantom_store):
     lesions = phantom_store.table["lesion_id"].to_numpy()
     rest = np.setdiff1d(all_rows, few)
     assert not set(lesions[few]) & set(lesions[rest])
-    assert len(set(lesions[few])) == pytest.approx(0.2 * len(set(lesions[all_rows])), abs=1)
+    for k in range(7):
+        whole, part = (len(set(lesions[rows[phantom_store.labels[rows] == k]])) for rows in (all_rows, few))
+        assert part == max(1, round(0.2 * whole)), "as large a share of every class"
 
 
 def test_a_measure_may_be_a_function_of_cases_and_weights(tmp_path):
@@ -118,3 +131,10 @@ def test_a_measure_may_be_a_function_of_cases_and_weights(tmp_path):
     assert table["upper half"].iloc[0] == pytest.approx(cell[cell >= cell.median()].mean(), abs=0.02)
     assert found["verdict"].item() == "helps" and found["difference"].item() == pytest.approx(0.1, abs=0.01)
     assert "upper half" in in_words(found, upper_half)[0]
+
+
+def test_networks_of_several_starts_are_not_compared(tmp_path):
+    results = run_cells({"real": measured(0), "better": measured(0.1)}, [1.0], [0, 1], tmp_path, {})
+    results["start"] = np.where(results["seed"] == 0, "ImageNet", "random init")
+    with pytest.raises(ValueError, match="started from ImageNet and from random init"):
+        comparisons(results, "jaccard", [("better", "real")])

@@ -47,6 +47,8 @@ def test_features_of_torchvision_networks_are_the_pooled_maps():
 
 
 def test_unknown_networks_are_refused():
+    with pytest.raises(ValueError, match="no network 'vit_b_16'"):
+        Backbone("vit_b_16")
     with pytest.raises(ValueError, match=r"no network 'resnet19': there are small, .*resnet18"):
         Backbone("resnet19")
     with pytest.raises(ValueError, match="no network 'inception_v3'"):
@@ -146,6 +148,23 @@ def test_weights_make_rare_classes_count_alike():
     assert weights.tolist() == pytest.approx([7 / 2 / 6, 7 / 2, 0]) and 6 * weights[0] == pytest.approx(
         weights[1].item()
     )
+
+
+def test_weights_pull_every_picture_to_its_own_class(monkeypatch):
+    """With smoothing, PyTorch's own weights would pull a sure picture of the common class to the rare ones."""
+    common_and_rare = torch.tensor([0] * 99 + [1])
+    settings = ClassifierSettings(64, ("a", "b", "c"), balance="loss")
+    part = Part(np.zeros((100, 4, 4, 3), np.uint8), np.arange(100), labels=common_and_rare.numpy())
+    method = ClassifierTraining(settings, 1, class_weights_of([part], 3))
+    logits = torch.zeros(1, 3, requires_grad=True)
+    method.networks["classifier"] = lambda images: logits.expand(len(images), 3)
+    monkeypatch.setattr(method.optimisers["classifier"], "step", lambda: None)
+    batch = {"images": torch.zeros(1, 3, 64, 64), "labels": torch.tensor([0])}
+    for _ in range(300):
+        logits.grad = None
+        method.step(batch, 0, lambda loss: loss.backward())
+        logits.data -= 5 * logits.grad
+    assert logits.softmax(dim=1)[0].tolist() == pytest.approx([0.933, 0.033, 0.033], abs=0.01)
 
 
 def test_balance_says_how_rare_classes_are_treated(phantom_store, tmp_path, monkeypatch):

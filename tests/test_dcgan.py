@@ -16,14 +16,14 @@ SETTINGS = DCGANSettings(64, CLASSES, width=8)
 def test_noise_becomes_a_picture_of_the_size(size):
     torch.manual_seed(0)
     generator = replace(SETTINGS, size=size).generator().eval()
-    images = generator(torch.tensor([0, 6]), torch.randn(2, 64))
+    images = generator(torch.tensor([0, 6]), torch.randn(2, 32))
     assert generator.size == size and images.shape == (2, 3, size, size) and images.abs().max() <= 1
 
 
 def test_label_noise_and_seed_all_change_what_is_drawn():
     torch.manual_seed(0)
     generator = SETTINGS.generator().eval()
-    noise = torch.randn(1, 64)
+    noise = torch.randn(1, 32)
     one = draw_dcgan(generator, [1], noise=noise)
     assert one.shape == (1, 64, 64, 3) and one.dtype == np.uint8
     assert np.array_equal(one, draw_dcgan(generator, [1], noise=noise)), "the same again"
@@ -40,7 +40,7 @@ def test_a_step_changes_both_networks_and_only_them(phantom_store):
     before = {name: [p.clone() for p in net.parameters()] for name, net in method.networks.items()}
     batch = {"images": torch.rand(4, 3, 64, 64) * 2 - 1, "labels": torch.tensor([0, 1, 2, 6])}
     told = method.step(batch, 0, lambda loss: loss.backward())
-    assert set(told) == {"d", "on_real", "on_drawn", "g", "matched", "texture"}
+    assert set(told) == {"d", "on_real", "on_drawn", "g", "matched", "rebuilt", "texture", "prior"}
     assert all(torch.isfinite(value) for value in told.values())
     for name, network in method.networks.items():
         changed = [not torch.equal(a, b) for a, b in zip(before[name], network.parameters(), strict=True)]

@@ -18,6 +18,7 @@ from helpers.experiments.diagnosis import (
     diagnose_elsewhere,
     diagnosis_experiment,
     probabilities,
+    recalls_by_arm,
     scored,
 )
 from helpers.models.cgan import CGANSettings
@@ -66,6 +67,34 @@ def test_another_set_is_asked_for_what_both_know(classifier, phantom_store, monk
     monkeypatch.setattr(phantom_store, "classes", ["MEL", "b", "c", "d", "e", "f", "g"])
     with pytest.raises(DataError, match="the classifier knows MEL NV"):
         diagnose_elsewhere(classifier, phantom_store, rows)
+
+
+def test_a_classifier_of_other_classes_is_refused(phantom_store):
+    rows = phantom_store.rows("test", ["label"])
+    for classes in (CLASSES[::-1], CLASSES[:2], (*CLASSES, "SCC")):
+        with pytest.raises(DataError, match=f"the classifier knows {' '.join(classes)}, phantoms has MEL"):
+            diagnose(build_classifier("small", classes, 64).eval(), phantom_store, rows)
+
+
+def test_pictures_without_labels_are_no_test(classifier, phantom_store, monkeypatch):
+    rows = phantom_store.rows("test", ["label"])
+    with pytest.raises(DataError, match="phantoms: 0 pictures"):
+        diagnose(classifier, phantom_store, rows[:0])
+    monkeypatch.setattr(
+        phantom_store, "labels", np.where(np.arange(len(phantom_store)) == rows[0], -1, phantom_store.labels)
+    )
+    for ask in (diagnose, diagnose_elsewhere):
+        with pytest.raises(DataError, match="1 of them without label"):
+            ask(classifier, phantom_store, rows)
+
+
+def test_recalls_of_every_arm_stand_under_those_of_the_majority():
+    one = {"image_id": list("abcd"), "group": list("abcd"), "label": [0, 0, 0, 1], "share": 1.0, "seed": 0}
+    x = pd.DataFrame(one | {"arm": "x", "p_A": [1, 1, 0, 0], "p_B": [0, 0, 1, 1]})
+    found = recalls_by_arm(pd.concat([x, x.assign(arm="y", p_A=0, p_B=1)]))
+    assert found.loc[("", "N")].to_list() == [3, 1] and found.loc[("", "majority")].to_list() == [1, 0]
+    assert found.loc[("100%", "x")].to_list() == pytest.approx([2 / 3, 1])
+    assert found.loc[("100%", "y")].to_list() == [0, 1]
 
 
 def test_scores_have_intervals_and_a_baseline():

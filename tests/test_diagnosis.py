@@ -88,4 +88,8 @@ def test_intervals_hold_the_value_and_know_their_cases(cases):
     assert table.loc["auc", "N"] == 60 and table.loc["recall 2", "N"] == (labels == 2).sum()
     twice = with_intervals([auc], np.repeat(p, 4, axis=0), np.repeat(labels, 4), groups=np.repeat(np.arange(60), 4))
     assert np.ptp(twice.loc["auc", ["from", "to"]]) == pytest.approx(np.ptp(table.loc["auc", ["from", "to"]]), rel=0.1)
+    certain = with_intervals([auc], np.eye(3)[[0, 0, 1, 0]], np.array([0, 0, 1, 1]), groups=[1, 1, 2, 3])
+    assert certain.loc["recall 0", ["from", "to"]].to_list() == [0.025, 1], "two photographs of one lesion: one success"
+    never = with_intervals([auc], np.eye(3)[[0, 0, 0]], np.array([0, 1, 1]))
+    assert never.loc["recall 1", ["from", "to"]].to_list() == pytest.approx([0, 0.842], abs=1e-3), "none of two"
     assert len(with_intervals([auc], p[labels < 2], labels[labels < 2])) == 3, "a class without cases has no row"

@@ -102,7 +102,7 @@ def test_confusion_shows_counts_by_class():
     assert figure.axes[0].images[0].get_array().tolist() == [[0.8, 0.2], [0.75, 0.25]]
 
 
-def test_reliability_draws_every_bin():
+def test_calibration_draws_every_bin():
     table = pd.DataFrame({"confidence": [0.4, 0.9], "accuracy": [0.5, 0.7], "N": [10, 30]})
-    axis = plots.reliability({"before": table, "after": table}).axes[0]
+    axis = plots.calibration({"before": table, "after": table}).axes[0]
     assert len(axis.collections) == 2 and axis.collections[0].get_offsets().tolist() == [[0.4, 0.5], [0.9, 0.7]]

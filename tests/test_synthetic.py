@@ -55,18 +55,19 @@ def test_images_from_noise_have_the_labels_of_the_rows(phantom_store, tmp_path):
 
 def test_blended_lesions_are_of_the_rows_and_their_masks_are_kept(phantom_store):
     rows = phantom_store.rows("train", ["mask"], classes=["DF", "VASC"])
-    part = blended_images(phantom_store, rows, 8)
+    skins = small_lesions(phantom_store, phantom_store.rows("train", ["mask"]))
+    part = blended_images(phantom_store, rows, 8, skins)
     assert part.images.shape == (8, 64, 64, 3) and part.images.dtype == np.uint8
     assert np.bincount(part.labels, minlength=7).tolist() == [0] * 5 + [4, 4] and part.masks.any(axis=(1, 2)).all()
-    again = blended_images(phantom_store, rows, 8)
+    again = blended_images(phantom_store, rows, 8, skins)
     assert np.array_equal(part.images, again.images), "the same seed, the same images"
     known = {phantom_store.images[row].tobytes() for row in phantom_store.rows()}
     assert not known & {image.tobytes() for image in part.images}
 
 
-def test_skin_is_taken_from_training_pictures_with_small_lesions(phantom_store, monkeypatch):
-    rows = small_lesions(phantom_store)
-    assert set(rows) <= set(phantom_store.rows("train")) and len(rows)
-    assert max(phantom_store.masks[row].mean() for row in rows) < 0.25
-    with pytest.raises(DataError, match="no training picture with skin"):
-        blended_images(phantom_store, rows, 4, skins=np.array([], int))
+def test_skin_is_taken_from_pictures_with_small_lesions(phantom_store):
+    given = phantom_store.rows("val", ["mask"])
+    rows = small_lesions(phantom_store, given)
+    assert set(rows) < set(given) and all(0 < phantom_store.masks[row].mean() < 0.25 for row in rows)
+    with pytest.raises(DataError, match="no picture with skin"):
+        blended_images(phantom_store, given, 4, np.array([], int))

@@ -334,9 +334,20 @@ def trusted(report: Report, seed: int = 0) -> Dataset:
         _done(len(report.damaged_sketches), "unreadable sketches taken as unknown"),
         _done(int((moved & leaked).sum()), "pictures moved so that no lesion stands in two splits"),
     ]
-    table = table.assign(split=pd.array(splits, "string"), **{c: table[c].mask(gone) for c, gone in unknown.items()})
+    lesions = lesion_names(table, report.groups)
+    table = table.assign(
+        split=pd.array(splits, "string"), lesion_id=lesions, **{c: table[c].mask(gone) for c, gone in unknown.items()}
+    )
     table = table[keep].reset_index(drop=True)
     return replace(dataset, table=table, problems=dataset.problems + [line for line in done if line])
+
+
+def lesion_names(table: pd.DataFrame, groups: np.ndarray) -> pd.Series:
+    """One `lesion_id` for all pictures of a group, the first of theirs (of a picture without one its `image_id`), so
+    that whatever is split or resampled later keeps copies together too; still unknown for a picture alone."""
+    names = table["lesion_id"].fillna(table["image_id"]).groupby(groups)
+    known = table["lesion_id"].notna() | (names.transform("size") > 1)
+    return names.transform("min").where(known).astype("string")
 
 
 def _done(count: int, what: str) -> str:

@@ -36,7 +36,7 @@ from helpers.data.sketches import hand, sketch
 BATCH = ("images", "masks", "sketches", "labels")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
 SPLITS = ["train", "val", "test"]
-VERSION = 1  # raise it when the same data and settings would give another store
+VERSION = 2  # raise it when the same data and settings would give another store
 BLOCK = 256  # rows held in memory while writing
 
 

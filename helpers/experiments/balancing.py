@@ -7,7 +7,6 @@ take turns: every lesion is tested once, by a classifier (and generators) that n
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -19,7 +18,7 @@ from helpers.data.files import DataError
 from helpers.data.store import Part, Store
 from helpers.experiments.cells import Arm, run_cells
 from helpers.experiments.diagnosis import diagnose, probabilities
-from helpers.experiments.synthetic import blended_images, drawn_images, noise_images
+from helpers.experiments.synthetic import blended_images, drawn_images, noise_images, small_lesions
 from helpers.metrics.diagnosis import recalls
 from helpers.models.cgan import CGANSettings, train_cgan
 from helpers.models.classifier import ClassifierSettings, load_classifier, named, train_on_labelled
@@ -67,7 +66,7 @@ def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
     """From `get_config("balancing")` or `("folds")`."""
     classes = tuple(store.classes)
     return BalancingPlan(
-        classifier=ClassifierSettings(cfg.size, classes, cfg.network, zoom=0.2),
+        classifier=ClassifierSettings(cfg.size, classes, cfg.network),
         cgan=CGANSettings(cfg.size, classes, store.settings.style, cfg.width),
         dcgan=DCGANSettings(cfg.size, classes, cfg.width),
         run=Run(cfg.steps, cfg.batch),
@@ -104,7 +103,6 @@ def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> 
     if not np.isin(store.labels[with_mask], rare).any():
         raise DataError(f"{store.name} has no masks of its rare classes: nothing to draw or to blend them from")
 
-    @cache
     def made(how: str, fold: int, seed: int) -> Part:
         train, folder = folds[fold][0], out / f"fold-{fold}" / how
         outlined = np.intersect1d(train, with_mask)
@@ -116,18 +114,20 @@ def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> 
         if how == "CGAN":
             train_cgan(store, plan.cgan, folder, plan.draw_run, outlined)
             return drawn_images(folder / "checkpoint.pt", store, few, plan.made, seed, balanced=True)
-        return blended_images(store, few, plan.made, seed, outlined)
+        return blended_images(store, few, plan.made, small_lesions(store, outlined), seed)
 
     def arm(balance: str, how: str | None = None) -> Arm:
         def cell(share: float, seed: int, work: Path) -> pd.DataFrame:
-            tables, start = [], time.perf_counter()
+            tables, seconds = [], 0.0
             for fold, (train, test) in enumerate(folds):
                 parts = [Part(store.images, train, labels=store.labels)] + ([made(how, fold, seed)] if how else [])
                 settings, names = replace(plan.classifier, balance=balance), named(store.table.iloc[train])
+                start = time.perf_counter()
                 train_on_labelled(parts, settings, work / f"{fold}", replace(plan.run, seed=seed), names)
+                seconds += time.perf_counter() - start
                 classifier, _ = load_classifier(work / f"{fold}" / "checkpoint.pt")
                 tables.append(diagnose(classifier, store, test).assign(fold=fold, start=classifier.backbone.start))
-            return pd.concat(tables).assign(seconds=round(time.perf_counter() - start, 1))
+            return pd.concat(tables).assign(seconds=round(seconds, 1))
 
         return cell
 

@@ -50,9 +50,10 @@ def run_cells(
 
 def _same_plan(out: Path, plan: dict) -> None:
     file = out / "plan.json"
-    if not file.is_file():
+    if not file.is_file() or not any(out.glob("*-*-*.csv")):  # a plan that never came to a result binds nobody
         out.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(plan, indent=1))
+        file.with_suffix(".part").write_text(json.dumps(plan, indent=1))
+        os.replace(file.with_suffix(".part"), file)
     saved = json.loads(file.read_text())
     if differing := [f"{k} {saved.get(k)!r} there, {plan[k]!r} here" for k in plan if saved.get(k) != plan[k]]:
         raise ValueError(f"{shown(out)} holds another experiment ({'; '.join(differing)}): choose another folder")
@@ -86,7 +87,10 @@ def summary(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
 
 def comparisons(results: pd.DataFrame, measure: Measure, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
     """Paired differences of one arm to another, on the same images, with interval and verdict, at every share. With one
-    seed there is no verdict: what chance does in training is not known."""
+    seed there is no verdict: what chance does in training is not known. Raises `ValueError` when some networks started
+    from ImageNet and others did not."""
+    if "start" in results and len(starts := results["start"].unique()) > 1:
+        raise ValueError(f"networks started from {' and from '.join(starts)}: they cannot be compared")
     rows = []
     for share, (arm, other) in product(results["share"].unique(), pairs):
         ours, count = estimates(results, share, arm, measure)
@@ -114,9 +118,12 @@ def in_words(table: pd.DataFrame, measure: Measure) -> list[str]:
 
 
 def share_of_rows(store: Store, share: float) -> np.ndarray:
-    """A share of the training rows that have a mask and a label, the same for every arm and seed; whole lesions are
-    chosen, so that two photographs of one do not count as two."""
+    """A share of the training rows that have a mask and a label, the same for every arm and seed. Of every class as
+    large a share of its lesions, one at least; whole lesions, so that two photographs of one do not count as two."""
     rows = store.rows("train", needs=["mask", "label", "sketch"])
     lesions = store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
-    names = np.random.default_rng(0).permutation(np.unique(lesions))
-    return rows[np.isin(lesions, names[: max(1, round(share * len(names)))])]
+    rng, chosen = np.random.default_rng(0), []
+    for label in np.unique(store.labels[rows]):
+        names = rng.permutation(np.unique(lesions[store.labels[rows] == label]))
+        chosen += list(names[: max(1, round(share * len(names)))])
+    return rows[np.isin(lesions, chosen)]

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -33,8 +33,13 @@ from helpers.models.training import Run
 
 def diagnose(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
     """Calibrated probabilities of these rows of a store: `image_id group label`, then `p_<class>` each. `group` is the
-    lesion. Raises `DataError` when the classifier was trained on one of these images or lesions."""
+    lesion. Raises `DataError` when the classifier knows other classes, when it was trained on one of these images or
+    lesions, or when one has no label."""
+    if tuple(classifier.classes) != tuple(store.classes):
+        there = " ".join(store.classes)
+        raise DataError(f"the classifier knows {' '.join(classifier.classes)}, {store.name} has {there}")
     refuse_known(classifier, store, rows)
+    refuse_unlabelled(store, rows)
     return _as_table(store, rows, store.labels[rows], classify(classifier, store.images[rows]), store.classes)
 
 
@@ -47,6 +52,7 @@ def diagnose_elsewhere(
     Raises `DataError` when they share fewer than two classes.
     """
     refuse_known(classifier, store, rows)
+    refuse_unlabelled(store, rows)
     names = [(same or {}).get(name, name) for name in store.classes]
     shared = [name for name in classifier.classes if name in names]
     if len(shared) < 2:
@@ -68,6 +74,14 @@ def refuse_known(classifier: Classifier, store: Store, rows: np.ndarray) -> None
     if known := sorted(set(named(store.table.iloc[rows])) & set(classifier.trained_on)):
         names = ", ".join(known[:5])
         raise DataError(f"{len(known)} images or lesions to be tested on were trained on ({names}): not a test")
+
+
+def refuse_unlabelled(store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` when there is nothing to test on, or no label to compare with."""
+    if not len(rows) or (store.labels[rows] < 0).any():
+        raise DataError(
+            f"{store.name}: {len(rows)} pictures, {int((store.labels[rows] < 0).sum())} of them without label"
+        )
 
 
 def probabilities(table: pd.DataFrame) -> np.ndarray:
@@ -102,6 +116,19 @@ def scored(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def recalls_by_arm(results: pd.DataFrame) -> pd.DataFrame:
+    """Recall of every class, mean over seeds, a row per share and arm, above them how many images there are (N) and
+    what always naming the commonest class would reach."""
+    classes = classes_of(results)
+    one = results[results["seed"] == results["seed"].iloc[0]].drop_duplicates("image_id")
+    counts = np.bincount(one["label"], minlength=len(classes))
+    rows = {("", "N"): counts, ("", "majority"): (counts == counts.max()).astype(float)}
+    for (share, arm), cell in results.groupby(["share", "arm"], sort=False):
+        drawn = np.ones((1, len(cell)))
+        rows[f"{share:.0%}", arm] = diagnosis.recalls(probabilities(cell), cell["label"].to_numpy(), drawn)[0]
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["share", "arm"]), classes)
+
+
 def classes_of(table: pd.DataFrame) -> list[str]:
     return [column.removeprefix("p_") for column in table.columns if column.startswith("p_")]
 
@@ -126,7 +153,7 @@ def diagnosis_plan(cfg: SimpleNamespace, store: Store) -> DiagnosisPlan:
     """From `get_config("synthetic")` or `("diagnosis")`."""
     classes = tuple(store.classes)
     return DiagnosisPlan(
-        classifier=ClassifierSettings(cfg.size, classes, cfg.network, zoom=0.2),
+        classifier=ClassifierSettings(cfg.size, classes, cfg.network),
         generator=CGANSettings(cfg.size, classes, store.settings.style, cfg.width),
         run=Run(cfg.steps, cfg.batch),
         draw_run=Run(cfg.draw_steps, cfg.draw_batch),
@@ -159,7 +186,7 @@ def diagnosis_experiment(store: Store, plan: DiagnosisPlan, out: str | Path, spl
     if not len(measured) or not len(share_of_rows(store, 1.0)):
         raise DataError(f"{store.name} lacks masks or labels in train or {split}: nothing to compare classifiers on")
 
-    @cache
+    @lru_cache(maxsize=len(plan.seeds))  # arms of one share use the same
     def drawn(share: float, seed: int) -> Part:
         rows, folder = share_of_rows(store, share), out / f"generator-{share:g}"
         train_cgan(store, plan.generator, folder, plan.draw_run, rows)

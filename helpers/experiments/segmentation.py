@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import asdict, dataclass, replace
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -85,7 +85,7 @@ def segmentation_experiment(store: Store, plan: SegmentationPlan, out: str | Pat
     if measured.empty or not len(share_of_rows(store, 1.0)):
         raise DataError(f"{store.name} lacks masks or labels in train or {split}: nothing to compare segmenters on")
 
-    @cache
+    @lru_cache(maxsize=len(plan.seeds))  # arms of one share use the same
     def drawn(share: float, seed: int) -> Part:
         rows, folder = share_of_rows(store, share), out / f"generator-{share:g}"
         train_cgan(store, plan.generator, folder, plan.draw_run, rows)

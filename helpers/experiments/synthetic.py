@@ -40,13 +40,12 @@ def noise_images(checkpoint: Path, store: Store, rows: np.ndarray, count: int, s
     return Part(draw_dcgan(generator, labels, seed), np.arange(count), labels=labels)
 
 
-def blended_images(store: Store, rows: np.ndarray, count: int, seed: int = 0, skins: np.ndarray | None = None) -> Part:
-    """`count` lesions of `rows`, deformed and blended onto the skin of other photographs, of every class about as many.
-    `skins`: rows to take skin from; those of the training split with the smallest lesions, if none are given."""
+def blended_images(store: Store, rows: np.ndarray, count: int, skins: np.ndarray, seed: int = 0) -> Part:
+    """`count` lesions of `rows`, deformed and blended onto the skin of photographs `skins` (see `small_lesions`), of
+    every class about as many. Raises `DataError` without skins."""
     rng = np.random.default_rng(seed)
-    skins = small_lesions(store) if skins is None else skins
     if not len(skins):
-        raise DataError(f"{store.name} has no training picture with skin around its lesion to blend onto")
+        raise DataError(f"{store.name} has no picture with skin around its lesion to blend onto")
     chosen = choose(store.labels, rows, count, rng)
     made = []
     for donor, skin in zip(chosen, rng.choice(skins, count), strict=True):
@@ -56,9 +55,8 @@ def blended_images(store: Store, rows: np.ndarray, count: int, seed: int = 0, sk
     return Part(images, np.arange(count), masks, np.asarray(store.labels[chosen]))
 
 
-def small_lesions(store: Store, share: float = 0.25) -> np.ndarray:
-    """Training rows whose lesion fills less than `share` of the picture."""
-    rows = store.rows("train", needs=["mask"])
+def small_lesions(store: Store, rows: np.ndarray, share: float = 0.25) -> np.ndarray:
+    """Those of `rows` whose lesion, known and not empty, fills less than `share` of the picture."""
     areas = np.array([store.masks[row].mean() for row in rows])
     return rows[(areas > 0) & (areas < share)]
 

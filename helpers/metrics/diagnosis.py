@@ -87,11 +87,17 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = 15) -
 
 def with_intervals(measures: list[Measure], probabilities: np.ndarray, labels: np.ndarray, groups=None) -> pd.DataFrame:
     """A row per measure, and one per class with its recall: value, ends of its 95 % interval, N. Cases of one group, a
-    lesion say, are resampled together."""
+    lesion say, are resampled together; where all of a class agree, a bootstrap would see no chance at all, and the
+    interval is that of Clopper and Pearson (1934) for as many groups."""
     drawn = resamples(len(labels), groups)
     found = {measure.__name__.replace("_", " "): (measure(probabilities, labels, drawn), len(labels))
              for measure in measures}  # fmt: skip
     by_class = recalls(probabilities, labels, drawn)
     found |= {f"recall {k}": (by_class[:, k], int((labels == k).sum())) for k in np.unique(labels)}
-    rows = {name: (values[0], *percentiles(values[1:]), count) for name, (values, count) in found.items()}
+    rows = {name: [values[0], *percentiles(values[1:]), count] for name, (values, count) in found.items()}
+    groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
+    for k in np.unique(labels):
+        row, reach = rows[f"recall {k}"], 0.025 ** (1 / len(np.unique(groups[labels == k])))
+        if row[0] in (0, 1):
+            row[1:3] = (0, 1 - reach) if row[0] == 0 else (reach, 1)
     return pd.DataFrame.from_dict(rows, orient="index", columns=["value", "from", "to", "N"])

@@ -45,7 +45,7 @@ class ClassifierSettings:
     smoothing: float = 0.1  # of the labels (Szegedy et al. 2016): diagnoses are not certain either
     colour: float = 0.2  # strength of the augmentation, see `augment`; 0 switches each off
     shift: float = 0.1
-    zoom: float = 0.0
+    zoom: float = 0.2
 
     def __post_init__(self):
         if self.balance not in BALANCES:
@@ -116,8 +116,9 @@ def build_classifier(name: str, classes: Sequence[str], size: int = 224, pretrai
 
 
 def torchvision_network(name: str) -> nn.Module:
-    """One of torchvision's classifiers, not trained. Those with further outputs beside the last are left out."""
-    others = ["inception*", "googlenet", "squeezenet*"]
+    """One of torchvision's classifiers, not trained. Those with further outputs beside the last are left out, and those
+    for one size of pictures only."""
+    others = ["inception*", "googlenet", "squeezenet*", "vit*", "maxvit*"]
     known = torchvision.models.list_models(module=torchvision.models, exclude=others)
     if name not in known:
         raise ValueError(f"there is no network {name!r}: there are {SMALL}, {', '.join(known)}")
@@ -189,8 +190,10 @@ class ClassifierTraining(Method):
         images, labels = batch["images"], batch["labels"]
         images, _ = augment(images, images[:, :1], self.s.colour, self.s.shift, self.s.zoom)
         logits = self.networks["classifier"](images)
-        weights = None if self.class_weights is None else self.class_weights.to(labels.device)
-        loss = F.cross_entropy(logits, labels, weights, label_smoothing=self.s.smoothing)
+        loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.s.smoothing)
+        if self.class_weights is not None:  # of a picture's own class; PyTorch would weight the smoothing by all others
+            loss = loss * self.class_weights.to(labels.device)[labels]
+        loss = loss.mean()
         self.optimisers["classifier"].zero_grad(set_to_none=True)
         backward(loss)
         self.optimisers["classifier"].step()
@@ -304,8 +307,9 @@ def logits_of(classifier: Classifier, images: np.ndarray, batch: int = 64) -> np
     if images.shape[1:3] != (classifier.size, classifier.size):
         raise ValueError(f"images are {images.shape[1:3]} pixels, the classifier was trained on {classifier.size}")
     device = next(classifier.parameters()).device
-    parts = [to_tensors({"images": images[k : k + batch]}, device)["images"] for k in range(0, len(images), batch)]
-    return np.concatenate([classifier(part).float().cpu().numpy() for part in parts])
+    parts = (to_tensors({"images": images[k : k + batch]}, device)["images"] for k in range(0, len(images), batch))
+    found = [classifier(part).float().cpu().numpy() for part in parts]
+    return np.concatenate([np.zeros((0, len(classifier.classes)), np.float32), *found])
 
 
 def classify(classifier: Classifier, images: np.ndarray, batch: int = 64) -> np.ndarray:

@@ -21,15 +21,13 @@ def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     return 0.5 * slope.square().sum(dim=(1, 2, 3)).mean()
 
 
-def texture_difference(drawn: Tensor, real: Tensor, scales: int = 4, paired: bool = True) -> Tensor:
+def texture_difference(drawn: Tensor, real: Tensor, scales: int = 4) -> Tensor:
     """How differently strong detail is: where the real skin is rough the drawn one shall be as rough, whatever its
-    pores. Pictures that are no pairs are compared by their means over the batch. After the band energies of
-    Heeger and Bergen, *Pyramid-Based Texture Analysis/Synthesis*, 1995.
+    pores. After the band energies of Heeger and Bergen, *Pyramid-Based Texture Analysis/Synthesis*, 1995.
     """
     difference = drawn.new_zeros(())
     for _ in range(scales):
-        rougher = roughness(drawn) - roughness(real)
-        difference = difference + (rougher if paired else rougher.mean(dim=0)).abs().mean()
+        difference = difference + (roughness(drawn) - roughness(real)).abs().mean()
         drawn, real = F.avg_pool2d(drawn, 2), F.avg_pool2d(real, 2)
     return difference
 

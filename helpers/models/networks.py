@@ -68,18 +68,34 @@ class Paint(nn.Module):
         return x
 
 
-class Generator(nn.Module):
-    """sketch (B, 1, H, W) in [0, 1], label (B,), noise (B, Z) -> image (B, 3, H, W) in [-1, 1].
+class Noisy(nn.Module):
+    """What draws from noise. Once trained (`eval`) it takes standard normal noise and gives it the mean and the spread
+    that the noises of photographs had, as far as the encoder's prior left them apart: there it was compared with
+    photographs."""
 
-    Once trained (`eval`) it takes standard normal noise and gives it the mean and the spread that the noises of
-    photographs had, as far as the encoder's prior left them apart: there it was compared with photographs.
-    """
-
-    def __init__(self, widths: list[int], classes: int, noise: int, style: int = 128):
+    def __init__(self, noise: int):
         super().__init__()
-        self.size, self.noise = COARSEST * 2 ** len(widths), noise
+        self.noise = noise
         self.register_buffer("centre", torch.zeros(noise))
         self.register_buffer("spread", torch.ones(noise))
+
+    def as_known(self, noise: Tensor) -> Tensor:
+        return noise if self.training else self.centre + self.spread * noise
+
+    @torch.no_grad()
+    def remember(self, noise: Tensor, half_life: float = 500) -> None:
+        """Note mean and spread of noises `(N, Z)` of photographs; after `half_life` of them a noise counts half."""
+        noise, weight = noise.float(), 1 - 0.5 ** (len(noise) / half_life)
+        self.centre.lerp_(noise.mean(dim=0), weight)
+        self.spread.copy_(self.spread.square().lerp((noise - self.centre).square().mean(dim=0), weight).sqrt())
+
+
+class Generator(Noisy):
+    """sketch (B, 1, H, W) in [0, 1], label (B,), noise (B, Z) -> image (B, 3, H, W) in [-1, 1]."""
+
+    def __init__(self, widths: list[int], classes: int, noise: int, style: int = 128):
+        super().__init__(noise)
+        self.size = COARSEST * 2 ** len(widths)
         self.label = nn.Embedding(classes, 64)
         self.style = nn.Sequential(
             nn.Linear(64 + noise, style), nn.LeakyReLU(0.2), nn.Linear(style, style), nn.LeakyReLU(0.2)
@@ -96,8 +112,7 @@ class Generator(nn.Module):
             self.paint.bias.zero_()
 
     def forward(self, sketch: Tensor, label: Tensor, noise: Tensor) -> Tensor:
-        noise = noise if self.training else self.centre + self.spread * noise
-        style = self.style(torch.cat([self.label(label), noise], dim=1))
+        style = self.style(torch.cat([self.label(label), self.as_known(noise)], dim=1))
         lines = torch.cat([F.pixel_unshuffle(sketch, 2), lines_around(F.max_pool2d(sketch, 2))], dim=1)
         x = self.first(lines)
         seen = []
@@ -110,13 +125,6 @@ class Generator(nn.Module):
         image = F.pixel_shuffle(self.paint(x), 2)
         # No tanh: where it saturates nothing is learnt any more, and white corners stay white.
         return image if self.training else image.clamp(-1, 1)
-
-    @torch.no_grad()
-    def remember(self, noise: Tensor, half_life: float = 500) -> None:
-        """Note mean and spread of noises `(N, Z)` of photographs; after `half_life` of them a noise counts half."""
-        noise, weight = noise.float(), 1 - 0.5 ** (len(noise) / half_life)
-        self.centre.lerp_(noise.mean(dim=0), weight)
-        self.spread.copy_(self.spread.square().lerp((noise - self.centre).square().mean(dim=0), weight).sqrt())
 
 
 # ----------------------------------------------------------------------------------------------------------- encoder

@@ -155,7 +155,7 @@ def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure
     return figure
 
 
-def reliability(tables: dict[str, pd.DataFrame]) -> Figure:
+def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
     """How often a network is right (`accuracy`) when it is as sure as that (`confidence`); size says of how many cases.
     On the diagonal probabilities mean what they say."""
     figure, axis = plt.subplots(figsize=(3.6, 2.8), layout="constrained")
