@@ -37,7 +37,7 @@ def forest_scores(table: pd.DataFrame, trees: int = 300, seed: int = 0) -> pd.Da
     for trained, sources in SETS.items():
         train = table[table["source"].isin(sources) & (table["split"] == "train")]
         forest = RandomForestClassifier(
-            trees, class_weight="balanced_subsample", min_samples_leaf=2, n_jobs=cpu_count(), random_state=seed
+            trees, class_weight="balanced", min_samples_leaf=5, n_jobs=cpu_count(), random_state=seed
         ).fit(values_of(train), train["diagnosis"])
         for tested, others in SETS.items():
             test = table[table["source"].isin(others) & (table["split"] == "test")]

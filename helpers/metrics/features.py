@@ -11,10 +11,8 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import redirect_stderr
 from dataclasses import dataclass, field
 from functools import cached_property
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -265,7 +263,7 @@ def inception(file: Path | None = None) -> Inception:
     try:
         if path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(OFFICIAL[-12:-4]):
             raise OSError(f"{shown(path)} is another file than the official one")
-        with patience(), redirect_stderr(StringIO()):  # it says where on this machine it puts the file
+        with patience():
             published = FeatureExtractorInceptionV3(
                 INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
             )

@@ -4,7 +4,7 @@ import pickle
 import re
 import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import asdict, dataclass
 from io import StringIO
 from itertools import pairwise
@@ -136,7 +136,7 @@ def imagenet_weights(name: str, file: Path | None = None) -> dict[str, Tensor] |
         except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
             raise DataError(f"{shown(path)} is missing or holds no weights ({error})"[:300]) from error
     try:
-        with patience(), redirect_stderr(StringIO()):  # it says where on this machine it puts the file
+        with patience():
             return renamed(released.DEFAULT.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError):  # no connection, or a file that is not what it should be
         return None
@@ -149,11 +149,13 @@ def renamed(weights: dict[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def patience(seconds: float = 20) -> Iterator[None]:
-    """Connections that are opened inside give up after a while: some networks swallow what they do not let through."""
+    """For downloads. Connections that are opened inside give up after a while, for some networks swallow what they do
+    not let through; and nothing is printed, which would name a folder of this machine."""
     before = socket.getdefaulttimeout()
     socket.setdefaulttimeout(seconds)
     try:
-        yield
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
     finally:
         socket.setdefaulttimeout(before)
 

@@ -41,7 +41,7 @@ class DCGANSettings:
     penalty: float = 0.1  # weight of R1 per picture
     penalty_every: int = 8  # steps
     rebuild: float = 10.0  # weight of the difference in tone and layout to a photograph whose noise is known
-    texture: float = 3.0  # weight of the difference of its texture
+    texture: float = 1.0  # weight of the difference of its texture
     prior: float = 0.1  # weight of what keeps the noises of photographs normally distributed
     matching: float = 2.0  # weight of the difference of mean discriminator features
     colour: float = 0.1  # strength of the augmentation, see `augment`
@@ -72,6 +72,7 @@ class NoiseGenerator(Noisy):
             nn.Linear(64 + noise, style), nn.LeakyReLU(0.2), nn.Linear(style, style), nn.LeakyReLU(0.2)
         )
         self.first = nn.Linear(64 + noise, widths[-1] * COARSEST**2)
+        self.chance = nn.Parameter(torch.ones(widths[-1], 1, 1))
         self.turn = Paint(widths[-1], style)
         self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(list(pairwise(widths))))
         self.up = nn.ModuleList(Paint(a, style) for a in widths[-2::-1])
@@ -83,7 +84,9 @@ class NoiseGenerator(Noisy):
     def forward(self, label: Tensor, noise: Tensor) -> Tensor:
         given = torch.cat([self.label(label), self.as_known(noise)], dim=1)
         style = self.style(given)
-        x = self.turn(self.first(given).unflatten(1, (-1, COARSEST, COARSEST)), style)
+        x = self.first(given).unflatten(1, (-1, COARSEST, COARSEST))
+        # A hair lies anywhere: what no noise number tells needs a coarse chance, or it would lie in one place for ever.
+        x = self.turn(x + self.chance * torch.randn_like(x), style)
         for narrow, up in zip(self.narrow, self.up, strict=True):
             x = up(F.interpolate(narrow(x), scale_factor=2, mode="bilinear", align_corners=False), style)
         image = F.pixel_shuffle(self.paint(x), 2)

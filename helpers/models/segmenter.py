@@ -6,9 +6,7 @@ average of the weights, from the moment when it did best on the val split.
 
 import pickle
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr
 from dataclasses import asdict, dataclass, replace
-from io import StringIO
 from pathlib import Path
 
 import cv2
@@ -103,7 +101,7 @@ def start_encoder(encoder: nn.Module, name: str) -> bool:
             encoder.load_state_dict(weights)
         return weights is not None
     try:
-        with patience(), redirect_stderr(StringIO()):
+        with patience():
             encoder.load_state_dict(smp.encoders.get_encoder(name, weights="imagenet").state_dict())
     except Exception:  # no connection, which its client says in many ways, or no weights of that name
         return False
