@@ -95,13 +95,12 @@ SIZES["experiment"] = SIZES["pairs"] | {
     | {"width": 32, "draw_steps": 3_000, "draw_batch": 4, "pairs": 2_000},
 }
 SIZES["diagnosis"] = SIZES["synthetic"] | {
-    "demo": {"size": 64, "network": "mobilenet_v2", "steps": 400, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-    | {"width": 32, "draw_steps": 4_000, "draw_batch": 4, "drawn": 3_500},
+    "demo": SIZES["synthetic"]["demo"] | {"network": "mobilenet_v2", "steps": 400, "draw_steps": 4_000, "drawn": 3_500}
 }
 SIZES["balancing"] = SIZES["folds"] | {
-    "demo": {"size": 64, "network": "mobilenet_v2", "steps": 250, "batch": 32, "folds": 5, "seeds": (0, 1, 2)}
-    | {"made": 1_500, "width": 32}
-    | {"draw_steps": 4_000, "draw_batch": 4, "noise_steps": 3_000, "noise_batch": 8},
+    "demo": SIZES["folds"]["demo"]
+    | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "made": 1_500}
+    | {"width": 32, "draw_steps": 4_000, "noise_steps": 3_000}
 }
 
 

@@ -45,7 +45,9 @@ def average_precision(probabilities: np.ndarray, labels: np.ndarray, weights: np
 
 def _over_classes(measure: Callable, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     classes = range(probabilities.shape[1])
-    return np.nanmean([measure(probabilities[:, k], labels == k, weights) for k in classes], axis=0)
+    found = np.array([measure(probabilities[:, k], labels == k, weights) for k in classes])
+    with np.errstate(invalid="ignore"):
+        return np.nansum(found, axis=0) / (~np.isnan(found)).sum(axis=0)
 
 
 def area(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
