@@ -9,11 +9,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+import pandas as pd
+
 from helpers.config import get_config
 from helpers.data.layouts import open_dataset
 from helpers.data.store import StoreSettings, prepare
 from helpers.experiments.segmentation import score_images
-from helpers.metrics.stats import interval
+from helpers.metrics.stats import interval, paired
 from helpers.models.segmenter import load_segmenter
 
 
@@ -22,6 +24,7 @@ def main() -> None:
     args.add_argument("checkpoint", type=Path)
     args.add_argument("--split", choices=("val", "test"), default="val")
     args.add_argument("--csv", type=Path, help="for the scores of every image")
+    args.add_argument("--against", type=Path, help="such a file of another checkpoint: the paired difference")
     args = args.parse_args()
     cfg, (segmenter, settings) = get_config("segmenter"), load_segmenter(args.checkpoint)
     store = prepare(open_dataset(cfg), cfg.stores, StoreSettings(settings.size, geometry="whole"), workers=cfg.workers)
@@ -35,6 +38,10 @@ def main() -> None:
         print(f"{measure:<12} {found[measure].mean():8.4f}  ({low:.4f} to {high:.4f})")
     kinds = table["label"].map(dict(enumerate(store.classes))).to_numpy()
     print(found.groupby(kinds)["jaccard"].agg(["mean", "count"]).round(3).to_string())
+    if args.against:
+        other = pd.read_csv(args.against).set_index("image_id").loc[found["image_id"]]
+        difference, low, high = paired(found["jaccard"], other["jaccard"], found["group"])
+        print(f"jaccard against {args.against.name} {difference:+.4f}  ({low:+.4f} to {high:+.4f})")
     if args.csv:
         found.to_csv(args.csv, index=False)
 

@@ -97,9 +97,16 @@ class CGAN(Method):
         mean, log_variance = read
         noise = torch.cat([mean + (log_variance / 2).exp() * noise[:known], noise[known:]])
         plain(self.networks["generator"]).remember(noise[:known].detach())
-        drawn = self.networks["generator"](batch["sketches"], batch["labels"], noise)
+        drawn = self.paint(batch, noise)
         told = self.update_d(batch, drawn.detach(), number, backward)
         return told | self.update_g(batch, drawn, read, backward)
+
+    def paint(self, batch: Batch, noise: Tensor) -> Tensor:
+        return self.networks["generator"](batch["sketches"], batch["labels"], noise)
+
+    def difference(self, drawn: Tensor, real: Tensor) -> Tensor:
+        """Of what was drawn with the noise of a photograph to that photograph."""
+        return (drawn - real).abs().mean()
 
     def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
         """Logits and features of pictures, seen through augmentation."""
@@ -136,7 +143,7 @@ class CGAN(Method):
         parts = {
             "g": g_loss(on_drawn),
             "matched": (features.mean(dim=0) - self.real_features).abs().mean(),
-            "rebuilt": (drawn[:known] - real).abs().mean(),
+            "rebuilt": self.difference(drawn[:known], real),
             "texture": texture_difference(drawn[:known], real),
             "prior": divergence(*read),
         }

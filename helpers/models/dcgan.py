@@ -9,7 +9,7 @@ discriminator is the CGAN's before an empty sheet of paper.
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,11 +22,9 @@ from torchvision.utils import save_image
 from helpers.config import shown
 from helpers.data.files import DataError
 from helpers.data.store import Part, Store, labelled_batches
-from helpers.models.augment import augment
-from helpers.models.cgan import PENALTIES, as_images, plain
-from helpers.models.losses import d_loss, divergence, g_loss, r1_penalty, texture_difference
-from helpers.models.networks import COARSEST, Discriminator, Encoder, Noisy, Paint, conv
-from helpers.models.training import Batch, Method, Run, best_device, train
+from helpers.models.cgan import CGAN, PENALTIES, as_images
+from helpers.models.networks import COARSEST, Noisy, Paint, conv
+from helpers.models.training import Batch, Run, best_device, train
 
 
 @dataclass(frozen=True)
@@ -93,90 +91,18 @@ class NoiseGenerator(Noisy):
         return image if self.training else image.clamp(-1, 1)
 
 
-class DCGAN(Method):
-    """The two networks and how they are updated in turn."""
-
-    averaged = ("generator",)
-
-    def __init__(self, settings: DCGANSettings):
-        self.s, self.settings = settings, asdict(settings) | {"classes": list(settings.classes)}
-        widths, classes = settings.channels(), len(settings.classes)
-        self.networks = {
-            "generator": settings.generator(),
-            "encoder": Encoder(classes, settings.noise),
-            "discriminator": Discriminator(widths, classes),
-        }
-        painters = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
-        judges = self.networks["discriminator"].parameters()
-        self.optimisers = {
-            "generator": torch.optim.Adam(painters, settings.rate, betas=(0.5, 0.99), fused=True),
-            "discriminator": torch.optim.Adam(judges, 2 * settings.rate, betas=(0.5, 0.99), fused=True),
-        }
+class DCGAN(CGAN):
+    """The same two networks in turn, before an empty sheet of paper."""
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        known = max(1, len(batch["labels"]) // 2)
-        noise = torch.randn(len(batch["labels"]), self.s.noise).to(batch["labels"].device)
-        read = self.networks["encoder"](batch["images"][:known], batch["labels"][:known])
-        mean, log_variance = read
-        noise = torch.cat([mean + (log_variance / 2).exp() * noise[:known], noise[known:]])
-        plain(self.networks["generator"]).remember(noise[:known].detach())
-        drawn = self.networks["generator"](batch["labels"], noise)
-        told, real_features = self.update_d(batch, drawn.detach(), number, backward)
-        return told | self.update_g(batch, drawn, read, real_features, backward)
+        return super().step(batch | {"sketches": torch.zeros_like(batch["images"][:, :1])}, number, backward)
 
-    def judge(self, discriminator: nn.Module, images: Tensor, labels: Tensor) -> tuple[tuple[Tensor, Tensor], Tensor]:
-        """Logits and features of pictures, seen through augmentation, beside an empty sheet."""
-        images, empty = augment(images, torch.zeros_like(images[:, :1]), self.s.colour, self.s.shift)
-        patches, whole, features = discriminator(images, empty, labels)
-        return (patches, whole), features
+    def paint(self, batch: Batch, noise: Tensor) -> Tensor:
+        return self.networks["generator"](batch["labels"], noise)
 
-    def update_d(
-        self, batch: Batch, drawn: Tensor, number: int, backward: Callable[[Tensor], None]
-    ) -> tuple[dict[str, Tensor], Tensor]:
-        real, network = (
-            batch["images"].requires_grad_(number % self.s.penalty_every == 0),
-            self.networks["discriminator"],
-        )
-        on_real, features = self.judge(network, real, batch["labels"])
-        on_drawn, _ = self.judge(network, drawn, batch["labels"])
-        loss = d_loss(on_real, on_drawn)
-        told = {"d": loss, "on_real": on_real[1].mean(), "on_drawn": on_drawn[1].mean()}
-        if real.requires_grad:
-            slope = r1_penalty(on_real[1] + on_real[0].mean(dim=1), real)
-            loss = loss + self.s.penalty * self.s.penalty_every * slope
-        self._apply("discriminator", loss, backward)
-        return told, features.detach().mean(dim=0)
-
-    def update_g(
-        self,
-        batch: Batch,
-        drawn: Tensor,
-        read: tuple[Tensor, Tensor],
-        real_features: Tensor,
-        backward: Callable[[Tensor], None],
-    ) -> dict[str, Tensor]:
-        judge = plain(self.networks["discriminator"])  # and frozen: no gradients are wanted here
-        judge.requires_grad_(False)
-        on_drawn, features = self.judge(judge, drawn, batch["labels"])
-        judge.requires_grad_(True)
-        known = len(read[0])
-        real = batch["images"][:known].detach()
-        parts = {
-            "g": g_loss(on_drawn),
-            "matched": (features.mean(dim=0) - real_features).abs().mean(),
-            "rebuilt": (F.avg_pool2d(drawn[:known], 4) - F.avg_pool2d(real, 4)).abs().mean(),
-            "texture": texture_difference(drawn[:known], real),
-            "prior": divergence(*read),
-        }
-        weights = {"g": 1.0, "matched": self.s.matching, "rebuilt": self.s.rebuild}
-        weights |= {"texture": self.s.texture, "prior": self.s.prior}
-        self._apply("generator", sum(weights[name] * part for name, part in parts.items()), backward)
-        return parts
-
-    def _apply(self, name: str, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
-        self.optimisers[name].zero_grad(set_to_none=True)
-        backward(loss)
-        self.optimisers[name].step()
+    def difference(self, drawn: Tensor, real: Tensor) -> Tensor:
+        """In tone and layout: without a sketch no noise tells where every line was."""
+        return (F.avg_pool2d(drawn, 4) - F.avg_pool2d(real, 4)).abs().mean()
 
     @torch.no_grad()
     def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> None:
