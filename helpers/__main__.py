@@ -1,5 +1,5 @@
 """The one shell door: `python -m helpers audit | prepare | train METHOD | draw | quality | segment | classify |
-experiment QUESTION`.
+experiment QUESTION | release METHOD`.
 """
 
 import argparse
@@ -40,12 +40,29 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
+def train_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.training import peak_memory  # seconds to load: not for every command
+
+    done = args.train(args, cfg)
+    print(peak_memory())
+    return done
+
+
 def train_cgan_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.cgan import CGANSettings, train_cgan  # seconds to load: not for every command
 
-    store, out = training_store(args, cfg, args.style), training_folder(args, cfg)
-    settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, args.width or cfg.width)
-    train_cgan(store, settings, out, training_run(args, cfg))
+    files = open_dataset(cfg, args.classes).unpaired_sketches if args.unpaired else []
+    store, out = training_store(args, cfg, None if files else args.style), training_folder(args, cfg)
+    width, paired = args.width or cfg.width, not args.unpaired
+    settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, width, paired=paired)
+    sketches, problems = None, []
+    if files:
+        found = line_drawings({str(path): path for path in files}, settings.size, problems)
+        print("".join(f"! {problem}\n" for problem in problems) + f"{len(found):,} unpaired sketches")
+        sketches = np.stack(list(found.values())) if found else None
+    elif args.unpaired:
+        print("no unpaired sketches: each picture comes with any of the others'")
+    train_cgan(store, settings, out, training_run(args, cfg), sketches=sketches)
     place = shown(out / "checkpoint.pt")
     print(f"trained: python -m helpers draw --checkpoint {place} --sketches FOLDER --out FOLDER")
     return 0
@@ -113,12 +130,35 @@ def training_run(args: argparse.Namespace, cfg):
 
 
 def checkpoint_of(method: str, args: argparse.Namespace, cfg) -> Path:
-    """The named checkpoint, or the one that `train METHOD` writes. Raises `DataError` when it is not there."""
+    """The named checkpoint, else the one that `train METHOD` wrote, else the released weights. Raises `DataError` when
+    there is none."""
     checkpoint = args.checkpoint or cfg.outputs / method / "checkpoint.pt"
+    released = cfg.released / f"{method}.safetensors"
+    if not args.checkpoint and not checkpoint.is_file() and released.is_file():
+        return released
     if not checkpoint.is_file():
         how = f"`python -m helpers train {method}` makes one, --checkpoint names one"
         raise DataError(f"there is no {shown(checkpoint)}: {how}")
     return checkpoint
+
+
+def release_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.cgan import load_cgan
+    from helpers.models.classifier import load_classifier
+    from helpers.models.dcgan import load_dcgan
+    from helpers.models.released import release
+    from helpers.models.segmenter import load_segmenter
+
+    load = {"cgan": load_cgan, "classifier": load_classifier, "dcgan": load_dcgan, "segmenter": load_segmenter}
+    checkpoint = args.checkpoint or cfg.outputs / args.method / "checkpoint.pt"
+    if not checkpoint.is_file():
+        raise DataError(f"there is no {shown(checkpoint)}: `python -m helpers train {args.method}` makes one")
+    load[args.method](checkpoint)  # or says that it is no such network's
+    file = release(checkpoint, args.out or cfg.released / f"{args.method}.safetensors")
+    print(
+        f"{shown(file)}: {file.stat().st_size / 1e6:.1f} MB; write beside it what it was trained on and how good it is"
+    )
+    return 0
 
 
 def readable(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
@@ -160,10 +200,15 @@ MOSTLY_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exce
 
 def read_sketches(folder: Path, size: int, problems: list[str]) -> dict[str, np.ndarray]:
     """Every drawing of a folder by its id, `(size, size)` in {0, 255}; what cannot be read or is empty is named."""
-    found = {}
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    for image_id, path in pictures_by_id(folder, problems).items():
+    return line_drawings(pictures_by_id(folder, problems), size, problems)
+
+
+def line_drawings(files: dict[str, Path], size: int, problems: list[str]) -> dict[str, np.ndarray]:
+    """The same of these files."""
+    found = {}
+    for image_id, path in files.items():
         try:
             drawing = load_sketch(path, StoreSettings(size))
         except DataError as error:
@@ -314,6 +359,23 @@ def balancing_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
+def ablation_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.experiments.ablation import ablation_experiment, ablation_plan, in_table, small_data_experiment
+    from helpers.metrics.features import any_judge
+
+    store, judge = experiment_store(args, cfg), any_judge("mobilenet_v2")
+    out = args.out or cfg.outputs / f"{args.question}-experiment"
+    plan = ablation_plan(cfg, store)
+    experiment = {"ablation": ablation_experiment, "small-data": small_data_experiment}[args.question]
+    table = in_table(experiment(store, plan, judge, out))
+    seeds = " ".join(map(str, plan.seeds))
+    print(f"{store}\ndrawings of val sketches against their photographs, judged by {judge.name}")
+    print(f"after {plan.run.steps} steps of {plan.run.batch} pictures; means over seeds {seeds}\n")
+    print(table.round(3).to_string())
+    table.to_csv(out / "table.csv")
+    return 0
+
+
 def experiment_store(args: argparse.Namespace, cfg, geometry: str = "square") -> Store:
     """The store of an experiment, whose options go before the profile's sizes."""
     for name in PLANNED:
@@ -353,6 +415,7 @@ PLANNED = (
     "shares",
     "folds",
     "seeds",
+    "judged",
 )
 
 
@@ -397,20 +460,28 @@ def parser() -> argparse.ArgumentParser:
     one = methods.add_parser("cgan", parents=[common], help="sketch + diagnosis -> image")
     one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
     one.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
-    one.set_defaults(run=train_cgan_command, part="cgan")
+    one.add_argument("--unpaired", action="store_true", help="learn from sketches that belong to none of the pictures")
+    one.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
     one = methods.add_parser("classifier", parents=[common], help="image -> diagnosis")
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
     one.add_argument("--balance", choices=("sampling", "loss", "none"), default="sampling", help="of the classes")
-    one.set_defaults(run=train_classifier_command, part="quality")
+    one.set_defaults(run=train_command, train=train_classifier_command, part="quality")
     one = methods.add_parser("dcgan", parents=[common], help="noise + diagnosis -> image")
     one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
-    one.set_defaults(run=train_dcgan_command, part="dcgan")
+    one.set_defaults(run=train_command, train=train_dcgan_command, part="dcgan")
     one = methods.add_parser("segmenter", parents=[common], help="image -> mask")
     one.add_argument("--network", metavar="NAME", help="Unet, DeepLabV3Plus, ...; default: the profile's")
     one.add_argument("--encoder", metavar="NAME", help="mobilenet_v2, resnet34, ...; default: the profile's")
     one.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with the weights of another training")
     one.add_argument("--plain", action="store_true", help="no pretraining, augmentation or averaging: to compare with")
-    one.set_defaults(run=train_segmenter_command, part="segmenter")
+    one.set_defaults(run=train_command, train=train_segmenter_command, part="segmenter")
+
+    give = commands.add_parser("release", help="weights to give away, from a checkpoint; half precision, safetensors")
+    give.add_argument("method", choices=("cgan", "classifier", "dcgan", "segmenter"))
+    give.add_argument("--dataset", choices=DATASETS, help="whose network: default: LESION_DATASET, else the sample")
+    give.add_argument("--checkpoint", type=Path, help="default: the one of `train METHOD`")
+    give.add_argument("--out", type=Path, metavar="FILE", help="default: data/released/METHOD.safetensors")
+    give.set_defaults(run=release_command, part="cgan")
 
     pen = commands.add_parser("draw", help="sketches -> images, by a trained network")
     pen.add_argument(
@@ -443,26 +514,36 @@ def parser() -> argparse.ArgumentParser:
     shared = argparse.ArgumentParser(add_help=False)
     shared.add_argument("--dataset", choices=DATASETS, help="default: LESION_DATASET, else the embedded sample")
     shared.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
-    for name, what in (("size", "pixels of a side"), ("steps", "of every training"), ("draw-steps", "of the CGAN")):
+    for name, what in (("size", "pixels of a side"), ("steps", "of every training")):
         shared.add_argument(f"--{name}", type=positive, help=f"{what}; default: the profile's")
     shared.add_argument("--seeds", type=int, nargs="+")
     shared.add_argument("--out", type=Path, help="folder of the results; default: outputs/.../QUESTION-experiment")
+    drawn = argparse.ArgumentParser(add_help=False)
+    drawn.add_argument("--draw-steps", type=positive, help="of the CGAN; default: the profile's")
     part = argparse.ArgumentParser(add_help=False)
     part.add_argument("--shares", type=float, nargs="+", help="of the real training images, in (0, 1]")
     part.add_argument("--split", choices=("val", "test"), default="test", help="real images to score on")
-    one = questions.add_parser("segmentation", parents=[shared, part], help="do drawn pairs help to segment?")
+    one = questions.add_parser("segmentation", parents=[shared, drawn, part], help="do drawn pairs help to segment?")
     one.add_argument("--pairs", type=positive, help="drawn; default: the profile's")
     one.set_defaults(run=segmentation_command, part="experiment")
-    one = questions.add_parser("diagnosis", parents=[shared, part], help="do drawn images help to classify?")
+    one = questions.add_parser("diagnosis", parents=[shared, drawn, part], help="do drawn images help to classify?")
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
     one.add_argument("--drawn", type=positive, help="images; default: the profile's")
     one.set_defaults(run=diagnosis_command, part="diagnosis")
-    one = questions.add_parser("balancing", parents=[shared], help="what gains recall of rare classes?")
+    one = questions.add_parser("balancing", parents=[shared, drawn], help="what gains recall of rare classes?")
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
     one.add_argument("--noise-steps", type=positive, help="of the DCGAN; default: the profile's")
     one.add_argument("--made", type=positive, help="synthetic images of rare classes; default: the profile's")
     one.add_argument("--folds", type=positive, help="by lesion; default: the profile's")
     one.set_defaults(run=balancing_command, part="balancing")
+
+    for name, question in (("ablation", "what is each ingredient of the CGAN worth?"),
+                           ("small-data", "how many photographs does the CGAN need?")):  # fmt: skip
+        one = questions.add_parser(name, parents=[shared], help=question)
+        one.add_argument("--judged", type=positive, help="drawings; default: the profile's")
+        if name == "small-data":
+            one.add_argument("--shares", type=float, nargs="+", help="of the training images, in (0, 1]")
+        one.set_defaults(run=ablation_command, part="ablation", question=name)
 
     cut = commands.add_parser("segment", help="images -> masks, by a trained network")
     cut.add_argument("--dataset", choices=DATASETS, help="whose network: default: LESION_DATASET, else the sample")

@@ -83,6 +83,13 @@ SIZES = {
         | {"draw_steps": 40_000, "draw_batch": 16, "noise_steps": 40_000, "noise_batch": 16}
         | {"backbone": "resnet18", "seen": 2_000},
     },
+    "ablation": {  # what is each ingredient of the CGAN worth, and how many photographs does it need?
+        "smoke": {"size": 64, "width": 8, "steps": 2, "batch": 4, "judged": 12, "shares": (0.5, 1.0), "seeds": (0, 1)},
+        "demo": {"size": 64, "width": 32, "steps": 1_500, "batch": 4, "judged": 1_000}
+        | {"shares": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
+        "full": {"size": 128, "width": 64, "steps": 20_000, "batch": 16, "judged": 1_000}
+        | {"shares": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
+    },
     "quality": {  # of the classifier that judges, and of notebook 6
         "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},
         "demo": {"size": 128, "network": "small", "steps": 300, "batch": 32},
@@ -125,6 +132,7 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
         dataset=chosen,
         data_root=Path(data_root).resolve() if data_root else ROOT / Path(default).expanduser(),
         stores=ROOT / "data" / "stores",
+        released=ROOT / "data" / "released",
         features=ROOT / "data" / "features",
         outputs=ROOT / "outputs" / f"{chosen}-{profile}",
         seed=0,

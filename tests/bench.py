@@ -41,6 +41,7 @@ from helpers.metrics.quality import compare, quality  # noqa: E402
 from helpers.models import training  # noqa: E402
 from helpers.models.cgan import CGAN, CGANSettings  # noqa: E402
 from helpers.models.classifier import Backbone, ClassifierSettings, ClassifierTraining  # noqa: E402
+from helpers.models.pix2pix import PatchGAN, UNet  # noqa: E402
 from helpers.models.segmenter import SegmenterSettings, SegmenterTraining, jaccard_loss, probabilities  # noqa: E402
 
 
@@ -131,59 +132,21 @@ def bench_reading(store: Store, dataset: Dataset, workers: int) -> None:
 # ------------------------------------------------------------------------------------------------- training steps
 
 
-def unet_256() -> nn.Module:
-    """The generator of Isola et al. 2017 at 256 px: eight halvings to one pixel, skips, dropout in the inner layers."""
-
-    def level(outer: int, inner: int, within: nn.Module | None, edge: bool = False, dropout: bool = False) -> nn.Module:
-        down = [] if edge else [nn.LeakyReLU(0.2)]
-        down += [nn.Conv2d(1 if edge else outer, inner, 4, 2, 1)]
-        down += [nn.BatchNorm2d(inner)] if within is not None and not edge else []
-        up = [nn.ReLU(), nn.ConvTranspose2d(inner * (1 if within is None else 2), 3 if edge else outer, 4, 2, 1)]
-        up += [nn.Tanh()] if edge else [nn.BatchNorm2d(outer)]
-        up += [nn.Dropout(0.5)] if dropout else []
-        return nn.Sequential(*down, *([] if within is None else [Skip(within)]), *up)
-
-    net = level(512, 512, None)
-    for _ in range(3):
-        net = level(512, 512, net, dropout=True)
-    for outer, inner in ((256, 512), (128, 256), (64, 128)):
-        net = level(outer, inner, net)
-    return level(3, 64, net, edge=True)
-
-
-class Skip(nn.Module):
-    """x -> x beside what the inner levels make of it."""
-
-    def __init__(self, within: nn.Module):
-        super().__init__()
-        self.within = within
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return torch.cat([x, self.within(x)], dim=1)
-
-
-def patch_gan_70() -> nn.Module:
-    """Its discriminator: each output judges 70 x 70 pixels of picture and sketch."""
-    layers = [nn.Conv2d(4, 64, 4, 2, 1), nn.LeakyReLU(0.2)]
-    for inside, outside, stride in ((64, 128, 2), (128, 256, 2), (256, 512, 1)):
-        layers += [nn.Conv2d(inside, outside, 4, stride, 1), nn.BatchNorm2d(outside), nn.LeakyReLU(0.2)]
-    return nn.Sequential(*layers, nn.Conv2d(512, 1, 4, 1, 1))
-
-
 def pix2pix_rate(steps: int) -> float:
     """Images a second of the canonical step: batch 1, float32, Adam, cross-entropy and 100 x L1."""
-    generator, discriminator = unet_256(), patch_gan_70()
+    generator, discriminator = UNet(256, 1), PatchGAN(1)
     painter, judge = (torch.optim.Adam(n.parameters(), 2e-4, (0.5, 0.999)) for n in (generator, discriminator))
     sketch, real = torch.rand(1, 1, 256, 256).round(), torch.rand(1, 3, 256, 256) * 2 - 1
+    none = torch.zeros(1, dtype=torch.int64)
     entropy = nn.functional.binary_cross_entropy_with_logits
 
     def opinion(image: torch.Tensor, wanted: float) -> torch.Tensor:
-        logits = discriminator(torch.cat([sketch, image], dim=1))
+        logits = discriminator(image, sketch, none)
         return entropy(logits, torch.full_like(logits, wanted))
 
     ends = []
     for _ in range(steps):
-        drawn = generator(sketch)
+        drawn = generator(sketch, none)
         judge.zero_grad()
         ((opinion(drawn.detach(), 0.0) + opinion(real, 1.0)) / 2).backward()
         judge.step()

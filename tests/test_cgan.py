@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,7 +7,7 @@ import torch
 from torch import nn
 
 from helpers.data.store import Store
-from helpers.models.cgan import CGAN, CGANSettings, draw, load_cgan, preview_of, train_cgan
+from helpers.models.cgan import CGAN, CGANSettings, UnpairedCGAN, draw, load_cgan, preview_of, train_cgan
 from helpers.models.training import Run
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -121,3 +122,31 @@ def test_train_resume_and_load(store, tmp_path):
 def test_the_penalty_follows_the_size_unless_it_is_given():
     assert [CGANSettings(size, ("NV",)).penalty for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
     assert CGANSettings(256, ("NV",), penalty=0.5).penalty == 0.5
+
+
+def test_unpaired_learns_from_no_pair_and_is_drawn_with_alike(store, tmp_path):
+    settings = replace(small(), paired=False)
+    history = train_cgan(store, settings, tmp_path, Run(2, batch=4, report_every=1))
+    assert history["obeys"][0] > 0 and all(np.isfinite(history["rebuilt"]))
+    generator, loaded = load_cgan(tmp_path / "checkpoint.pt")
+    assert loaded == settings and draw(generator, store.sketches[:2], [0, 1]).shape == (2, 64, 64, 3)
+
+
+def test_an_unpaired_sketch_is_obeyed_by_two_tones_and_the_discriminator_does_not_see_it():
+    method, sketches = UnpairedCGAN(replace(small(), paired=False)), torch.zeros(2, 1, 64, 64)
+    region = torch.zeros(2, 1, 64, 64)
+    region[:, :, 20:44, 20:44] = 1
+    sketches[:, :, 20:44, 20:44] = 1
+    sketches[:, :, 22:42, 22:42] = 0
+    photographs = 0.8 - region.roll(-12, dims=3) + 0.05 * torch.randn(2, 3, 64, 64)
+    batch = {"images": photographs, "sketches": sketches, "labels": torch.arange(2)}
+    obeying, ignoring = ((0.8 - place).expand(2, 3, 64, 64) for place in (region, region.roll(12, dims=2)))
+    told, other = (method.compare(drawn, batch, known=1) for drawn in (obeying, ignoring))
+    assert told["obeys"] == 0 < 0.3 < other["obeys"]
+    assert told["rebuilt"] < 0.05 < 0.3 < other["rebuilt"], "dark inside, light outside, wherever in the photograph"
+    judge = method.networks["discriminator"]
+    answers = []
+    for shown in (sketches, 1 - sketches):
+        torch.manual_seed(0)
+        answers.append(method.judge(judge, photographs, batch | {"sketches": shown})[1])
+    assert torch.equal(*answers)

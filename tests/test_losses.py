@@ -3,7 +3,17 @@ import math
 import pytest
 import torch
 
-from helpers.models.losses import d_loss, divergence, g_loss, r1_penalty, roughness, texture_difference
+from helpers.models.losses import (
+    d_loss,
+    darker_part,
+    divergence,
+    g_loss,
+    r1_penalty,
+    roughness,
+    separation,
+    texture_difference,
+    tones,
+)
 
 
 def test_losses_of_known_logits():
@@ -54,3 +64,30 @@ def test_divergence_from_the_standard_normal():
     assert divergence(torch.zeros(3, 1), torch.full((3, 1), math.log(4.0))).item() == pytest.approx(
         0.5 * (3 - math.log(4))
     )
+
+
+def two_tones(side: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
+    """Light skin with a dark square, and where the square is."""
+    region = torch.zeros(2, 1, side, side)
+    region[:, :, 8:20, 8:20] = 1
+    lesion, skin = torch.tensor([-0.2, -0.4, -0.5]), torch.tensor([0.6, 0.4, 0.3])
+    return torch.where(region.bool(), lesion[:, None, None], skin[:, None, None]), region
+
+
+def test_tones_and_separation_of_two_flat_tones():
+    image, region = two_tones()
+    assert torch.allclose(tones(image, region)[0, 0], torch.tensor([-0.2, -0.4, -0.5]), atol=1e-3)
+    assert torch.allclose(tones(image, region)[0, 1], torch.tensor([0.6, 0.4, 0.3]), atol=1e-3)
+    assert separation(image, region).tolist() == pytest.approx([1, 1], abs=2e-3)
+    assert separation(image, region.roll(12, dims=3)).max() < 0.1, "another place"
+    assert separation(image, torch.zeros_like(region)).max() < 1e-3, "an empty sketch asks for nothing"
+    half = separation(image + 0.8 * torch.randn(2, 3, 32, 32), region)
+    assert (half > 0.1).all() and (half < 0.5).all(), "noise takes a share of the variance"
+
+
+def test_the_darker_part_is_the_lesion():
+    torch.manual_seed(0)
+    image, region = two_tones()
+    found = darker_part(image + 0.1 * torch.randn_like(image))
+    assert found.shape == region.shape and torch.equal(found, region)
+    assert darker_part(torch.zeros(1, 3, 8, 8)).isfinite().all(), "a picture of one tone"

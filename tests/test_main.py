@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import subprocess
 import sys
 import time
@@ -10,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_up import folders, isic2016
+from made_up import course, folders, isic2016
 
 from helpers.__main__ import main, read_sketches
 from helpers.data.files import DataError
@@ -471,3 +472,31 @@ def test_experiments_on_classifiers(phantoms, tmp_path, monkeypatch, capsys):
     assert "rare: " in told and told.count("DCGAN against ") == 2 and len(list(out.glob("comparisons*"))) == 2
     assert main(["experiment", "balancing", *about, "--folds", "60", "--out", str(tmp_path / "x")]) == 2
     assert "fewer lesions than the 60 folds" in capsys.readouterr().err
+
+
+def test_small_data_experiment_and_its_options(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    about = ["--dataset", "phantoms", "--data-root", str(phantoms), "--seeds", "0", "--steps", "1", "--judged", "10"]
+    out = tmp_path / "out"
+    assert main(["experiment", "small-data", *about, "--shares", "0.5", "--out", str(out)]) == 0
+    told = capsys.readouterr().out
+    assert "judged by mobilenet_v2" in told and "copied_pixels" in told and "whole recipe 0.5" in told
+    assert (out / "table.csv").is_file()
+    with pytest.raises(SystemExit):
+        main(["experiment", "ablation", *about, "--shares", "0.5"])
+    with pytest.raises(SystemExit):
+        main(["experiment", "small-data", *about, "--draw-steps", "1"])
+
+
+def test_unpaired_training_says_whose_sketches_it_takes(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    steps = ["--size", "64", "--steps", "1", "--batch", "4", "--width", "8", "--unpaired"]
+    root = course(tmp_path / "course")
+    command = ["train", "cgan", *steps]
+    assert main([*command, "--dataset", "course", "--data-root", str(root), "--out", str(tmp_path / "a")]) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"\d+ unpaired sketches", told) and "of memory at most" in told
+    assert main([*command, "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path / "b")]) == 0
+    assert "no unpaired sketches: each picture comes with any of the others'" in capsys.readouterr().out

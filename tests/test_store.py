@@ -17,6 +17,7 @@ from helpers.data.layouts import Dataset, read
 from helpers.data.sketches import contour
 from helpers.data.store import (
     ARRAYS,
+    Drawings,
     Part,
     Store,
     StoreSettings,
@@ -361,7 +362,7 @@ def test_named_rows_are_taken_from_any_split(store):
 
 
 def test_a_share_of_the_sketches_is_redrawn_by_hand(store):
-    plain, some = (balanced_batches(store, 200, seed=0, by_hand=share)(0, 0) for share in (0.0, 0.3))
+    plain, some = (balanced_batches(store, 200, seed=0, drawings=Drawings(by_hand=share))(0, 0) for share in (0.0, 0.3))
     changed = (plain["sketches"] != some["sketches"]).flatten(1).any(dim=1).float().mean()
     assert torch.equal(plain["images"], some["images"]) and 0.2 < changed < 0.4
 
@@ -389,3 +390,17 @@ def test_labelled_batches_are_the_same_again():
     assert torch.equal(draw(3, 0)["labels"], draw(3, 0)["labels"])
     assert not torch.equal(draw(3, 0)["labels"], draw(4, 0)["labels"])
     assert not torch.equal(draw(3, 0)["labels"], draw(3, 1)["labels"]), "another process sees other pictures"
+
+
+def test_unpaired_batches_come_with_sketches_of_others(phantom_store):
+    store, rows = phantom_store, phantom_store.rows("train", needs=["sketch", "label"])
+    batch = balanced_batches(store, 64, 0, drawings=Drawings(paired=False))(0, 0)
+    own = [any(np.array_equal(255 * s[0].numpy(), store.sketches[row]) for row in rows) for s in batch["sketches"]]
+    assert all(own), "of the training split"
+    paired = balanced_batches(store, 64, 0)(0, 0)
+    assert torch.equal(paired["images"], batch["images"])
+    assert (paired["sketches"] != batch["sketches"]).flatten(1).any(dim=1).float().mean() > 0.8
+    others = np.zeros((2, 64, 64), np.uint8)
+    others[:, 5] = 255
+    given = balanced_batches(store, 8, 0, drawings=Drawings(paired=False, others=others))(0, 0)["sketches"]
+    assert torch.equal(given, torch.from_numpy(others[:1, None] / 255).float().expand(8, 1, 64, 64))

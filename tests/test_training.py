@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.models.training import Method, Run, precision, train, update_average
+from helpers.models.training import Method, Run, peak_memory, precision, train, update_average
 
 ROOT = Path(__file__).parents[1]
 
@@ -173,3 +173,13 @@ def test_precision_is_one_that_the_machine_has():
     assert precision() in ("no", "fp16", "bf16")
     if not torch.cuda.is_available():
         assert precision() != "fp16"
+
+
+def test_peak_memory_only_grows():
+    def gib() -> float:
+        return float(peak_memory().split()[0])
+
+    before = gib()
+    assert 0.05 < before < 1000
+    held = torch.ones(2**27)  # half a GiB
+    assert gib() >= max(before, 0.5) and held.sum() > 0

@@ -447,9 +447,10 @@ def _read_course(folder: Path) -> Dataset:
             problems.append(f"the {split} labels are not in {folder.name}")
         if path or pictures:
             splits.append(_join(pictures, labels, problems, split, sketch_path=sketches))
-        # A sketch that names no picture has no pair, whatever its folder is called.
-        unpaired += [p for i, p in sketches.items() if i not in pictures]
-        unpaired += found.get((split, "unpaired"), {}).values()
+        if split == "train":  # those of test lesions are not to be learnt from
+            # A sketch that names no picture has no pair, whatever its folder is called.
+            unpaired += [p for i, p in sketches.items() if i not in pictures]
+            unpaired += found.get((split, "unpaired"), {}).values()
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if rows["image_id"].str.match(r"ISIC_00(2[4-9]|3[0-4])\d{3}$").mean() > 0.9:
         problems.insert(0, "these are HAM10000's pictures and seven labels (ISIC 2018 task 3), not ISIC 2016's")

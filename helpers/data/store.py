@@ -146,23 +146,45 @@ def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
     return {name: make() for name, make in convert.items() if name in batch}
 
 
+@dataclass(frozen=True)
+class Drawings:
+    """Which sketches come with the pictures of a batch."""
+
+    by_hand: float = 0.0  # share that is redrawn as by hand
+    paired: bool = True  # each picture's own; else any
+    others: np.ndarray | None = None  # (M, H, W) in {0, 255}, where not `paired`; None: of the same rows of the store
+
+    def needs(self) -> list[str]:
+        """What a picture must have."""
+        return ["label"] if self.others is not None else ["sketch", "label"]
+
+
 def balanced_batches(
-    store: Store, batch: int, seed: int, by_hand: float = 0.0, rows: np.ndarray | None = None
+    store: Store,
+    batch: int,
+    seed: int,
+    rows: np.ndarray | None = None,
+    drawings: Drawings = Drawings(),
+    balanced: bool = True,
 ) -> Callable[[int, int], dict]:
     """`draw(step, process)` for the training loop, images, sketches and labels: every class of the training split (or
-    of these `rows` of any) equally likely, within it every picture; random by the step. A share `by_hand` of the
-    sketches is redrawn as by hand."""
-    usable = store.rows("train" if rows is None else None, needs=["sketch", "label"])
+    of these `rows` of any) equally likely, within it every picture; not `balanced`: every picture. Random by the
+    step."""
+    usable = store.rows("train" if rows is None else None, needs=drawings.needs())
     rows = usable if rows is None else np.intersect1d(rows, usable)
-    by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))]
+    by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))] if balanced else [rows]
     by_class = [members for members in by_class if len(members)]
+    pool = store.sketches if drawings.others is None else drawings.others
+    places = rows if drawings.others is None else np.arange(len(pool))
 
     def draw(step: int, process: int) -> dict:
         rng = np.random.default_rng([seed, step, process])
         chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch)]
         found = store.batch(np.array(chosen), ("images", "sketches", "labels"))
-        if by_hand:
-            for k in np.flatnonzero(rng.random(batch) < by_hand):
+        if not drawings.paired:
+            found["sketches"] = np.array(pool[rng.choice(places, batch)])
+        if drawings.by_hand:
+            for k in np.flatnonzero(rng.random(batch) < drawings.by_hand):
                 found["sketches"][k] = hand(found["sketches"][k], rng)
         return to_tensors(found)
 

@@ -117,12 +117,12 @@ def in_words(table: pd.DataFrame, measure: Measure) -> list[str]:
     ]
 
 
-def share_of_rows(store: Store, share: float) -> np.ndarray:
-    """A share of the training rows that have a mask and a label, the same for every arm and seed. Of every class as
+def share_of_rows(store: Store, share: float, seed: int = 0) -> np.ndarray:
+    """A share of the training rows that have a mask and a label, a larger one holding the smaller. Of every class as
     large a share of its lesions, one at least; whole lesions, so that two photographs of one do not count as two."""
     rows = store.rows("train", needs=["mask", "label", "sketch"])
     lesions = store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
-    rng, chosen = np.random.default_rng(0), []
+    rng, chosen = np.random.default_rng(seed), []
     for label in np.unique(store.labels[rows]):
         names = rng.permutation(np.unique(lesions[store.labels[rows] == label]))
         chosen += list(names[: max(1, round(share * len(names)))])

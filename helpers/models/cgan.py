@@ -6,23 +6,39 @@ Taught by a discriminator alone, first tries still painted flat skin after 32,00
 encoder reads off each photograph the noise that would have drawn it, so the drawing can be compared with it pixel by
 pixel without averaging over all that the sketch leaves open; roughness is compared scale by scale; and both networks
 are told where lines lie around each pixel, hence what is inside.
+
+Where no sketch belongs to any photograph (`paired=False`) nothing can be compared pixel by pixel, and no discriminator
+could tell which sketch is obeyed: see `UnpairedCGAN`.
 """
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from helpers.data.files import DataError
-from helpers.data.store import Store, balanced_batches, to_tensors
+from helpers.data.store import Drawings, Store, balanced_batches, to_tensors
 from helpers.models.augment import augment
-from helpers.models.losses import d_loss, divergence, g_loss, r1_penalty, texture_difference
-from helpers.models.networks import COARSEST, Discriminator, Encoder, Generator
+from helpers.models.losses import (
+    d_loss,
+    darker_part,
+    divergence,
+    g_loss,
+    middle,
+    r1_penalty,
+    separation,
+    texture_difference,
+    tones,
+)
+from helpers.models.networks import COARSEST, Discriminator, Encoder, Generator, inside
+from helpers.models.released import read_checkpoint
 from helpers.models.training import Batch, Method, Run, best_device, train
 
 # By the size of the pictures, weight of R1. At 256 px 0.02 lets the discriminator run away from the generator, which
@@ -43,6 +59,7 @@ class CGANSettings:
     rate: float = 2e-4  # of generator and encoder; the discriminator learns twice as fast (Heusel et al. 2017)
     penalty: float | None = None  # weight of R1 per picture; None takes that of `PENALTIES`
     penalty_every: int = 8  # steps
+    adversary: float = 1.0  # weight of what the discriminator says
     rebuild: float = 10.0  # weight of the absolute difference to a photograph whose noise is known
     texture: float = 3.0  # weight of the difference of its texture
     prior: float = 0.1  # weight of what keeps the noises of photographs normally distributed
@@ -50,6 +67,9 @@ class CGANSettings:
     colour: float = 0.05  # strength of the augmentation, see `augment`
     shift: float = 0.1
     hand: float = 0.2  # share of sketches redrawn as by hand
+    paired: bool = True  # else the sketches belong to none of the photographs, see `UnpairedCGAN`
+    agreement: float = 10.0  # weight of how far an unpaired sketch is from being obeyed
+    clear: float = 0.65  # how clearly it has to be: what outlines reach of the best cut in photographs of HAM10000
 
     def __post_init__(self):
         if self.size not in PENALTIES:
@@ -70,6 +90,7 @@ class CGAN(Method):
     """The two networks and how they are updated in turn."""
 
     averaged = ("generator",)
+    defaults: ClassVar[dict] = {f.name: f.default for f in fields(CGANSettings)}
 
     def __init__(self, settings: CGANSettings, preview: dict[str, Tensor] | None = None):
         """`preview`: sketches, labels and noises that are drawn with every checkpoint."""
@@ -104,8 +125,16 @@ class CGAN(Method):
     def paint(self, batch: Batch, noise: Tensor) -> Tensor:
         return self.networks["generator"](batch["sketches"], batch["labels"], noise)
 
+    def weights(self) -> dict[str, float]:
+        weights = {"g": self.s.adversary, "matched": self.s.matching, "rebuilt": self.s.rebuild}
+        return weights | {"texture": self.s.texture, "prior": self.s.prior}
+
+    def compare(self, drawn: Tensor, batch: Batch, known: int) -> dict[str, Tensor]:
+        """Of the first `known`, drawn with the noise of a photograph, to that photograph."""
+        drawn, real = drawn[:known], batch["images"][:known].detach()
+        return {"rebuilt": self.difference(drawn, real), "texture": texture_difference(drawn, real)}
+
     def difference(self, drawn: Tensor, real: Tensor) -> Tensor:
-        """Of what was drawn with the noise of a photograph to that photograph."""
         return (drawn - real).abs().mean()
 
     def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
@@ -138,17 +167,12 @@ class CGAN(Method):
         judge.requires_grad_(False)
         on_drawn, features = self.judge(judge, drawn, batch)
         judge.requires_grad_(True)
-        known = len(read[0])
-        real = batch["images"][:known].detach()
         parts = {
             "g": g_loss(on_drawn),
             "matched": (features.mean(dim=0) - self.real_features).abs().mean(),
-            "rebuilt": self.difference(drawn[:known], real),
-            "texture": texture_difference(drawn[:known], real),
             "prior": divergence(*read),
-        }
-        weights = {"g": 1.0, "matched": self.s.matching, "rebuilt": self.s.rebuild}
-        weights |= {"texture": self.s.texture, "prior": self.s.prior}
+        } | self.compare(drawn, batch, known=len(read[0]))
+        weights = self.weights()
         self._apply("generator", sum(weights[name] * part for name, part in parts.items()), backward)
         return parts
 
@@ -174,32 +198,76 @@ class CGAN(Method):
             )
 
 
+class UnpairedCGAN(CGAN):
+    """Taught by photographs and sketches that do not belong together; no mask and no other network takes part.
+
+    The discriminator sees pictures without sketches. That a drawing obeys its sketch is asked by Otsu's measure (1979):
+    cut along the sketch, the drawing has to fall into two tones `clear` times as clearly as photographs do when cut
+    where they fall apart best. A photograph whose noise is known gives both tones, and texture wherever it may be.
+    """
+
+    def weights(self) -> dict[str, float]:
+        return super().weights() | {"obeys": self.s.agreement}
+
+    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+        return super().judge(discriminator, images, batch | {"sketches": torch.zeros_like(batch["sketches"])})
+
+    def compare(self, drawn: Tensor, batch: Batch, known: int) -> dict[str, Tensor]:
+        size = drawn.shape[-1] // 32  # of blocks: tones and layout, not texture
+        small, real = (middle(F.avg_pool2d(images, size)) for images in (drawn, batch["images"].detach()))
+        region, dark = middle(inside(F.max_pool2d(batch["sketches"], size))), darker_part(real)
+        wanted = self.s.clear * separation(real, dark).mean()
+        return {
+            "rebuilt": (tones(small[:known], region[:known]) - tones(real[:known], dark[:known])).abs().mean(),
+            "texture": texture_difference(drawn[:known], batch["images"][:known].detach(), cells=1),
+            "obeys": F.relu(wanted - separation(small, region)).mean(),
+        }
+
+
 def plain(network: nn.Module) -> nn.Module:
     """Without the wrapper that averages gradients over processes."""
     return getattr(network, "module", network)
 
 
 def train_cgan(
-    store: Store, settings: CGANSettings, out: str | Path, run: Run, rows: np.ndarray | None = None
+    store: Store,
+    settings: CGANSettings,
+    out: str | Path,
+    run: Run,
+    rows: np.ndarray | None = None,
+    sketches: np.ndarray | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split, or on these `rows` of any; checkpoint, history and grids go to `out`.
-    Returns the history."""
+    Returns the history. Not `settings.paired`: `sketches (M, H, W)` in {0, 255} are drawn and pictures need none, or
+    any of the store's are.
+
+    Raises `ValueError` when the settings are not those of the store, `DataError` when there is nothing to learn from.
+    """
     here = {"size": store.settings.size, "style": store.settings.style, "classes": tuple(store.classes)}
+    if sketches is not None:
+        if settings.paired or sketches.shape[1:] != (settings.size, settings.size) or not sketches.any():
+            raise ValueError(
+                f"sketches {sketches.shape} are for training without pairs, at {settings.size} px, not empty"
+            )
+        here["style"] = settings.style  # theirs, which the store does not know
     if differing := [f"{k} {v!r}, not {getattr(settings, k)!r}" for k, v in here.items() if v != getattr(settings, k)]:
         raise ValueError(f"the store has {', '.join(differing)} as the settings say")
-    if not len(store.rows("train", needs=["sketch", "label"])):
+    drawings = Drawings(settings.hand, settings.paired, sketches)
+    usable = store.rows("train" if rows is None else None, needs=drawings.needs())
+    if not len(usable if rows is None else np.intersect1d(rows, usable)):
         raise DataError(
             f"{store.name} has no training picture with a sketch and a label: there is nothing to learn from"
         )
     torch.manual_seed(run.seed)
-    method = CGAN(settings, preview_of(store, settings, run.seed))
-    return train(method, balanced_batches(store, run.batch, run.seed, settings.hand, rows=rows), out, run)
+    preview = preview_of(store, settings, run.seed, others=sketches)
+    method = (CGAN if settings.paired else UnpairedCGAN)(settings, preview)
+    return train(method, balanced_batches(store, run.batch, run.seed, rows, drawings), out, run)
 
 
 def load_cgan(path: str | Path) -> tuple[Generator, CGANSettings]:
     """The averaged generator of a checkpoint, ready to draw, and its settings. Raises `DataError` for another file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         settings = CGANSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
         generator = settings.generator()
         generator.load_state_dict(saved["averages"]["generator"])
@@ -248,12 +316,19 @@ def as_images(drawn: Tensor) -> np.ndarray:
     return ((drawn + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def preview_of(store: Store, settings: CGANSettings, seed: int, sketches: int = 4) -> dict[str, Tensor]:
-    """Sketches of the val split (rows) under every label (columns), and the same sketch under two more noises."""
-    rows = store.rows("val", needs=["sketch", "label"])
-    rows = rows if len(rows) else store.rows("train", needs=["sketch", "label"])
+def preview_of(
+    store: Store, settings: CGANSettings, seed: int, sketches: int = 4, others: np.ndarray | None = None
+) -> dict[str, Tensor]:
+    """Sketches of the val split, or some of `others`, (rows) under every label (columns), and the same sketch under two
+    more noises."""
+    needs = Drawings(others=others).needs()
+    rows = store.rows("val", needs=needs)
+    rows = rows if len(rows) else store.rows("train", needs=needs)
     rows = np.random.default_rng(seed).permutation(rows)[:sketches]
-    batch = to_tensors(store.batch(rows, ("sketches", "labels")))
+    batch = store.batch(rows, ("sketches", "labels"))
+    if others is not None:
+        batch["sketches"] = others[np.arange(len(rows)) % len(others)]
+    batch = to_tensors(batch)
     classes = len(settings.classes)
     noise = torch.randn(3, settings.noise, generator=torch.Generator().manual_seed(seed))
     labels = [torch.cat([torch.arange(classes), label.repeat(2)]) for label in batch["labels"]]

@@ -23,6 +23,7 @@ from helpers.config import find_weights, shown
 from helpers.data.files import DataError
 from helpers.data.store import Part, Store, labelled_batches, to_tensors
 from helpers.models.augment import augment
+from helpers.models.released import read_checkpoint
 from helpers.models.training import Batch, Method, Run, best_device, train, warm_then_cosine
 
 SMALL = "small"
@@ -289,7 +290,7 @@ def named(table: pd.DataFrame) -> list[str]:
 def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierSettings]:
     """The classifier of a checkpoint as it did best on val, and its settings. Raises `DataError` for another file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         about = {k: v for k, v in saved["settings"].items() if k != "steps"}
         settings = ClassifierSettings(**about | {"classes": tuple(about["classes"])})
         classifier = Classifier(settings, pretrained=False)

@@ -9,9 +9,10 @@ discriminator is the CGAN's before an empty sheet of paper.
 
 import pickle
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,6 +25,7 @@ from helpers.data.files import DataError
 from helpers.data.store import Part, Store, labelled_batches
 from helpers.models.cgan import CGAN, PENALTIES, as_images
 from helpers.models.networks import COARSEST, Noisy, Paint, conv
+from helpers.models.released import read_checkpoint
 from helpers.models.training import Batch, Run, best_device, train
 
 
@@ -38,6 +40,7 @@ class DCGANSettings:
     rate: float = 2e-4  # of the generator; the discriminator learns twice as fast (Heusel et al. 2017)
     penalty: float = 0.1  # weight of R1 per picture
     penalty_every: int = 8  # steps
+    adversary: float = 1.0  # weight of what the discriminator says
     rebuild: float = 10.0  # weight of the difference in tone and layout to a photograph whose noise is known
     texture: float = 1.0  # weight of the difference of its texture
     prior: float = 0.1  # weight of what keeps the noises of photographs normally distributed
@@ -94,6 +97,8 @@ class NoiseGenerator(Noisy):
 class DCGAN(CGAN):
     """The same two networks in turn, before an empty sheet of paper."""
 
+    defaults: ClassVar[dict] = {f.name: f.default for f in fields(DCGANSettings)}
+
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         return super().step(batch | {"sketches": torch.zeros_like(batch["images"][:, :1])}, number, backward)
 
@@ -135,7 +140,7 @@ def train_dcgan(
 def load_dcgan(path: str | Path) -> tuple[NoiseGenerator, DCGANSettings]:
     """The averaged generator of a checkpoint, ready to draw, and its settings. Raises `DataError` for another file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         settings = DCGANSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
         generator = settings.generator()
         generator.load_state_dict(saved["averages"]["generator"])

@@ -41,6 +41,11 @@ def lines_around(sketch: Tensor) -> Tensor:
     return torch.cat([met(axis, backwards) for axis in (2, 3) for backwards in (False, True)], dim=1)
 
 
+def inside(sketch: Tensor) -> Tensor:
+    """What the outlines of a sketch enclose, lines included: (B, 1, H, W) in [0, 1] -> the same shape, in [0, 1]."""
+    return lines_around(sketch).prod(dim=1, keepdim=True)
+
+
 def conv(inside: int, outside: int, width: int, stride: int = 1) -> nn.Conv2d:
     """Edges are repeated: zeros beyond the frame would tell where it is, and normalisation would make much of that."""
     return nn.Conv2d(inside, outside, width, stride, padding=1, padding_mode="replicate")

@@ -23,6 +23,7 @@ from helpers.data.sketches import filled
 from helpers.data.store import Part, Store, StoreSettings, fit, pair_batches, to_tensors
 from helpers.models.augment import augment
 from helpers.models.classifier import DEVIATION, MEAN, imagenet_weights, patience
+from helpers.models.released import read_checkpoint
 from helpers.models.training import Batch, Method, Run, best_device, train, warm_then_cosine
 
 # Networks of the library, and what of them `width` decides; at 256 they are as the library has them.
@@ -243,7 +244,7 @@ def train_on_pairs(
 def load_segmenter(path: str | Path) -> tuple[Segmenter, SegmenterSettings]:
     """The segmenter of a checkpoint as it did best on val, and its settings. Raises `DataError` for another file."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         settings = SegmenterSettings(**{k: v for k, v in saved["settings"].items() if k != "steps"})
         segmenter = Segmenter(settings, pretrained=False)
         segmenter.load_state_dict(saved["kept"]["best"])

@@ -8,9 +8,11 @@ import copy
 import json
 import math
 import os
+import sys
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 from accelerate import Accelerator
@@ -28,20 +30,22 @@ class Run:
     steps: int
     batch: int = 16
     seed: int = 0
-    average_over: int = 2_000  # pictures after which a weight counts half in the average (EMA)
+    average_over: int = 2_000  # pictures after which a weight counts half in the average (EMA); 0: no average
     save_every: int = 500  # steps
     report_every: int = 50
 
 
 class Method:
     """What the loop asks of a method. `networks` and `optimisers` by name; `averaged` names the networks whose
-    exponential average is kept, which is what draws afterwards. `settings` must match to go on from a checkpoint;
-    `kept`, if there is one, is what the method itself wants to find in it again."""
+    exponential average is kept, which is what draws afterwards. `settings` must match to go on from a checkpoint, where
+    one that it does not know yet counts as in `defaults`; `kept`, if there is one, is what the method itself wants to
+    find in it again."""
 
     networks: dict[str, nn.Module]
     optimisers: dict[str, torch.optim.Optimizer]
     averaged: tuple[str, ...]
     settings: dict
+    defaults: ClassVar[dict] = {}
     kept: dict
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
@@ -74,6 +78,18 @@ def best_device() -> torch.device:
     if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return torch.accelerator.current_accelerator()
     return torch.device("cpu")
+
+
+def peak_memory() -> str:
+    """The most memory this process has held so far, in words: of the GPU where there is one, else of everything."""
+    if best_device().type == "cuda":
+        return f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB of GPU memory at most"
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return "peak memory not known here"
+    unit = 2**10 if sys.platform != "darwin" else 1  # Linux counts in KiB
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory at most"
 
 
 def train(method: Method, draw: Callable[[int, int], Batch], out: str | Path, run: Run) -> dict[str, list[float]]:
@@ -136,7 +152,8 @@ class State:
     def after(self, losses: dict[str, Tensor]) -> None:
         """Average the weights, note the losses: their mean since the last report."""
         self.step += 1
-        decay = 0.5 ** (self.run.batch * self.accelerator.num_processes / self.run.average_over)
+        together, over = self.run.batch * self.accelerator.num_processes, self.run.average_over
+        decay = 0.5 ** (together / over) if over else 0.0
         # Early on the average would mostly remember random weights.
         decay = min(decay, self.step / (self.step + 10))
         for name, average in self.averages.items():
@@ -182,7 +199,7 @@ class State:
         if not path.is_file():
             return
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        _same_settings(path, saved["settings"], self.method.settings)
+        _same_settings(path, self.method.defaults | saved["settings"], self.method.settings)
         # Steps may be raised to train longer; what shapes a step may not change.
         shaping = ("batch", "seed", "average_over")
         _same_settings(path, {k: saved["run"][k] for k in shaping}, {k: asdict(self.run)[k] for k in shaping})

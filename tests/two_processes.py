@@ -1,0 +1,78 @@
+"""What `test_devices.py` starts twice at a time: `two_processes.py gradients|line FOLDER`."""
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
+
+import torch  # noqa: E402
+from test_training import Line  # noqa: E402
+from torch import Tensor  # noqa: E402
+
+from helpers.models import training  # noqa: E402
+from helpers.models.cgan import CGAN, CGANSettings  # noqa: E402
+from helpers.models.training import Method, Run, train  # noqa: E402
+
+CLASSES = ("NV", "MEL", "BCC")
+
+
+def half(step: int, process: int) -> dict[str, Tensor]:
+    """The share of one process of a batch for a CGAN: four pictures."""
+    dice = torch.Generator().manual_seed(10 * step + process)
+    return {
+        "images": torch.rand(4, 3, 64, 64, generator=dice) * 2 - 1,
+        "sketches": (torch.rand(4, 1, 64, 64, generator=dice) > 0.9).float(),
+        "labels": torch.randint(0, 3, (4,), generator=dice),
+    }
+
+
+def points(step: int, process: int) -> dict[str, Tensor]:
+    """The share of one process of sixteen points."""
+    x = torch.randn(16, 1, generator=torch.Generator().manual_seed(step))[8 * process : 8 * process + 8]
+    return {"x": x}
+
+
+class Straight(Line):
+    """Without the noise that each process draws for itself."""
+
+    def step(self, batch, number, backward):
+        loss = (self.networks["line"](batch["x"]) - (3 * batch["x"] + 1)).square().mean()
+        self.optimisers["line"].zero_grad()
+        backward(loss)
+        self.optimisers["line"].step()
+        return {"loss": loss}
+
+
+class Noted(CGAN):
+    """Without augmentation, and nothing moves: what is noted are the gradients of a step."""
+
+    def __init__(self):
+        torch.manual_seed(0)
+        super().__init__(CGANSettings(64, CLASSES, width=8, rate=0.0, colour=0.0, shift=0.0))
+        self.gradients = {}
+
+    def _apply(self, name: str, loss: Tensor, backward) -> None:
+        super()._apply(name, loss, backward)
+        networks = {"generator": ("generator", "encoder"), "discriminator": ("discriminator",)}[name]
+        for network in networks:
+            for path, weight in self.networks[network].named_parameters():
+                self.gradients[f"{network}.{path.removeprefix('module.')}"] = weight.grad.clone()
+
+
+def run(method: Method, draw, out: Path, steps: int, batch: int) -> Method:
+    train(method, draw, out, Run(steps, batch, save_every=5, report_every=2))
+    return method
+
+
+def main() -> None:
+    training.precision = lambda: "no"
+    what, out = sys.argv[1], Path(sys.argv[2])
+    if what == "gradients":
+        gradients = run(Noted(), half, out, steps=1, batch=4).gradients
+        torch.save(gradients, out / f"gradients-{torch.distributed.get_rank()}.pt")
+    else:
+        run(Straight(), points, out, steps=int(sys.argv[3]), batch=8)
+
+
+if __name__ == "__main__":
+    main()
