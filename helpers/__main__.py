@@ -59,7 +59,9 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
     if files:
         found = line_drawings({str(path): path for path in files}, settings.size, problems)
         print("".join(f"! {problem}\n" for problem in problems) + f"{len(found):,} unpaired sketches")
-        sketches = np.stack(list(found.values())) if found else None
+        if not found:
+            raise DataError("no unpaired sketch can be read: there is nothing to draw from")
+        sketches = np.stack(list(found.values()))
     elif args.unpaired:
         print("no unpaired sketches: each picture comes with any of the others'")
     train_cgan(store, settings, out, training_run(args, cfg), sketches=sketches)

@@ -176,11 +176,6 @@ class CGAN(Method):
         self._apply("generator", sum(weights[name] * part for name, part in parts.items()), backward)
         return parts
 
-    def _apply(self, name: str, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
-        self.optimisers[name].zero_grad(set_to_none=True)
-        backward(loss)
-        self.optimisers[name].step()
-
     @torch.no_grad()
     def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> None:
         """`grid-<step>.png`: the preview, drawn by the averaged generator."""

@@ -141,11 +141,6 @@ class Pix2Pix(Method):
         judge.requires_grad_(True)
         return {"d": d, "g": g, "difference": difference}
 
-    def _apply(self, name: str, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
-        self.optimisers[name].zero_grad(set_to_none=True)
-        backward(loss)
-        self.optimisers[name].step()
-
 
 def start_small(module: nn.Module) -> None:
     """The paper's start: weights from a normal distribution of deviation 0.02."""

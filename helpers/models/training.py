@@ -52,6 +52,12 @@ class Method:
         """One update of everything; returns what to write into the history."""
         raise NotImplementedError
 
+    def _apply(self, name: str, loss: Tensor, backward: Callable[[Tensor], None]) -> None:
+        """Update what the optimiser `name` holds."""
+        self.optimisers[name].zero_grad(set_to_none=True)
+        backward(loss)
+        self.optimisers[name].step()
+
     def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> bool | None:
         """Save whatever shows how far the training is; called before every checkpoint. True ends the training."""
 
