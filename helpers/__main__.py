@@ -53,8 +53,8 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
 
     files = open_dataset(cfg, args.classes).unpaired_sketches if args.unpaired else []
     store, out = training_store(args, cfg, None if files else args.style), training_folder(args, cfg)
-    width, paired = args.width or cfg.width, not args.unpaired
-    settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, width, paired=paired)
+    settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, args.width or cfg.width)
+    settings = replace(settings, paired=not args.unpaired, projected=args.projected)
     sketches, problems = None, []
     if files:
         found = line_drawings({str(path): path for path in files}, settings.size, problems)
@@ -64,7 +64,7 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
         sketches = np.stack(list(found.values()))
     elif args.unpaired:
         print("no unpaired sketches: each picture comes with any of the others'")
-    train_cgan(store, settings, out, training_run(args, cfg), sketches=sketches)
+    train_cgan(store, settings, out, training_run(args, cfg), sketches=sketches, start=args.start)
     place = shown(out / "checkpoint.pt")
     print(f"trained: python -m helpers draw --checkpoint {place} --sketches FOLDER --out FOLDER")
     return 0
@@ -87,7 +87,9 @@ def train_dcgan_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.dcgan import DCGANSettings, train_dcgan
 
     store, out = training_store(args, cfg), training_folder(args, cfg)
-    settings = DCGANSettings(store.settings.size, tuple(store.classes), args.width or cfg.width)
+    settings = DCGANSettings(
+        store.settings.size, tuple(store.classes), args.width or cfg.width, projected=args.projected
+    )
     train_dcgan(store, settings, out, training_run(args, cfg))
     print(f"trained; what it draws: {shown(out)}/grid-*.png")
     return 0
@@ -98,7 +100,7 @@ def train_segmenter_command(args: argparse.Namespace, cfg) -> int:
 
     store, out = training_store(args, cfg, geometry="whole"), training_folder(args, cfg)
     settings = SegmenterSettings(store.settings.size, args.network or cfg.network, args.encoder or cfg.encoder)
-    run = training_run(args, cfg)
+    settings, run = replace(settings, width=args.width or settings.width), training_run(args, cfg)
     if args.plain:
         settings, run = plain(settings), replace(run, average_over=1)
     history = train_segmenter(store, settings, out, run, start=args.start)
@@ -462,6 +464,8 @@ def parser() -> argparse.ArgumentParser:
     one = methods.add_parser("cgan", parents=[common], help="sketch + diagnosis -> image")
     one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
     one.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
+    one.add_argument("--projected", action="store_true", help="with a discriminator that knows photographs of ImageNet")
+    one.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with the weights of another training")
     one.add_argument("--unpaired", action="store_true", help="learn from sketches that belong to none of the pictures")
     one.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
     one = methods.add_parser("classifier", parents=[common], help="image -> diagnosis")
@@ -470,10 +474,12 @@ def parser() -> argparse.ArgumentParser:
     one.set_defaults(run=train_command, train=train_classifier_command, part="quality")
     one = methods.add_parser("dcgan", parents=[common], help="noise + diagnosis -> image")
     one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
+    one.add_argument("--projected", action="store_true", help="with a discriminator that knows photographs of ImageNet")
     one.set_defaults(run=train_command, train=train_dcgan_command, part="dcgan")
     one = methods.add_parser("segmenter", parents=[common], help="image -> mask")
     one.add_argument("--network", metavar="NAME", help="Unet, DeepLabV3Plus, ...; default: the profile's")
     one.add_argument("--encoder", metavar="NAME", help="mobilenet_v2, resnet34, ...; default: the profile's")
+    one.add_argument("--width", type=positive, help="channels of the decoder where it is widest; default: 128")
     one.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with the weights of another training")
     one.add_argument("--plain", action="store_true", help="no pretraining, augmentation or averaging: to compare with")
     one.set_defaults(run=train_command, train=train_segmenter_command, part="segmenter")

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.models.cgan import CGAN, CGANSettings, UnpairedCGAN, draw, load_cgan, preview_of, train_cgan
 from helpers.models.training import Run
@@ -31,12 +32,7 @@ def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
     torch.manual_seed(0)
     method = CGAN(small())
     before = {n: [p.clone() for p in net.parameters()] for n, net in method.networks.items()}
-    batch = {
-        "images": torch.rand(4, 3, 64, 64) * 2 - 1,
-        "sketches": torch.rand(4, 1, 64, 64).round(),
-        "labels": torch.arange(4),
-    }
-    gradients = []
+    batch, gradients = batch_of_noise(), []
     backward = Backward(method.networks, gradients)
     told = method.step(batch, 0, backward)
     assert set(told) == {"d", "g", "on_real", "on_drawn", "matched", "rebuilt", "texture", "prior"}
@@ -47,6 +43,41 @@ def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
     assert first["discriminator"] and not first["generator"] and not first["encoder"], "drawn pictures are detached"
     assert second["generator"] and second["encoder"] and not second["discriminator"], "frozen in the generator's update"
     assert all(p.requires_grad for p in method.networks["discriminator"].parameters())
+
+
+def test_a_projected_discriminator_learns_with_its_heads_and_keeps_its_eyes():
+    torch.manual_seed(0)
+    method = CGAN(replace(small(), projected=True))
+    judge = method.networks["discriminator"]
+    eyes = {name: weight.clone() for name, weight in judge.eyes.state_dict().items()}
+    heads = [weight.clone() for weight in judge.heads.parameters()]
+    method.step(batch_of_noise(), 0, Backward(method.networks, []))
+    assert all(torch.equal(weight, eyes[name]) for name, weight in judge.eyes.state_dict().items())
+    assert not any(weight.requires_grad for weight in judge.eyes.parameters()), "frozen before and after"
+    assert all(not torch.equal(a, b) for a, b in zip(heads, judge.heads.parameters(), strict=True))
+
+
+def test_training_begins_with_the_weights_of_another(store, tmp_path):
+    train_cgan(store, small(), tmp_path / "one", Run(1, 4))
+    settings = replace(small(), projected=True)
+    method = CGAN(settings)
+    method.begin_with(tmp_path / "one/checkpoint.pt")
+    saved = torch.load(tmp_path / "one/checkpoint.pt", weights_only=True)["networks"]
+    for name, network in method.networks.items():
+        now = network.state_dict()
+        assert all(torch.equal(weight, now[key]) for key, weight in saved[name].items()), name
+    train_cgan(store, settings, tmp_path / "two", Run(1, 4), start=tmp_path / "one/checkpoint.pt")
+    assert load_cgan(tmp_path / "two/checkpoint.pt")[1] == settings
+    with pytest.raises(ValueError, match="networks of other sizes"):
+        CGAN(replace(small(), width=16)).begin_with(tmp_path / "one/checkpoint.pt")
+    torch.save({"networks": {"segmenter": {}}}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
+        method.begin_with(tmp_path / "other.pt")
+
+
+def batch_of_noise() -> dict[str, torch.Tensor]:
+    images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
+    return {"images": images, "sketches": sketches, "labels": torch.arange(4)}
 
 
 class Backward:

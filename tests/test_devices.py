@@ -30,10 +30,11 @@ def launched(what: str, out: Path, *more: str) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def test_gradients_of_two_processes_are_those_of_both_batches_in_one(tmp_path):
-    launched("gradients", tmp_path / "two")
+@pytest.mark.parametrize("kind", ["plain", "projected"])
+def test_gradients_of_two_processes_are_those_of_both_batches_in_one(tmp_path, kind):
+    launched("gradients", tmp_path / "two", kind)
     together, other = (torch.load(tmp_path / f"two/gradients-{rank}.pt", weights_only=True) for rank in (0, 1))
-    alone = [gradients_of(process, tmp_path / f"{process}") for process in (0, 1)]
+    alone = [gradients_of(process, tmp_path / f"{process}", kind == "projected") for process in (0, 1)]
     assert len(together) > 50 and together.keys() == alone[0].keys()
     for name, gradient in together.items():
         assert torch.equal(gradient, other[name]), name
@@ -42,9 +43,9 @@ def test_gradients_of_two_processes_are_those_of_both_batches_in_one(tmp_path):
         assert not torch.allclose(gradient, alone[0][name], rtol=1e-3), f"{name}: one batch alone gives another"
 
 
-def gradients_of(process: int, out: Path) -> dict[str, torch.Tensor]:
+def gradients_of(process: int, out: Path, projected: bool) -> dict[str, torch.Tensor]:
     """Of a step with that process's batch and its random numbers, which are a process apart: see `_step`."""
-    method = Noted()
+    method = Noted(projected)
 
     def draw(step: int, _: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(process)

@@ -16,6 +16,7 @@ from made_up import course, folders, isic2016
 from helpers.__main__ import main, read_sketches
 from helpers.data.files import DataError
 from helpers.data.store import Store
+from helpers.models.cgan import load_cgan
 from helpers.models.classifier import ClassifierSettings, load_classifier, train_classifier
 from helpers.models.dcgan import load_dcgan
 from helpers.models.segmenter import SegmenterSettings, load_segmenter, train_segmenter
@@ -356,8 +357,20 @@ def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
 def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     command = ["train", "dcgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
-    assert main([*command, "--steps", "2", "--batch", "4", "--width", "8"]) == 0
-    assert load_dcgan(tmp_path / "checkpoint.pt")[1].width == 8 and (tmp_path / "grid-000002.png").is_file()
+    assert main([*command, "--steps", "2", "--batch", "4", "--width", "8", "--projected"]) == 0
+    settings = load_dcgan(tmp_path / "checkpoint.pt")[1]
+    assert (settings.width, settings.projected) == (8, True) and (tmp_path / "grid-000002.png").is_file()
+
+
+def test_train_cgan_begins_with_the_weights_of_another(phantoms, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    command = ["train", "cgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--steps", "1", "--batch", "4"]
+    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    start = str(tmp_path / "one/checkpoint.pt")
+    assert main([*command, "--projected", "--start", start, "--out", str(tmp_path / "two")]) == 0
+    assert load_cgan(tmp_path / "two/checkpoint.pt")[1].projected
+    assert main([*command, "--start", str(tmp_path / "none.pt"), "--out", str(tmp_path / "three")]) == 2
+    assert "none.pt" in capsys.readouterr().err
 
 
 def test_classify_writes_probabilities(judging, tmp_path, capsys):
@@ -433,9 +446,12 @@ def test_train_segmenter(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     command = ["train", "segmenter", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
-    assert main([*command, "--steps", "2", "--batch", "4", "--network", "FPN"]) == 0
+    assert main([*command, "--steps", "2", "--batch", "4", "--network", "FPN", "--width", "64"]) == 0
     assert "trained, mean Jaccard on val 0." in capsys.readouterr().out
-    assert load_segmenter(tmp_path / "checkpoint.pt")[1].network == "FPN"
+    settings = load_segmenter(tmp_path / "checkpoint.pt")[1]
+    assert (settings.network, settings.width) == ("FPN", 64)
+    assert main([*command, "--steps", "2", "--batch", "4", "--width", "16"]) == 2
+    assert "width 16 is below 32" in capsys.readouterr().err
 
 
 def test_experiment(phantoms, tmp_path, monkeypatch, capsys):

@@ -19,7 +19,7 @@ def test_shapes_and_ranges(size):
     image = settings.generator().eval()(sketch, label, noise)
     assert settings.generator().size == size
     assert image.shape == (2, 3, size, size) and image.abs().max() <= 1
-    patches, whole, features = Discriminator(settings.channels(), 7)(image, sketch, label)
+    (patches, whole), features = Discriminator(settings.channels(), 7)(image, sketch, label)
     assert patches.shape == (2, 16 * 16) and whole.shape == (2,) and features.shape[0] == 2
     mean, log_variance = Encoder(7, settings.noise)(image, label)
     assert mean.shape == log_variance.shape == noise.shape
@@ -46,8 +46,8 @@ def test_the_label_reaches_only_the_whole_logit():
     torch.manual_seed(0)
     discriminator = Discriminator(small().channels(), 7).eval()
     image, sketch = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
-    one = discriminator(image, sketch, torch.tensor([0, 1]))
-    other = discriminator(image, sketch, torch.tensor([2, 1]))
+    one, _ = discriminator(image, sketch, torch.tensor([0, 1]))
+    other, _ = discriminator(image, sketch, torch.tensor([2, 1]))
     assert torch.equal(one[0], other[0]) and one[1][0] != other[1][0] and one[1][1] == other[1][1]
 
 
@@ -99,20 +99,34 @@ def test_a_fresh_generator_has_no_screen_pattern():
     assert blocks.std(dim=-1).max() < 1e-6, "the four pixels of a block begin alike"
 
 
-def test_noise_gets_the_mean_and_spread_of_photographs_once_trained():
+def test_noise_gets_the_mean_and_covariance_of_photographs_once_trained():
     torch.manual_seed(0)
     generator = small().generator()
-    centre, spread = torch.linspace(-1, 1, 16), torch.linspace(0.5, 2, 16)
-    for _ in range(400):
-        generator.remember(centre + spread * torch.randn(16, 16))
-    assert torch.allclose(generator.centre, centre, atol=0.25) and torch.allclose(generator.spread, spread, rtol=0.15)
+    centre, mix = torch.linspace(-1, 1, 16), torch.diag(torch.linspace(0.5, 2, 16))
+    mix[3, 2] = 0.8  # the third and the fourth number go together
+    for _ in range(1600):
+        generator.remember(centre + torch.randn(16, 16) @ mix.T)
+    assert torch.allclose(generator.centre, centre, atol=0.25)
+    assert torch.allclose(generator.covariance, mix @ mix.T, rtol=0.1, atol=0.3)
+    noise = torch.randn(20_000, 16)
+    assert generator.as_known(noise) is noise, "while it learns, noise is as it is"
+    known = generator.eval().as_known(noise)
+    assert torch.allclose(known.mean(dim=0), generator.centre, atol=0.05)
+    assert torch.allclose(known.T.cov(), generator.covariance, rtol=0.05, atol=0.15)
+    assert generator.half().as_known(noise[:4]).isfinite().all(), "released weights are halved"
+
+
+def test_a_trained_generator_draws_with_known_noise():
+    torch.manual_seed(0)
+    generator = small().generator()
+    generator.remember(2 + 3 * torch.randn(4_000, 16))
     sketch, label, noise = torch.zeros(1, 1, 64, 64), torch.tensor([0]), torch.randn(1, 16)
 
     def picture(noise: torch.Tensor) -> torch.Tensor:
         torch.manual_seed(5)  # the same grain
         return generator(sketch, label, noise)
 
-    drawn = generator.eval() and picture(noise)
+    drawn, known = generator.eval() and picture(noise), generator.as_known(noise)
     generator.train()
-    assert torch.equal(drawn, picture(generator.centre + generator.spread * noise).clamp(-1, 1))
-    assert not torch.equal(drawn, picture(noise))
+    assert torch.equal(drawn, picture(known).clamp(-1, 1))
+    assert not torch.equal(drawn, picture(noise).clamp(-1, 1))

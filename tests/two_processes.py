@@ -1,4 +1,4 @@
-"""What `test_devices.py` starts twice at a time: `two_processes.py gradients|line FOLDER`."""
+"""What `test_devices.py` starts twice at a time: `two_processes.py gradients|line FOLDER plain|projected|STEPS`."""
 
 import sys
 from pathlib import Path
@@ -46,16 +46,18 @@ class Straight(Line):
 class Noted(CGAN):
     """Without augmentation, and nothing moves: what is noted are the gradients of a step."""
 
-    def __init__(self):
+    def __init__(self, projected: bool = False):
         torch.manual_seed(0)
-        super().__init__(CGANSettings(64, CLASSES, width=8, rate=0.0, colour=0.0, shift=0.0))
+        settings = CGANSettings(64, CLASSES, width=8, rate=0.0, colour=0.0, shift=0.0, projected=projected)
+        super().__init__(settings)
         self.gradients = {}
 
     def _apply(self, name: str, loss: Tensor, backward) -> None:
         super()._apply(name, loss, backward)
         networks = {"generator": ("generator", "encoder"), "discriminator": ("discriminator",)}[name]
         for network in networks:
-            for path, weight in self.networks[network].named_parameters():
+            learning = [(path, w) for path, w in self.networks[network].named_parameters() if w.requires_grad]
+            for path, weight in learning:
                 self.gradients[f"{network}.{path.removeprefix('module.')}"] = weight.grad.clone()
 
 
@@ -68,7 +70,7 @@ def main() -> None:
     training.precision = lambda: "no"
     what, out = sys.argv[1], Path(sys.argv[2])
     if what == "gradients":
-        gradients = run(Noted(), half, out, steps=1, batch=4).gradients
+        gradients = run(Noted(sys.argv[3] == "projected"), half, out, steps=1, batch=4).gradients
         torch.save(gradients, out / f"gradients-{torch.distributed.get_rank()}.pt")
     else:
         run(Straight(), points, out, steps=int(sys.argv[3]), batch=8)

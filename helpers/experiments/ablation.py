@@ -230,7 +230,7 @@ def generator_of(checkpoint: Path, label: bool = True, noise: bool = True) -> Ge
         generator.label.weight.copy_(generator.label.weight[:1].expand_as(generator.label.weight))
     if not noise:
         generator.centre.zero_()
-        generator.spread.zero_()
+        generator.covariance.zero_()
     return generator
 
 

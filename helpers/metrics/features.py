@@ -285,11 +285,12 @@ def fast(network: nn.Module, side: int) -> nn.Module:
 
 
 def fold_normalisation(module: nn.Module) -> nn.Module:
-    """Every convolution that is followed by its batch normalisation takes that over, in place."""
+    """Every convolution that is followed by its batch normalisation takes that over, in place. (timm's normalisations
+    hold the activation too.)"""
     for (name, conv), (after, norm) in pairwise(list(module.named_children())):
         if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
             setattr(module, name, fuse_conv_bn_eval(conv, norm))
-            setattr(module, after, nn.Identity())
+            setattr(module, after, getattr(norm, "act", nn.Identity()))
     for child in module.children():
         fold_normalisation(child)
     return module

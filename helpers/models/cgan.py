@@ -12,7 +12,8 @@ could tell which sketch is obeyed: see `UnpairedCGAN`.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar
@@ -23,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
+from helpers.config import shown
 from helpers.data.files import DataError
 from helpers.data.store import Drawings, Store, balanced_batches, to_tensors
 from helpers.models.augment import augment
@@ -69,6 +71,7 @@ class CGANSettings:
     hand: float = 0.2  # share of sketches redrawn as by hand
     paired: bool = True  # else the sketches belong to none of the photographs, see `UnpairedCGAN`
     agreement: float = 10.0  # weight of how far an unpaired sketch is from being obeyed
+    projected: bool = False  # the discriminator also looks through a pretrained network, see `projected.py`
     clear: float = 0.65  # how clearly it has to be: what outlines reach of the best cut in photographs of HAM10000
 
     def __post_init__(self):
@@ -99,15 +102,28 @@ class CGAN(Method):
         self.networks = {
             "generator": settings.generator(),
             "encoder": Encoder(len(settings.classes), settings.noise),
-            "discriminator": Discriminator(settings.channels(), len(settings.classes)),
+            "discriminator": discriminator(settings.channels(), len(settings.classes), settings.projected),
         }
         painters = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
+        judges = [p for p in self.networks["discriminator"].parameters() if p.requires_grad]
         self.optimisers = {
             "generator": torch.optim.Adam(painters, settings.rate, betas=(0.5, 0.99), fused=True),
-            "discriminator": torch.optim.Adam(
-                self.networks["discriminator"].parameters(), 2 * settings.rate, betas=(0.5, 0.99), fused=True
-            ),
+            "discriminator": torch.optim.Adam(judges, 2 * settings.rate, betas=(0.5, 0.99), fused=True),
         }
+
+    def begin_with(self, checkpoint: str | Path) -> None:
+        """Take the weights of another training, of all that it had. Raises `DataError` when it is none of a CGAN,
+        `ValueError` when its networks are of other sizes."""
+        try:
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["networks"]
+            for name, network in self.networks.items():
+                missing = set(network.load_state_dict(saved[name], strict=False).missing_keys)
+                if name == "generator" and missing & {weight for weight, _ in network.named_parameters()}:
+                    raise KeyError("no generator that draws from sketches")
+        except RuntimeError as error:
+            raise ValueError(f"{shown(checkpoint)} has networks of other sizes ({error})"[:400]) from error
+        except (EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+            raise DataError(f"{shown(checkpoint)} is not a checkpoint of `train cgan` ({error})"[:400]) from error
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """Half of the batch is drawn with the noise that the encoder reads off its photograph, so it can be compared
@@ -137,11 +153,10 @@ class CGAN(Method):
     def difference(self, drawn: Tensor, real: Tensor) -> Tensor:
         return (drawn - real).abs().mean()
 
-    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         """Logits and features of pictures, seen through augmentation."""
         images, sketches = augment(images, batch["sketches"], self.s.colour, self.s.shift)
-        patches, whole, features = discriminator(images, sketches, batch["labels"])
-        return (patches, whole), features
+        return discriminator(images, sketches, batch["labels"])
 
     def update_d(
         self, batch: Batch, drawn: Tensor, number: int, backward: Callable[[Tensor], None]
@@ -163,10 +178,8 @@ class CGAN(Method):
     def update_g(
         self, batch: Batch, drawn: Tensor, read: tuple[Tensor, Tensor], backward: Callable[[Tensor], None]
     ) -> dict[str, Tensor]:
-        judge = plain(self.networks["discriminator"])  # and frozen: no gradients are wanted here
-        judge.requires_grad_(False)
-        on_drawn, features = self.judge(judge, drawn, batch)
-        judge.requires_grad_(True)
+        with frozen(plain(self.networks["discriminator"])) as judge:
+            on_drawn, features = self.judge(judge, drawn, batch)
         parts = {
             "g": g_loss(on_drawn),
             "matched": (features.mean(dim=0) - self.real_features).abs().mean(),
@@ -204,7 +217,7 @@ class UnpairedCGAN(CGAN):
     def weights(self) -> dict[str, float]:
         return super().weights() | {"obeys": self.s.agreement}
 
-    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, Tensor], Tensor]:
+    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
         return super().judge(discriminator, images, batch | {"sketches": torch.zeros_like(batch["sketches"])})
 
     def compare(self, drawn: Tensor, batch: Batch, known: int) -> dict[str, Tensor]:
@@ -219,6 +232,25 @@ class UnpairedCGAN(CGAN):
         }
 
 
+def discriminator(widths: list[int], classes: int, projected: bool) -> Discriminator:
+    if not projected:
+        return Discriminator(widths, classes)
+    from helpers.models.projected import Projected  # loads a pretrained network, which not everybody needs
+
+    return Projected(widths, classes)
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[nn.Module]:
+    """Inside no gradients of its weights are wanted."""
+    learning = [weight for weight in network.parameters() if weight.requires_grad]
+    for weight in learning:
+        weight.requires_grad_(False)
+    yield network
+    for weight in learning:
+        weight.requires_grad_(True)
+
+
 def plain(network: nn.Module) -> nn.Module:
     """Without the wrapper that averages gradients over processes."""
     return getattr(network, "module", network)
@@ -231,10 +263,11 @@ def train_cgan(
     run: Run,
     rows: np.ndarray | None = None,
     sketches: np.ndarray | None = None,
+    start: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split, or on these `rows` of any; checkpoint, history and grids go to `out`.
     Returns the history. Not `settings.paired`: `sketches (M, H, W)` in {0, 255} are drawn and pictures need none, or
-    any of the store's are.
+    any of the store's are. `start`: a checkpoint to begin with, whose pictures may not be among those held out here.
 
     Raises `ValueError` when the settings are not those of the store, `DataError` when there is nothing to learn from.
     """
@@ -256,6 +289,8 @@ def train_cgan(
     torch.manual_seed(run.seed)
     preview = preview_of(store, settings, run.seed, others=sketches)
     method = (CGAN if settings.paired else UnpairedCGAN)(settings, preview)
+    if start:
+        method.begin_with(start)
     return train(method, balanced_batches(store, run.batch, run.seed, rows, drawings), out, run)
 
 

@@ -74,25 +74,30 @@ class Paint(nn.Module):
 
 
 class Noisy(nn.Module):
-    """What draws from noise. Once trained (`eval`) it takes standard normal noise and gives it the mean and the spread
-    that the noises of photographs had, as far as the encoder's prior left them apart: there it was compared with
-    photographs."""
+    """What draws from noise. Once trained (`eval`) it takes standard normal noise and gives it the mean and the
+    covariance that the noises of photographs had, as far as the encoder's prior left them apart: there it was compared
+    with photographs."""
 
     def __init__(self, noise: int):
         super().__init__()
         self.noise = noise
         self.register_buffer("centre", torch.zeros(noise))
-        self.register_buffer("spread", torch.ones(noise))
+        self.register_buffer("covariance", torch.eye(noise))
 
     def as_known(self, noise: Tensor) -> Tensor:
-        return noise if self.training else self.centre + self.spread * noise
+        if self.training:
+            return noise
+        values, vectors = torch.linalg.eigh(self.covariance.float().cpu())
+        root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # of all roots the one that turns noise the least
+        return self.centre + noise @ root.to(noise)
 
     @torch.no_grad()
-    def remember(self, noise: Tensor, half_life: float = 500) -> None:
-        """Note mean and spread of noises `(N, Z)` of photographs; after `half_life` of them a noise counts half."""
+    def remember(self, noise: Tensor, half_life: float = 2000) -> None:
+        """Note mean and covariance of noises `(N, Z)` of photographs; after `half_life` of them a noise counts half."""
         noise, weight = noise.float(), 1 - 0.5 ** (len(noise) / half_life)
         self.centre.lerp_(noise.mean(dim=0), weight)
-        self.spread.copy_(self.spread.square().lerp((noise - self.centre).square().mean(dim=0), weight).sqrt())
+        off = noise - self.centre
+        self.covariance.lerp_(off.T @ off / len(off), weight)
 
 
 class Generator(Noisy):
@@ -176,7 +181,7 @@ def detail(image: Tensor, gain: float = 10.0) -> Tensor:
 
 class Discriminator(nn.Module):
     """image (B, 3, H, W), sketch (B, 1, H, W), label (B,)
-    -> patch logits (B, P), logits of the whole (B,), features (B, C)."""
+    -> (patch logits (B, P), logits of the whole (B,)), features (B, C)."""
 
     def __init__(self, widths: list[int], classes: int):
         super().__init__()
@@ -188,7 +193,7 @@ class Discriminator(nn.Module):
         self.label = nn.Embedding(classes, widths[-1])
         self.apply(keep_scale)
 
-    def forward(self, image: Tensor, sketch: Tensor, label: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, image: Tensor, sketch: Tensor, label: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
         seen = F.pixel_unshuffle(torch.cat([image, detail(image), sketch], dim=1), 2)
         x = self.first(torch.cat([seen, lines_around(F.max_pool2d(sketch, 2))], dim=1))
         for down in self.down[:-1]:
@@ -199,4 +204,4 @@ class Discriminator(nn.Module):
         spread = (x - x.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean().expand(len(x), 1, *x.shape[2:])
         features = F.leaky_relu(self.last(torch.cat([x, spread], dim=1)), 0.2).mean(dim=(2, 3))
         whole = self.whole(features).squeeze(1) + (self.label(label) * features).sum(dim=1) / features.shape[1] ** 0.5
-        return patches, whole, features
+        return (patches, whole), features
