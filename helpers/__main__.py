@@ -412,6 +412,7 @@ PLANNED = (
     "steps",
     "network",
     "draw_steps",
+    "projected",
     "noise_steps",
     "pairs",
     "drawn",
@@ -528,6 +529,7 @@ def parser() -> argparse.ArgumentParser:
     shared.add_argument("--out", type=Path, help="folder of the results; default: outputs/.../QUESTION-experiment")
     drawn = argparse.ArgumentParser(add_help=False)
     drawn.add_argument("--draw-steps", type=positive, help="of the CGAN; default: the profile's")
+    drawn.add_argument("--projected", action="store_true", help="generators whose discriminators know photographs")
     part = argparse.ArgumentParser(add_help=False)
     part.add_argument("--shares", type=float, nargs="+", help="of the real training images, in (0, 1]")
     part.add_argument("--split", choices=("val", "test"), default="test", help="real images to score on")

@@ -115,8 +115,8 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
     """Settings of one part ("data", "sketches", ...) for the profile and data set chosen by the environment.
 
     `dataset` and `data_root` (which counts from the working directory) go before the environment.
-    Always there: `profile dataset data_root stores features outputs seed workers sample`, then what `SIZES[part]`
-    holds.
+    Always there: `profile dataset data_root stores released features outputs seed projected workers sample`, then what
+    `SIZES[part]` holds.
     Raises `ValueError` when a variable or `part` names something that does not exist.
     """
     profile = _chosen("LESION_PROFILE", None, "demo", PROFILES)
@@ -136,6 +136,7 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
         features=ROOT / "data" / "features",
         outputs=ROOT / "outputs" / f"{chosen}-{profile}",
         seed=0,
+        projected=False,  # of discriminators, see `models/projected.py`
         workers=cpu_count(),
         sample=SIZES["sample"][profile],
         **SIZES[part][profile],

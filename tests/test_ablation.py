@@ -37,7 +37,7 @@ def judge() -> Judge:
 
 
 def plan_for(store, **changed) -> AblationPlan:
-    settings = CGANSettings(64, tuple(store.classes), width=8)
+    settings = CGANSettings(64, tuple(store.classes), width=8, projected=True)
     run = Run(2, 2, save_every=2, report_every=1)
     return AblationPlan(
         **{"generator": settings, "run": run, "judged": 12, "shares": (0.5, 1.0), "seeds": (0,)} | changed

@@ -478,12 +478,16 @@ def test_experiments_on_classifiers(phantoms, tmp_path, monkeypatch, capsys):
     out = tmp_path / "diagnosis"
     assert main(["experiment", "diagnosis", *about, "--shares", "0.5", "--drawn", "7", "--out", str(out)]) == 0
     told = capsys.readouterr().out
+    assert json.loads((out / "plan.json").read_text())["generator"]["projected"] is False
     assert told.count("50% of the real images, ") == 15 and "one seed, no verdict" in told
     assert {p.name for p in out.glob("arms*")} == {
         f"arms-{m}.csv" for m in ("auc", "average-precision", "balanced-accuracy")
     }
     out = tmp_path / "balancing"
-    assert main(["experiment", "balancing", *about, "--noise-steps", "1", "--made", "4", "--out", str(out)]) == 0
+    more = ["--noise-steps", "1", "--made", "4", "--projected"]
+    assert main(["experiment", "balancing", *about, *more, "--out", str(out)]) == 0
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["cgan"]["projected"] and plan["dcgan"]["projected"]
     told = capsys.readouterr().out
     assert "rare: " in told and told.count("DCGAN against ") == 2 and len(list(out.glob("comparisons*"))) == 2
     assert main(["experiment", "balancing", *about, "--folds", "60", "--out", str(tmp_path / "x")]) == 2

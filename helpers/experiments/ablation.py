@@ -36,7 +36,8 @@ WHOLE, FLOOR = "whole recipe", "photographs"
 SETTINGS = {
     "no augmentation": {"colour": 0.0, "shift": 0.0},
     "no hand-style lines": {"hand": 0.0},
-    "no adversary": {"adversary": 0.0, "matching": 0.0},
+    "no pretrained eyes": {"projected": False},
+    "no adversary": {"adversary": 0.0, "matching": 0.0, "projected": False},
     "no R1": {"penalty": 0.0},
     "no matched features": {"matching": 0.0},
     "no difference to photographs": {"rebuild": 0.0},
@@ -60,7 +61,7 @@ class AblationPlan:
 def ablation_plan(cfg: SimpleNamespace, store: Store) -> AblationPlan:
     """From `get_config("ablation")`."""
     return AblationPlan(
-        generator=CGANSettings(cfg.size, tuple(store.classes), store.settings.style, cfg.width),
+        generator=CGANSettings(cfg.size, tuple(store.classes), store.settings.style, cfg.width, projected=True),
         run=Run(cfg.steps, cfg.batch),
         judged=cfg.judged,
         shares=cfg.shares,

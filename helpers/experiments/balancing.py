@@ -67,8 +67,8 @@ def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
     classes = tuple(store.classes)
     return BalancingPlan(
         classifier=ClassifierSettings(cfg.size, classes, cfg.network),
-        cgan=CGANSettings(cfg.size, classes, store.settings.style, cfg.width),
-        dcgan=DCGANSettings(cfg.size, classes, cfg.width),
+        cgan=CGANSettings(cfg.size, classes, store.settings.style, cfg.width, projected=cfg.projected),
+        dcgan=DCGANSettings(cfg.size, classes, cfg.width, projected=cfg.projected),
         run=Run(cfg.steps, cfg.batch),
         draw_run=Run(cfg.draw_steps, cfg.draw_batch),
         noise_run=Run(cfg.noise_steps, cfg.noise_batch),

@@ -154,7 +154,7 @@ def diagnosis_plan(cfg: SimpleNamespace, store: Store) -> DiagnosisPlan:
     classes = tuple(store.classes)
     return DiagnosisPlan(
         classifier=ClassifierSettings(cfg.size, classes, cfg.network),
-        generator=CGANSettings(cfg.size, classes, store.settings.style, cfg.width),
+        generator=CGANSettings(cfg.size, classes, store.settings.style, cfg.width, projected=cfg.projected),
         run=Run(cfg.steps, cfg.batch),
         draw_run=Run(cfg.draw_steps, cfg.draw_batch),
         drawn=cfg.drawn,

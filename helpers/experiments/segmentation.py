@@ -52,7 +52,9 @@ def segmentation_plan(cfg: SimpleNamespace, store: Store) -> SegmentationPlan:
     part = get_config("segmenter")
     return SegmentationPlan(
         segmenter=SegmenterSettings(cfg.size, part.network, part.encoder),
-        generator=CGANSettings(cfg.size, tuple(store.classes), store.settings.style, cfg.width),
+        generator=CGANSettings(
+            cfg.size, tuple(store.classes), store.settings.style, cfg.width, projected=cfg.projected
+        ),
         run=Run(cfg.steps, cfg.batch),
         draw_run=Run(cfg.draw_steps, cfg.draw_batch),
         pairs=cfg.pairs,
