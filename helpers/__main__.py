@@ -547,8 +547,8 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--folds", type=positive, help="by lesion; default: the profile's")
     one.set_defaults(run=balancing_command, part="balancing")
 
-    for name, question in (("ablation", "what is each ingredient of the CGAN worth?"),
-                           ("small-data", "how many photographs does the CGAN need?")):  # fmt: skip
+    for name, question in (("ablation", "what is each ingredient of the projected CGAN worth?"),
+                           ("small-data", "how many photographs does the projected CGAN need?")):  # fmt: skip
         one = questions.add_parser(name, parents=[shared], help=question)
         one.add_argument("--judged", type=positive, help="drawings; default: the profile's")
         if name == "small-data":

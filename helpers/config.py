@@ -38,9 +38,9 @@ SIZES = {
         "full": {"size": 128, "shown": 6},
     },
     "cgan": {
-        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
-        "demo": {"size": 128, "width": 32, "steps": 900, "batch": 4},
-        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
+        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4, "unpaired_steps": 6},
+        "demo": {"size": 128, "width": 32, "steps": 900, "batch": 4, "unpaired_steps": 600},
+        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16, "unpaired_steps": 20_000},
     },
     "segmenter": {
         "smoke": {"size": 64, "network": "Unet", "encoder": "mobilenet_v2", "steps": 6, "batch": 4},

@@ -68,11 +68,30 @@ def test_training_begins_with_the_weights_of_another(store, tmp_path):
         assert all(torch.equal(weight, now[key]) for key, weight in saved[name].items()), name
     train_cgan(store, settings, tmp_path / "two", Run(1, 4), start=tmp_path / "one/checkpoint.pt")
     assert load_cgan(tmp_path / "two/checkpoint.pt")[1] == settings
-    with pytest.raises(ValueError, match="networks of other sizes"):
-        CGAN(replace(small(), width=16)).begin_with(tmp_path / "one/checkpoint.pt")
-    torch.save({"networks": {"segmenter": {}}}, tmp_path / "other.pt")
-    with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
-        method.begin_with(tmp_path / "other.pt")
+    kept = torch.load(tmp_path / "two/checkpoint.pt", weights_only=True)["kept"]
+    assert kept["start"].endswith("one/checkpoint.pt")
+    train = store.table["image_id"].iloc[store.rows("train", needs=["sketch", "label"])]
+    assert kept["trained_on"] == sorted(train)
+    others = store.rows("val", needs=["sketch", "label"])
+    with pytest.raises(DataError, match=f"was trained on {len(train)} pictures that are held out"):
+        train_cgan(store, small(), tmp_path / "three", Run(1, 4), others, start=tmp_path / "one/checkpoint.pt")
+
+
+def test_another_kind_of_training_is_no_start(store, tmp_path):
+    train_cgan(store, small(), tmp_path, Run(1, 4))
+    changes = {
+        "networks of other sizes": {"width": 16},
+        r"has classes \['MEL'": {"classes": CLASSES[::-1]},
+        "has style 'contour'": {"style": "structure"},
+    }
+    for told, changed in changes.items():
+        with pytest.raises(ValueError, match=told):
+            CGAN(replace(small(), **changed)).begin_with(tmp_path / "checkpoint.pt")
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    for less in ({"networks": {"segmenter": {}}}, saved | {"networks": saved["networks"] | {"encoder": {}}}):
+        torch.save(less, tmp_path / "other.pt")
+        with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
+            CGAN(small()).begin_with(tmp_path / "other.pt")
 
 
 def batch_of_noise() -> dict[str, torch.Tensor]:

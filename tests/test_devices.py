@@ -24,6 +24,7 @@ def float32(monkeypatch):
 
 def launched(what: str, out: Path, *more: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    launcher = launcher[:1] if what == "notebook" else launcher
     rest = [str(HERE / "two_processes.py"), what, str(out), *more]
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(launcher + rest, env=env, capture_output=True, text=True, timeout=300)
@@ -54,9 +55,10 @@ def gradients_of(process: int, out: Path, projected: bool) -> dict[str, torch.Te
     return run(method, draw, out, steps=1, batch=4).gradients
 
 
-def test_weights_averages_and_history_of_two_processes_are_those_of_one(tmp_path):
-    launched("line", tmp_path / "two", "10")
-    launched("line", tmp_path / "two", "20")  # goes on from its checkpoint
+@pytest.mark.parametrize("launcher", ["line", "notebook"])  # accelerate launch, and what a notebook calls
+def test_weights_averages_and_history_of_two_processes_are_those_of_one(tmp_path, launcher):
+    launched(launcher, tmp_path / "two", "10")
+    launched(launcher, tmp_path / "two", "20")  # goes on from its checkpoint
 
     def both(step: int, _: int) -> dict[str, torch.Tensor]:
         return {"x": torch.cat([points(step, process)["x"] for process in (0, 1)])}

@@ -1,4 +1,5 @@
-"""What `test_devices.py` starts twice at a time: `two_processes.py gradients|line FOLDER plain|projected|STEPS`."""
+"""What `test_devices.py` starts twice at a time: `two_processes.py gradients|line|notebook FOLDER HOW`, where
+HOW is plain or projected, or a number of steps."""
 
 import sys
 from pathlib import Path
@@ -6,6 +7,7 @@ from pathlib import Path
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
+from accelerate import debug_launcher  # noqa: E402
 from test_training import Line  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -72,8 +74,14 @@ def main() -> None:
     if what == "gradients":
         gradients = run(Noted(sys.argv[3] == "projected"), half, out, steps=1, batch=4).gradients
         torch.save(gradients, out / f"gradients-{torch.distributed.get_rank()}.pt")
+    elif what == "notebook":
+        debug_launcher(straight, (out, int(sys.argv[3])), num_processes=2)  # `notebook_launcher` for processors
     else:
-        run(Straight(), points, out, steps=int(sys.argv[3]), batch=8)
+        straight(out, int(sys.argv[3]))
+
+
+def straight(out: Path, steps: int) -> None:
+    run(Straight(), points, out, steps, batch=8)
 
 
 if __name__ == "__main__":

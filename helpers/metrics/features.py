@@ -13,7 +13,6 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -22,13 +21,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, find_weights, shown
 from helpers.data.files import DataError, central_square, list_images, read_image
 from helpers.models.classifier import Backbone, load_classifier, patience
+from helpers.models.networks import fold_normalisation
 from helpers.models.training import best_device
 
 BLOCK = 16  # pictures at a time: more do not fit the cache of a processor
@@ -282,18 +281,6 @@ def fast(network: nn.Module, side: int) -> nn.Module:
         wanted, found = network(sample), folded(sample)
     # Networks that call their parts in another order than they name them are left as they are.
     return folded if torch.allclose(wanted, found, 1e-3, 1e-3 * float(wanted.abs().mean())) else network
-
-
-def fold_normalisation(module: nn.Module) -> nn.Module:
-    """Every convolution that is followed by its batch normalisation takes that over, in place. (timm's normalisations
-    hold the activation too.)"""
-    for (name, conv), (after, norm) in pairwise(list(module.named_children())):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
-            setattr(module, name, fuse_conv_bn_eval(conv, norm))
-            setattr(module, after, getattr(norm, "act", nn.Identity()))
-    for child in module.children():
-        fold_normalisation(child)
-    return module
 
 
 # ---------------------------------------------------------------------------------------------------------- features

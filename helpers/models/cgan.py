@@ -71,8 +71,8 @@ class CGANSettings:
     hand: float = 0.2  # share of sketches redrawn as by hand
     paired: bool = True  # else the sketches belong to none of the photographs, see `UnpairedCGAN`
     agreement: float = 10.0  # weight of how far an unpaired sketch is from being obeyed
-    projected: bool = False  # the discriminator also looks through a pretrained network, see `projected.py`
     clear: float = 0.65  # how clearly it has to be: what outlines reach of the best cut in photographs of HAM10000
+    projected: bool = False  # the discriminator also looks through a pretrained network: three more kinds of logits
 
     def __post_init__(self):
         if self.size not in PENALTIES:
@@ -97,7 +97,7 @@ class CGAN(Method):
 
     def __init__(self, settings: CGANSettings, preview: dict[str, Tensor] | None = None):
         """`preview`: sketches, labels and noises that are drawn with every checkpoint."""
-        self.s, self.preview = settings, preview
+        self.s, self.preview, self.kept = settings, preview, {"start": "random init", "trained_on": []}
         self.settings = asdict(settings) | {"classes": list(settings.classes)}
         self.networks = {
             "generator": settings.generator(),
@@ -112,18 +112,22 @@ class CGAN(Method):
         }
 
     def begin_with(self, checkpoint: str | Path) -> None:
-        """Take the weights of another training, of all that it had. Raises `DataError` when it is none of a CGAN,
-        `ValueError` when its networks are of other sizes."""
+        """Take the weights of another training, all that it had; eyes and heads of a projected discriminator may be
+        new. Raises `DataError` when it is none of a CGAN, `ValueError` when its classes, sketches or sizes differ."""
         try:
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)["networks"]
+            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            there = {name: saved["settings"][name] for name in ("classes", "style")}
+            if differing := [f"{k} {v!r}" for k, v in there.items() if v != self.settings[k]]:
+                raise ValueError(f"{shown(checkpoint)} has {', '.join(differing)}, unlike the settings")
             for name, network in self.networks.items():
-                missing = set(network.load_state_dict(saved[name], strict=False).missing_keys)
-                if name == "generator" and missing & {weight for weight, _ in network.named_parameters()}:
-                    raise KeyError("no generator that draws from sketches")
+                missing = network.load_state_dict(saved["networks"][name], strict=False).missing_keys
+                if unknown := [key for key in missing if not key.startswith(("eyes.", "heads."))]:
+                    raise KeyError(f"no {unknown[0]} in its {name}")
         except RuntimeError as error:
             raise ValueError(f"{shown(checkpoint)} has networks of other sizes ({error})"[:400]) from error
         except (EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
             raise DataError(f"{shown(checkpoint)} is not a checkpoint of `train cgan` ({error})"[:400]) from error
+        self.kept = {"start": shown(checkpoint), "trained_on": saved.get("kept", {}).get("trained_on", [])}
 
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """Half of the batch is drawn with the noise that the encoder reads off its photograph, so it can be compared
@@ -235,7 +239,7 @@ class UnpairedCGAN(CGAN):
 def discriminator(widths: list[int], classes: int, projected: bool) -> Discriminator:
     if not projected:
         return Discriminator(widths, classes)
-    from helpers.models.projected import Projected  # loads a pretrained network, which not everybody needs
+    from helpers.models.projected import Projected  # seconds to load: not for everybody
 
     return Projected(widths, classes)
 
@@ -246,9 +250,11 @@ def frozen(network: nn.Module) -> Iterator[nn.Module]:
     learning = [weight for weight in network.parameters() if weight.requires_grad]
     for weight in learning:
         weight.requires_grad_(False)
-    yield network
-    for weight in learning:
-        weight.requires_grad_(True)
+    try:
+        yield network
+    finally:
+        for weight in learning:
+            weight.requires_grad_(True)
 
 
 def plain(network: nn.Module) -> nn.Module:
@@ -267,9 +273,10 @@ def train_cgan(
 ) -> dict[str, list[float]]:
     """Train on the store's training split, or on these `rows` of any; checkpoint, history and grids go to `out`.
     Returns the history. Not `settings.paired`: `sketches (M, H, W)` in {0, 255} are drawn and pictures need none, or
-    any of the store's are. `start`: a checkpoint to begin with, whose pictures may not be among those held out here.
+    any of the store's are. `start`: a checkpoint to begin with.
 
-    Raises `ValueError` when the settings are not those of the store, `DataError` when there is nothing to learn from.
+    Raises `ValueError` when the settings are not those of the store or of the start, `DataError` when there is nothing
+    to learn from or the start was taught by pictures of this store that it is not taught by here.
     """
     here = {"size": store.settings.size, "style": store.settings.style, "classes": tuple(store.classes)}
     if sketches is not None:
@@ -282,15 +289,20 @@ def train_cgan(
         raise ValueError(f"the store has {', '.join(differing)} as the settings say")
     drawings = Drawings(settings.hand, settings.paired, sketches)
     usable = store.rows("train" if rows is None else None, needs=drawings.needs())
-    if not len(usable if rows is None else np.intersect1d(rows, usable)):
+    taught = usable if rows is None else np.intersect1d(rows, usable)
+    if not len(taught):
         raise DataError(
             f"{store.name} has no training picture with a sketch and a label: there is nothing to learn from"
         )
     torch.manual_seed(run.seed)
     preview = preview_of(store, settings, run.seed, others=sketches)
     method = (CGAN if settings.paired else UnpairedCGAN)(settings, preview)
+    taught_by = set(store.table["image_id"].iloc[taught])
     if start:
         method.begin_with(start)
+        if known := set(method.kept["trained_on"]) & (set(store.table["image_id"]) - taught_by):
+            raise DataError(f"{shown(start)} was trained on {len(known)} pictures that are held out in {store.name}")
+    method.kept["trained_on"] = sorted({*method.kept["trained_on"], *taught_by})
     return train(method, balanced_batches(store, run.batch, run.seed, rows, drawings), out, run)
 
 

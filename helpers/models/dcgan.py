@@ -47,7 +47,7 @@ class DCGANSettings:
     matching: float = 2.0  # weight of the difference of mean discriminator features
     colour: float = 0.1  # strength of the augmentation, see `augment`
     shift: float = 0.1
-    projected: bool = False  # the discriminator also looks through a pretrained network, see `projected.py`
+    projected: bool = False  # the discriminator also looks through a pretrained network: three more kinds of logits
 
     def __post_init__(self):
         if self.size not in PENALTIES:

@@ -5,12 +5,12 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def d_loss(real: tuple[Tensor, Tensor], drawn: tuple[Tensor, Tensor]) -> Tensor:
-    """Logistic: real logits up, drawn logits down; patches and whole count alike."""
+def d_loss(real: tuple[Tensor, ...], drawn: tuple[Tensor, ...]) -> Tensor:
+    """Logistic: real logits up, drawn logits down; all kinds of logits count alike: patches, whole, those of heads."""
     return sum(F.softplus(-r).mean() + F.softplus(d).mean() for r, d in zip(real, drawn, strict=True))
 
 
-def g_loss(drawn: tuple[Tensor, Tensor]) -> Tensor:
+def g_loss(drawn: tuple[Tensor, ...]) -> Tensor:
     """Non-saturating: drawn logits up."""
     return sum(F.softplus(-d).mean() for d in drawn)
 

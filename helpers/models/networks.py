@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 COARSEST = 8  # pixels of a side where the generator turns round
 
@@ -76,28 +77,39 @@ class Paint(nn.Module):
 class Noisy(nn.Module):
     """What draws from noise. Once trained (`eval`) it takes standard normal noise and gives it the mean and the
     covariance that the noises of photographs had, as far as the encoder's prior left them apart: there it was compared
-    with photographs."""
+    with photographs. Both are those of all noises so far, and of the latest `MEMORY` once there were more."""
+
+    MEMORY = 3_000
 
     def __init__(self, noise: int):
         super().__init__()
         self.noise = noise
         self.register_buffer("centre", torch.zeros(noise))
         self.register_buffer("covariance", torch.eye(noise))
+        self.register_buffer("seen", torch.zeros(()))  # noises, `MEMORY` at most
 
     def as_known(self, noise: Tensor) -> Tensor:
         if self.training:
             return noise
-        values, vectors = torch.linalg.eigh(self.covariance.float().cpu())
+        values, vectors = torch.linalg.eigh(self.covariance.float().cpu().nan_to_num())
         root = vectors * values.clamp(min=0).sqrt() @ vectors.T  # of all roots the one that turns noise the least
         return self.centre + noise @ root.to(noise)
 
     @torch.no_grad()
-    def remember(self, noise: Tensor, half_life: float = 2000) -> None:
-        """Note mean and covariance of noises `(N, Z)` of photographs; after `half_life` of them a noise counts half."""
-        noise, weight = noise.float(), 1 - 0.5 ** (len(noise) / half_life)
+    def remember(self, noise: Tensor) -> None:
+        """Note mean and covariance of noises `(N, Z)` of photographs."""
+        self.seen.add_(len(noise)).clamp_(max=self.MEMORY)
+        noise, weight = noise.float(), len(noise) / self.seen
         self.centre.lerp_(noise.mean(dim=0), weight)
         off = noise - self.centre
         self.covariance.lerp_(off.T @ off / len(off), weight)
+
+    def _load_from_state_dict(self, state: dict, prefix: str, *rest) -> None:
+        """Earlier checkpoints knew the spread of each noise number and nothing of two together."""
+        if (spread := state.pop(f"{prefix}spread", None)) is not None:
+            state[f"{prefix}covariance"] = spread.square().diag()
+        state.setdefault(f"{prefix}seen", torch.tensor(float(self.MEMORY)))
+        super()._load_from_state_dict(state, prefix, *rest)
 
 
 class Generator(Noisy):
@@ -205,3 +217,18 @@ class Discriminator(nn.Module):
         features = F.leaky_relu(self.last(torch.cat([x, spread], dim=1)), 0.2).mean(dim=(2, 3))
         whole = self.whole(features).squeeze(1) + (self.label(label) * features).sum(dim=1) / features.shape[1] ** 0.5
         return (patches, whole), features
+
+
+# -------------------------------------------------------------------------------------------------- networks of others
+
+
+def fold_normalisation(module: nn.Module) -> nn.Module:
+    """Every convolution that is followed by its batch normalisation takes that over, in place. (timm's normalisations
+    hold the activation too.)"""
+    for (name, conv), (after, norm) in pairwise(list(module.named_children())):
+        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
+            setattr(module, name, fuse_conv_bn_eval(conv, norm))
+            setattr(module, after, getattr(norm, "act", nn.Identity()))
+    for child in module.children():
+        fold_normalisation(child)
+    return module

