@@ -349,7 +349,8 @@ def balancing_command(args: argparse.Namespace, cfg) -> int:
     from helpers.experiments.diagnosis import balanced_accuracy, recalls_by_arm
 
     store, out = experiment_store(args, cfg), args.out or cfg.outputs / "balancing-experiment"
-    results = balancing_experiment(store, balancing_plan(cfg, store), out)
+    plan = balancing_plan(cfg, store)
+    results = balancing_experiment(store, plan, out)
     rare = rare_classes(store)
     measure = rare_recall(store.classes, rare)
     print(f"{store}\nrare: {' '.join(rare)}; every lesion tested once, 95 % intervals over lesions and seeds")
@@ -358,7 +359,7 @@ def balancing_command(args: argparse.Namespace, cfg) -> int:
         print(
             f"by {called(one)}, {best} is the better of the usual remedies here, which the others are compared with\n"
         )
-        report(results, [one], compared(best), out)
+        report(results, [one], compared(best, plan.often), out)
     print(recalls_by_arm(results).round(3).to_string())
     return 0
 
@@ -417,6 +418,7 @@ PLANNED = (
     "pairs",
     "drawn",
     "made",
+    "often",
     "shares",
     "folds",
     "seeds",
@@ -544,6 +546,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
     one.add_argument("--noise-steps", type=positive, help="of the DCGAN; default: the profile's")
     one.add_argument("--made", type=positive, help="synthetic images of rare classes; default: the profile's")
+    one.add_argument("--often", type=positive, nargs="+", help="real images seen for each made one, an arm for each")
     one.add_argument("--folds", type=positive, help="by lesion; default: the profile's")
     one.set_defaults(run=balancing_command, part="balancing")
 

@@ -72,14 +72,16 @@ SIZES = {
         | {"networks": ("small", "resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_b0")},
     },
     "folds": {  # what gains recall of rare classes? as notebook 7 asks it
-        "smoke": {"size": 64, "network": "small", "steps": 2, "batch": 8, "folds": 2, "seeds": (0, 1), "made": 6}
+        "smoke": {"size": 64, "network": "small", "steps": 2, "batch": 8, "folds": 2, "seeds": (0, 1)}
+        | {"made": 6, "often": (1,)}
         | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4}
         | {"backbone": "mobilenet_v2", "seen": 24},
-        "demo": {"size": 64, "network": "small", "steps": 60, "batch": 32, "folds": 3, "seeds": (0, 1, 2), "made": 300}
+        "demo": {"size": 64, "network": "small", "steps": 60, "batch": 32, "folds": 3, "seeds": (0, 1, 2)}
+        | {"made": 300, "often": (1,)}
         | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8}
         | {"backbone": "mobilenet_v2", "seen": 300},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64, "folds": 5, "seeds": (0, 1, 2)}
-        | {"made": 6_000, "width": 64}
+        | {"made": 6_000, "often": (1, 4), "width": 64}
         | {"draw_steps": 40_000, "draw_batch": 16, "noise_steps": 40_000, "noise_batch": 16}
         | {"backbone": "resnet18", "seen": 2_000},
     },

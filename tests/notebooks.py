@@ -18,7 +18,7 @@ sys.path.insert(0, str(ROOT))
 from helpers.config import get_config  # noqa: E402
 
 # Pictures that the README shows, taken over when notebooks are executed for committing.
-GALLERY = ("01_examples.png", "02_structure.png")
+GALLERY = ("01_examples.png", "02_structure.png", "03_released.png")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 

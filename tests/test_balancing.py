@@ -1,3 +1,4 @@
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -73,6 +74,23 @@ def test_the_experiment_from_end_to_end(phantom_store, tmp_path):
     assert best in ("class weights", "oversampled")
     assert len(comparisons(results, measure, compared(best))) == 5
     assert (tmp_path / "fold-1" / "DCGAN" / "checkpoint.pt").is_file() and not list(tmp_path.glob("work-*"))
+
+
+def test_real_images_may_be_seen_more_often_than_made_ones(phantom_store, tmp_path, monkeypatch):
+    class Seen(Exception):
+        pass
+
+    def look(parts, *_):
+        raise Seen([len(part.images) for part in parts])
+
+    monkeypatch.setattr("helpers.experiments.balancing.run_cells", lambda arms, *_: arms)
+    monkeypatch.setattr("helpers.experiments.balancing.train_on_labelled", look)
+    plan = replace(plan_for(phantom_store), often=(1, 4))
+    arms, real = balancing_experiment(phantom_store, plan, tmp_path), len(phantom_store)
+    assert list(arms)[3:] == [name for name, _ in compared("oversampled", plan.often)[2:]]
+    for name, seen in (("oversampled", [real]), ("blended", [real, 6]), ("blended, one in 5", 4 * [real] + [6])):
+        with pytest.raises(Seen, match=re.escape(str(seen))):
+            arms[name](1.0, 0, tmp_path)
 
 
 def test_no_fold_sees_its_test_lesions_not_even_through_a_generator(phantom_store, tmp_path, monkeypatch):

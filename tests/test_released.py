@@ -1,4 +1,9 @@
+import json
+import shutil
+
+import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from safetensors import safe_open
@@ -84,3 +89,50 @@ def test_which_weights_the_shell_takes(phantom_store, tmp_path, capsys):
     with pytest.raises(DataError, match=r"there is no .*named"):
         checkpoint_of("cgan", named, cfg)
     assert get_config("cgan").released.name == "released"
+
+
+# ----------------------------------------------------------------------------------------- what the repository ships
+
+SHIPPED = get_config("cgan").released
+SHIPPED_METHODS = ("cgan", "classifier", "segmenter")
+
+
+def ring(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """A round outline as a sketch in {0, 255}, and what is inside in {0, 1}."""
+    inside = np.zeros((size, size), np.uint8)
+    cv2.circle(inside, (size // 2, size // 2), size // 4, 1, cv2.FILLED)
+    sketch = np.zeros_like(inside)
+    cv2.circle(sketch, (size // 2, size // 2), size // 4, 255, 1)
+    return sketch, inside
+
+
+def test_shipped_files_are_small_and_each_has_a_card_that_says_what_it_is():
+    size = {method: (SHIPPED / f"{method}.safetensors").stat().st_size for method in SHIPPED_METHODS}
+    assert size["cgan"] < 15e6 and size["segmenter"] + size["classifier"] < 10e6
+    for method in SHIPPED_METHODS:
+        with safe_open(SHIPPED / f"{method}.safetensors", "pt") as inside:
+            settings = json.loads(inside.metadata()["about"])["settings"]
+        card = (SHIPPED / f"{method}.md").read_text()
+        for told in ("ISIC 2017", f"{settings['size']} px", "CC-0", "Not for diagnosis", "## Limits"):
+            assert told in card, f"{method}.md does not say {told!r}"
+
+
+def test_a_fresh_clone_draws_segments_and_classifies_at_once(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    shutil.copytree(SHIPPED, tmp_path / "data/released")
+    sketch, inside = ring(128)
+    (tmp_path / "sketches").mkdir()
+    cv2.imwrite(str(tmp_path / "sketches/ring.png"), 255 - sketch)
+    about = ["--dataset", "phantoms"]
+    assert main(["draw", *about, "--sketches", str(tmp_path / "sketches"), "--out", str(tmp_path / "drawn")]) == 0
+    drawn = sorted((tmp_path / "drawn").glob("*/ring.png"))
+    assert [path.parent.name for path in drawn] == ["MEL", "NV", "SK"]
+    images = drawn[0].parent
+    assert main(["segment", *about, "--images", str(images), "--out", str(tmp_path / "masks")]) == 0
+    mask = cv2.imread(str(tmp_path / "masks/ring.png"), cv2.IMREAD_GRAYSCALE) > 127
+    dice = 2 * (mask & (inside > 0)).sum() / (mask.sum() + inside.sum())
+    assert dice > 0.8, "the lesion lies where it was drawn"
+    assert main(["classify", *about, "--images", str(images), "--out", str(tmp_path / "p.csv")]) == 0
+    table = pd.read_csv(tmp_path / "p.csv")
+    assert table[["MEL", "SK", "NV"]].sum(axis=1).iloc[0] == pytest.approx(1, abs=1e-4)
+    assert "not for diagnosis" in capsys.readouterr().out

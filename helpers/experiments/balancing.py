@@ -60,6 +60,7 @@ class BalancingPlan:
     made: int  # images, of all rare classes together, in each fold
     folds: int
     seeds: tuple[int, ...]
+    often: tuple[int, ...] = (1,)  # how many real images of a rare class are seen for each made one; an arm for each
 
 
 def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
@@ -75,13 +76,21 @@ def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
         made=cfg.made,
         folds=cfg.folds,
         seeds=cfg.seeds,
+        often=cfg.often,
     )
 
 
-def compared(best: str) -> list[tuple[str, str]]:
+def made_arms(often: tuple[int, ...] = (1,)) -> dict[str, tuple[str, int]]:
+    """Arms with images that nobody photographed: how they are made, and how many real ones are seen for each."""
+    return {
+        how if n == 1 else f"{how}, one in {n + 1}": (how, n) for n in often for how in ("DCGAN", "CGAN", "blended")
+    }
+
+
+def compared(best: str, often: tuple[int, ...] = (1,)) -> list[tuple[str, str]]:
     """What is compared: the usual remedies with none, images that nobody photographed with the better of these."""
     usual = [(arm, "as they are") for arm in ("class weights", "oversampled")]
-    return usual + [(arm, best) for arm in ("DCGAN", "CGAN", "blended")]
+    return usual + [(arm, best) for arm in made_arms(often)]
 
 
 def better_remedy(summary: pd.DataFrame) -> str:
@@ -91,8 +100,9 @@ def better_remedy(summary: pd.DataFrame) -> str:
 
 
 def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> pd.DataFrame:
-    """Images as they are; every class with equal weight; every class equally often; the same with half of the rare
-    classes' images drawn from noise, drawn from deformed sketches, or blended onto other skin. All are augmented.
+    """Images as they are; every class with equal weight; every class equally often; the same with half (or less, see
+    `often`) of the rare classes' images drawn from noise, from deformed sketches, or blended onto other skin. All are
+    augmented.
 
     Every fold trains its generators on its own training rows. Folds and generators are the same for all seeds. Raises
     `DataError` where masks or labels are missing.
@@ -116,11 +126,13 @@ def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> 
             return drawn_images(folder / "checkpoint.pt", store, few, plan.made, seed, balanced=True)
         return blended_images(store, few, plan.made, small_lesions(store, outlined), seed)
 
-    def arm(balance: str, how: str | None = None) -> Arm:
+    def arm(balance: str, how: str | None = None, often: int = 1) -> Arm:
         def cell(share: float, seed: int, work: Path) -> pd.DataFrame:
             tables, seconds = [], 0.0
             for fold, (train, test) in enumerate(folds):
-                parts = [Part(store.images, train, labels=store.labels)] + ([made(how, fold, seed)] if how else [])
+                parts = often * [Part(store.images, train, labels=store.labels)] + (
+                    [made(how, fold, seed)] if how else []
+                )
                 settings, names = replace(plan.classifier, balance=balance), named(store.table.iloc[train])
                 start = time.perf_counter()
                 train_on_labelled(parts, settings, work / f"{fold}", replace(plan.run, seed=seed), names)
@@ -135,12 +147,9 @@ def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> 
         "as they are": arm("none"),
         "class weights": arm("loss"),
         "oversampled": arm("sampling"),
-        "DCGAN": arm("sampling", "DCGAN"),
-        "CGAN": arm("sampling", "CGAN"),
-        "blended": arm("sampling", "blended"),
-    }
+    } | {name: arm("sampling", how, often) for name, (how, often) in made_arms(plan.often).items()}
     facts = asdict(plan) | {"data": store.folder.name}
-    return run_cells(arms, [1.0], plan.seeds, out, {k: v for k, v in facts.items() if k != "seeds"})
+    return run_cells(arms, [1.0], plan.seeds, out, {k: v for k, v in facts.items() if k not in ("seeds", "often")})
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
