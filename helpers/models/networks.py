@@ -79,7 +79,7 @@ class Noisy(nn.Module):
     covariance that the noises of photographs had, as far as the encoder's prior left them apart: there it was compared
     with photographs. Both are those of all noises so far, and of the latest `MEMORY` once there were more."""
 
-    MEMORY = 3_000
+    MEMORY = 1_000
 
     def __init__(self, noise: int):
         super().__init__()
