@@ -6,7 +6,7 @@ READY := .venv/.installed
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test lab notebooks bench badges clean
+.PHONY: help setup run test demo lab notebooks bench badges clean
 
 help: ## this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,9 @@ test: $(READY) ## ruff, unit tests, every notebook in the smoke profile
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	LESION_PROFILE=smoke LESION_DATASET= LESION_DATA_ROOT= $(BIN)/python -m pytest tests notebooks \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=180
+
+demo: $(READY) ## the web page, on this machine: draw a lesion, analyse a photograph
+	$(BIN)/python -m helpers demo
 
 lab: $(READY) ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab notebooks

@@ -1,5 +1,5 @@
 """The one shell door: `python -m helpers audit | prepare | train METHOD | draw | quality | segment | classify |
-experiment QUESTION | release METHOD`.
+experiment QUESTION | release METHOD | demo`.
 """
 
 import argparse
@@ -19,6 +19,7 @@ from helpers.config import DATASETS, get_config, shown
 from helpers.data.audit import audit
 from helpers.data.files import DataError, picture_shape, read_image
 from helpers.data.layouts import open_dataset, pictures_by_id, read, read_labels
+from helpers.data.sketches import MOSTLY_INK
 from helpers.data.store import Store, StoreSettings, fit, load_sketch, prepare
 
 
@@ -199,9 +200,6 @@ def draw_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
-MOSTLY_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exceeds it, a line drawing does not
-
-
 def read_sketches(folder: Path, size: int, problems: list[str]) -> dict[str, np.ndarray]:
     """Every drawing of a folder by its id, `(size, size)` in {0, 255}; what cannot be read or is empty is named."""
     if not folder.is_dir():
@@ -280,6 +278,16 @@ def segment_command(args: argparse.Namespace, cfg) -> int:
     with open(args.out / "areas.csv", "w", newline="") as file:
         csv.writer(file).writerows([("image_id", "width", "height", "lesion_pixels", "lesion_share"), *areas])
     print(f"{len(areas)} masks and areas.csv in {shown(args.out)}")
+    return 0
+
+
+def demo_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.views.demo import build_page, launch_page
+    from helpers.views.studio import LOADERS, Studio, weights_at_hand
+
+    studio = Studio(weights_at_hand(cfg, {method: getattr(args, method) for method in LOADERS}))
+    print(studio)
+    launch_page(build_page(studio), args.port, wait=True)
     return 0
 
 
@@ -571,6 +579,12 @@ def parser() -> argparse.ArgumentParser:
     say.add_argument("--images", type=Path, required=True, metavar="FOLDER")
     say.add_argument("--out", type=Path, metavar="CSV", help="default: outputs/.../classified.csv")
     say.set_defaults(run=classify_command, part="quality")
+
+    page = commands.add_parser("demo", help="the web page: draw a lesion, analyse a photograph")
+    page.add_argument("--port", type=int, help="default: the first free one from 7860")
+    for method in ("cgan", "segmenter", "classifier", "dcgan"):
+        page.add_argument(f"--{method}", type=Path, metavar="CHECKPOINT", help="default: the released weights")
+    page.set_defaults(run=demo_command, part="cgan")
     return door
 
 

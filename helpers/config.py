@@ -161,7 +161,7 @@ def shown(path: str | Path) -> str:
 
 # Where the name pip knows is not the name Python imports; and what a notebook in Colab has no use for.
 IMPORT_NAMES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn"}
-NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "ruff"}
+NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "playwright", "ruff"}
 
 
 def missing_requirements() -> list[str]:

@@ -520,3 +520,15 @@ def test_unpaired_training_says_whose_sketches_it_takes(phantoms, tmp_path, monk
     assert re.search(r"\d+ unpaired sketches", told) and "of memory at most" in told
     assert main([*command, "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path / "b")]) == 0
     assert "no unpaired sketches: each picture comes with any of the others'" in capsys.readouterr().out
+
+
+def test_the_page_opens_with_released_or_named_weights(monkeypatch, capsys, tmp_path):
+    from helpers.views import demo
+
+    asked = []
+    monkeypatch.setattr(demo, "launch_page", lambda page, port, wait: asked.append((page.title, port, wait)))
+    assert main(["demo", "--port", "7999"]) == 0
+    assert asked == [("Sketch2Lesion", 7999, True)]
+    assert "cgan: data/released/cgan.safetensors, 128 px, MEL SK NV" in capsys.readouterr().out
+    assert main(["demo", "--cgan", str(tmp_path / "gone.pt")]) == 2
+    assert "there is no" in capsys.readouterr().err

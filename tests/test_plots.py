@@ -1,3 +1,7 @@
+import re
+from base64 import b64decode
+from io import BytesIO
+
 import matplotlib
 
 matplotlib.use("Agg")
@@ -106,3 +110,12 @@ def test_calibration_draws_every_bin():
     table = pd.DataFrame({"confidence": [0.4, 0.9], "accuracy": [0.5, 0.7], "N": [10, 30]})
     axis = plots.calibration({"before": table, "after": table}).axes[0]
     assert len(axis.collections) == 2 and axis.collections[0].get_offsets().tolist() == [[0.4, 0.5], [0.9, 0.7]]
+
+
+def test_a_table_with_pictures_shows_text_as_text():
+    table = pd.DataFrame({"name": ["<script>", "b"], "share": [0.123456, 1.0]}, index=[7, 8])
+    wide, grey = np.zeros((10, 20, 3), np.uint8), np.zeros((10, 10), np.uint8)
+    page = plots.pictured(table, {"picture": [wide, grey]}, side=30).data
+    assert "<script>" not in page and "&lt;script&gt;" in page and ">0.123<" in page
+    encoded = re.findall(r"base64,([^\"]+)", page)
+    assert [Image.open(BytesIO(b64decode(code))).size for code in encoded] == [(60, 30), (30, 30)]

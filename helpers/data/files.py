@@ -9,7 +9,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
@@ -32,27 +32,32 @@ def list_images(folder: Path) -> list[Path]:
     return [Path(folder) / n for n in sorted(names) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
 
 
-def read_image(path: str | Path, at_least: int | None = None) -> np.ndarray:
+def read_image(path: str | Path, at_least: int | None = None, upright: bool = False) -> np.ndarray:
     """Read a picture as RGB `uint8 (H, W, 3)`; transparency is shown on white.
 
     `at_least` lets the JPEG decoder skip detail: the result has both sides of at least that many pixels
     where the file does, but may be 2, 4 or 8 times smaller than the file says, which is much faster.
-    Orientation flags are ignored: masks fit the pixels as they are stored.
+    Orientation flags are ignored, for masks fit the pixels as they are stored, unless it shall stand `upright`.
     Raises `DataError` naming the file when it is missing, truncated or no picture.
     """
 
-    def colours(picture: Image.Image) -> np.ndarray:
+    def reduced(picture: Image.Image) -> np.ndarray:
         if at_least:
             picture.draft("RGB", (at_least, at_least))
-        if picture.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
-            deep = np.asarray(picture, np.float32)
-            picture = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
-        if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-            picture = picture.convert("RGBA")
-            picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-        return np.asarray(picture.convert("RGB"))
+        return colours(ImageOps.exif_transpose(picture) if upright else picture)
 
-    return _decode(path, colours)
+    return _decode(path, reduced)
+
+
+def colours(picture: Image.Image) -> np.ndarray:
+    """A picture of any mode as RGB `uint8 (H, W, 3)`; transparency is shown on white."""
+    if picture.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
+        deep = np.asarray(picture, np.float32)
+        picture = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
+    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
+        picture = picture.convert("RGBA")
+        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
+    return np.asarray(picture.convert("RGB"))
 
 
 def _decode(path: str | Path, values: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -89,11 +94,16 @@ def wrong_size(path: str | Path, found: tuple[int, int], image: tuple[int, int])
 
 
 def read_sketch(path: str | Path) -> np.ndarray:
-    """Read a drawing as `uint8 (H, W)`, white lines on black; dark lines on light paper are inverted, and the grey of
-    the paper or board is taken away."""
-    drawing = cv2.cvtColor(read_image(path), cv2.COLOR_RGB2GRAY)
-    drawing = 255 - drawing if np.median(drawing) > 127 else drawing
-    return cv2.subtract(drawing, np.full_like(drawing, int(np.median(drawing))))
+    """Read a drawing as `uint8 (H, W)`, white lines on black, see `lines_of`."""
+    return lines_of(read_image(path))
+
+
+def lines_of(drawing: np.ndarray) -> np.ndarray:
+    """Lines of any colour on light paper, or light ones on dark, `uint8 (H, W, 3)` -> white on black `uint8 (H, W)`;
+    the tone of the paper or board is taken away."""
+    light = np.median(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY)) > 127
+    lines = 255 - drawing.min(axis=2) if light else drawing.max(axis=2)
+    return cv2.subtract(lines, np.full_like(lines, int(np.median(lines))))
 
 
 def central_square(picture: np.ndarray) -> np.ndarray:

@@ -10,6 +10,7 @@ import cv2
 import numpy as np
 
 STYLES = ("contour", "structure", "hand")
+MOSTLY_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exceeds it, a line drawing does not
 
 
 def sketch(

@@ -353,8 +353,13 @@ def load_row(row, settings: StoreSettings) -> tuple[np.ndarray, np.ndarray | Non
 
 def load_sketch(path: str | Path, settings: StoreSettings) -> np.ndarray:
     """A drawing in a file -> `(S, S)` in {0, 255}."""
+    return fit_lines(read_sketch(path), settings)
+
+
+def fit_lines(lines: np.ndarray, settings: StoreSettings) -> np.ndarray:
+    """White lines on black `(H, W)` -> `(S, S)` in {0, 255}."""
     # A thin line fades when it is made smaller; a tenth of white is still a line.
-    return np.where(fit(read_sketch(path), settings) > 25, 255, 0).astype(np.uint8)
+    return np.where(fit(lines, settings) > 25, 255, 0).astype(np.uint8)
 
 
 def fit(picture: np.ndarray, settings: StoreSettings) -> np.ndarray:

@@ -1,12 +1,15 @@
 """Grids, counts and pairs, drawn the same way everywhere. Arrays in, a matplotlib figure out."""
 
+from base64 import b64encode
 from collections.abc import Sequence
+from html import escape
 from io import BytesIO
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
+from IPython.display import HTML
 from IPython.display import Image as Shown
 from matplotlib.figure import Figure
 from PIL import Image
@@ -177,6 +180,24 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = 
     marked = image.copy()
     marked[(mask == 1) & (inner == 0)] = colour
     return marked
+
+
+def pictured(table: pd.DataFrame, pictures: dict[str, Sequence[np.ndarray]], side: int = 96) -> HTML:
+    """A table with columns of pictures `(H, W[, 3]) uint8` before its own, each `side` pixels high."""
+
+    def tag(picture: np.ndarray) -> str:
+        image, file = Image.fromarray(picture), BytesIO()
+        image.resize((round(side * image.width / image.height), side)).convert("RGB").save(file, "JPEG", quality=82)
+        return f'<img src="data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}">'
+
+    shown = pd.DataFrame({name: [tag(picture) for picture in column] for name, column in pictures.items()})
+    table = pd.concat([shown, table.reset_index(drop=True).map(as_text)], axis=1)
+    return HTML(table.to_html(escape=False, index=False, border=0))
+
+
+def as_text(value: object) -> str:
+    """For a page: numbers with three digits, and nothing that a browser would take for more than text."""
+    return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
 
 
 def save(figure: Figure, path: str | Path) -> Shown:

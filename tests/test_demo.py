@@ -1,0 +1,294 @@
+"""The page as a program, as many programs at once, and as a person with a mouse see it."""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from zipfile import ZipFile
+
+import cv2
+import httpx
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from helpers.config import ROOT, get_config
+from helpers.data import phantoms
+from helpers.data.files import DataError
+from helpers.views import demo
+from helpers.views.demo import Desk, build_page, inside_of, launch_page, paper_with, sketch_on, zipped
+from helpers.views.studio import Studio, example_sketches, weights_at_hand
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+@pytest.fixture(scope="module")
+def studio() -> Studio:
+    return Studio(weights_at_hand(get_config("cgan")))
+
+
+@pytest.fixture(scope="module")
+def address(studio):
+    page = build_page(studio)
+    yield launch_page(page, quiet=True)
+    page.close()
+
+
+@pytest.fixture()
+def client(address) -> Client:
+    return Client(address, verbose=False)
+
+
+def on_paper(sketch: np.ndarray, folder: Path, name: str = "paper.png") -> dict:
+    Image.fromarray(255 - sketch).save(folder / name)
+    return {"background": None, "layers": [], "composite": handle_file(folder / name)}
+
+
+def pictures(gallery: list[dict]) -> list[np.ndarray]:
+    return [np.array(Image.open(entry["image"]).convert("RGB")) for entry in gallery]
+
+
+# ---------------------------------------------------------------------------------------------------- pure functions
+
+
+@pytest.mark.parametrize("paper", [None, demo.PAPERS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}])
+def test_empty_paper_gets_a_sentence(paper):
+    with pytest.raises(DataError, match="paper is empty"):
+        sketch_on(paper, 128)
+
+
+def test_a_sketch_laid_on_the_paper_comes_back():
+    for sketch in example_sketches(128):
+        paper = paper_with(sketch)
+        assert paper["composite"].size == (demo.CANVAS, demo.CANVAS) and len(paper["layers"]) == 1
+        back = sketch_on(paper, 128)
+        wider = cv2.dilate(sketch, np.ones((3, 3), np.uint8))
+        assert not (back & ~wider).any() and (back & sketch).sum() > 0.9 * sketch.sum()
+
+
+def test_the_mask_of_a_sketch_is_what_it_encloses():
+    disc = cv2.circle(np.zeros((128, 128), np.uint8), (60, 70), 40, 255, -1)
+    ring = cv2.circle(np.zeros((128, 128), np.uint8), (60, 70), 39, 255, 2)
+    ring[68:72, 95:105] = 0  # a gap, as hands leave them
+    found = inside_of(ring)
+    assert found.shape == ring.shape and set(np.unique(found)) == {0, 255}
+    assert (found & disc).sum() / (found | disc).sum() > 0.95
+
+
+def test_zips_are_kept_for_some_minutes_only(monkeypatch):
+    first = Path(zipped({"a/b": np.zeros((4, 4, 3), np.uint8)}, "first"))
+    assert ZipFile(first).namelist() == ["a/b.png"] and first.stat().st_size < 1_000
+    os.utime(first.parent, (0, 0))
+    second = Path(zipped({"c": np.zeros((4, 4), np.uint8)}, "second"))
+    assert second.is_file() and not first.exists()
+
+
+def test_what_programs_ask_for_is_bounded(studio):
+    desk = Desk(studio)
+    paper = paper_with(desk.examples[0])
+    assert len(desk.draw(paper, "MEL", 1.0, 10_000, 0)[0]) == demo.MOST_AT_ONCE
+    assert len(desk.draw(paper, "MEL", 1.0, -5, -7)[0]) == 1
+    with pytest.raises(DataError, match="no wart"):
+        desk.draw(paper, "wart", 1.0, 1, 0)
+
+
+def test_the_private_folder_is_private_and_goes_with_the_process():
+    assert os.stat(demo.PRIVATE).st_mode & 0o077 == 0
+    code = "from helpers.views import demo; import gradio; print(demo.PRIVATE); open(demo.PRIVATE + '/a', 'w').close()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    folder = Path(done.stdout.strip().splitlines()[-1])
+    assert folder.name.startswith("sketch2lesion-") and not folder.exists()
+
+
+# ----------------------------------------------------------------------------------------------------------- programs
+
+
+def test_a_program_draws_and_gets_images_sketch_and_mask(client, studio, tmp_path):
+    sketch = example_sketches(128)[1]
+    gallery, archive = client.predict(on_paper(sketch, tmp_path), "SK", 1.0, 3, 7, api_name="/draw")
+    assert np.array_equal(pictures(gallery), studio.draw(sketch, "SK", 3, 1.0, 7))
+    with ZipFile(archive) as inside:
+        assert sorted(inside.namelist()) == ["SK-7-1.png", "SK-7-2.png", "SK-7-3.png", "mask.png", "sketch.png"]
+        inside.extractall(tmp_path)
+    assert np.array_equal(np.array(Image.open(tmp_path / "sketch.png")), sketch)
+    mask = np.array(Image.open(tmp_path / "mask.png"))
+    assert set(np.unique(mask)) == {0, 255} and mask[sketch > 0].mean() > 200
+    *_, seed = client.predict(on_paper(sketch, tmp_path), "SK", 1.0, 1, 7, api_name="/draw_others")
+    assert seed == 8
+
+
+def test_a_program_gets_a_zip_of_pairs_to_train_with(client, tmp_path):
+    archive = client.predict(on_paper(example_sketches(128)[0], tmp_path), "NV", True, 3, 0, api_name="/set_of")
+    with ZipFile(archive) as inside:
+        names = [f"{part}/NV_{k:03d}.png" for k in (1, 2, 3) for part in ("images", "masks")]
+        assert sorted(inside.namelist()) == sorted(names)
+
+
+def test_a_photograph_is_analysed_and_its_sketch_can_be_drawn(client, tmp_path):
+    Image.fromarray(phantoms.draw(1, 4, size=200)[0]).save(tmp_path / "photo.png")
+    outlined, words, named, heat, sketch = client.predict(handle_file(tmp_path / "photo.png"), api_name="/look")
+    assert Image.open(outlined).size == (200, 200) and Image.open(heat).size == (128, 128)
+    assert re.search(r"takes \*\*\d+\.\d %\*\*", words)
+    sure = {entry["label"]: entry["confidence"] for entry in named["confidences"]}
+    assert set(sure) == {"melanoma", "seborrhoeic keratosis", "mole (nevus)"} and abs(sum(sure.values()) - 1) < 1e-4
+    paper = client.predict(handle_file(sketch), api_name="/upload")
+    drawn, _ = client.predict(
+        {**paper, "composite": handle_file(paper["composite"]), "background": None, "layers": []},
+        "MEL",
+        1.0,
+        1,
+        0,
+        api_name="/draw",
+    )
+    assert pictures(drawn)[0].shape == (128, 128, 3)
+
+
+@pytest.mark.parametrize("name", ["empty", "text", "cut", "colour"])
+def test_what_cannot_be_analysed_gets_a_sentence(client, tmp_path, name):
+    file = tmp_path / f"{name}.png"
+    Image.fromarray(np.full((99, 99, 3), 90, np.uint8)).save(file)
+    if name != "colour":
+        file.write_bytes({"empty": b"", "text": b"no picture", "cut": file.read_bytes()[:60]}[name])
+    with pytest.raises(AppError, match="one colour" if name == "colour" else "damaged or not a picture") as error:
+        client.predict(handle_file(file), api_name="/look")
+    assert demo.PRIVATE not in str(error.value)
+
+
+def test_nothing_drawn_gets_a_sentence(client, tmp_path):
+    with pytest.raises(AppError, match="paper is empty"):
+        client.predict(on_paper(np.zeros((256, 256), np.uint8), tmp_path), "MEL", 1.0, 1, 0, api_name="/draw")
+
+
+def own_memory() -> float:
+    """MiB of this process that are no mapped files, where the system tells."""
+    status = Path("/proc/self/status")
+    found = re.search(r"RssAnon:\s+(\d+)", status.read_text()) if status.is_file() else None
+    return int(found[1]) / 1024 if found else 0.0
+
+
+def test_twenty_at_once_all_get_their_own_answer(address, studio, tmp_path):
+    sketches = example_sketches(128, 20)
+    wanted = [studio.draw(sketch, studio.classes["cgan"][k % 3], 2, 1.0, k) for k, sketch in enumerate(sketches)]
+
+    def visit(k: int) -> list[np.ndarray]:
+        paper = on_paper(sketches[k], tmp_path, f"{k}.png")
+        gallery, _ = Client(address, verbose=False).predict(
+            paper, studio.classes["cgan"][k % 3], 1.0, 2, k, api_name="/draw"
+        )
+        return pictures(gallery)
+
+    with ThreadPoolExecutor(20) as pool:
+        first = list(pool.map(visit, range(20)))
+        before = own_memory()
+        second = list(pool.map(visit, range(20)))
+    for got in (first, second):
+        assert all(np.array_equal(one, other) for one, other in zip(got, wanted, strict=True))
+    assert own_memory() - before < 300, "MiB more for another twenty visitors"
+
+
+# -------------------------------------------------------------------------------------------------------- other files
+
+
+def test_no_file_outside_the_pages_own_can_be_fetched(address, tmp_path):
+    (tmp_path / "secret.txt").write_text("hush-hush")
+    places = ["/etc/passwd", f"{tmp_path}/secret.txt", f"{ROOT}/README.md", demo.PRIVATE, f"{demo.PRIVATE}/"]
+    places += [
+        f"{demo.PRIVATE}/../{tmp_path.relative_to('/tmp') if tmp_path.is_relative_to('/tmp') else ''}/secret.txt"
+    ]
+    places += ["../../../../etc/passwd", "..%2f..%2f..%2fetc%2fpasswd", f"{demo.PRIVATE}/..%2f..%2fetc%2fpasswd"]
+    places += ["/proc/self/environ", "file:///etc/passwd", "helpers/config.py", "data/released/cgan.md"]
+    for place in places:
+        for door in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/stream/"):
+            answer = httpx.get(f"{address}{door}{place}")
+            told = answer.text
+            assert answer.status_code >= 400 or "<html" in told, (door, place)
+            assert "root:x:" not in told and "hush-hush" not in told and "LESION_PROFILE" not in told, (door, place)
+
+
+def test_a_program_cannot_pass_off_a_file_of_this_machine_as_its_upload(address, tmp_path):
+    Image.fromarray(phantoms.draw(1, 4)[0]).save(tmp_path / "mine.png")
+    given = {"path": str(tmp_path / "mine.png"), "meta": {"_type": "gradio.FileData"}}
+    event = httpx.post(f"{address}gradio_api/call/look", json={"data": [given]}).json()["event_id"]
+    answer = httpx.get(f"{address}gradio_api/call/look/{event}", timeout=60).text
+    assert "event: error" in answer and "takes" not in answer
+
+
+def test_uploads_are_bounded_and_not_told_to_others(address, client, tmp_path):
+    large = tmp_path / "large.png"
+    large.write_bytes(b"\0" * 21 * 2**20)
+    with large.open("rb") as file:
+        assert httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 413
+    Image.fromarray(phantoms.draw(2, 4)[0]).save(tmp_path / "somebodys-mole.png")
+    client.predict(handle_file(tmp_path / "somebodys-mole.png"), api_name="/look")
+    kept = [path for path in Path(demo.PRIVATE).rglob("*somebodys-mole*") if path.is_file()]
+    assert kept, "uploads lie in the private folder"
+    for place in ("", "config", "gradio_api/info", "gradio_api/startup-events"):
+        assert "somebodys-mole" not in httpx.get(address + place).text
+
+
+def test_uploads_are_emptied(studio, tmp_path, monkeypatch):
+    monkeypatch.setattr(demo, "KEPT", 1)
+    monkeypatch.setattr(demo, "EMPTIED_EVERY", 1)
+    page = build_page(studio)
+    try:
+        visitor = Client(launch_page(page, quiet=True), verbose=False)
+        Image.fromarray(phantoms.draw(3, 4)[0]).save(tmp_path / "short-lived.png")
+        visitor.predict(handle_file(tmp_path / "short-lived.png"), api_name="/look")
+        left = time.monotonic() + 30
+        while any(path.is_file() for path in Path(demo.PRIVATE).rglob("short-lived*")) and time.monotonic() < left:
+            time.sleep(0.5)
+        assert not any(path.is_file() for path in Path(demo.PRIVATE).rglob("short-lived*"))
+    finally:
+        page.close()
+
+
+# ------------------------------------------------------------------------------------------------------------- people
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_path):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
+    shots = get_config("cgan").outputs / "figures"
+    shots.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(phantoms.draw(0, 12, size=300)[0]).save(tmp_path / "photo.png")
+    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+    with sync_api.sync_playwright() as play:
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        tab = browser.new_page(viewport={"width": 1280, "height": 900})
+        tab.set_default_timeout(60_000)
+        tab.goto(address)
+        tab.get_by_label("Brush Size").wait_for()  # the pen is in hand
+        box = tab.locator("canvas").first.bounding_box()
+        middle, reach = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]), np.array([95, 75])
+        for k, angle in enumerate(np.linspace(0, 2 * np.pi, 50)):
+            at = middle + reach * [np.cos(angle), np.sin(angle)] * (1 + 0.1 * np.sin(3 * angle))
+            tab.mouse.move(*at)
+            if k == 0:
+                tab.mouse.down()
+        tab.mouse.up()
+        tab.get_by_label("seborrhoeic keratosis").first.check()
+        tab.get_by_role("button", name="Draw", exact=True).click()
+        thumbnails = tab.get_by_role("button", name=re.compile("Thumbnail . of 4"))
+        thumbnails.nth(3).wait_for()
+        tab.wait_for_function("[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 0)")
+        assert thumbnails.nth(0).locator("img").evaluate("i => i.naturalWidth") == 128
+        tab.screenshot(path=shots / "08_draw.png")
+        tab.get_by_role("tab", name="Analyse").click()
+        tab.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
+        tab.get_by_role("button", name="Analyse", exact=True).click()
+        tab.get_by_text("of the picture").wait_for()
+        tab.wait_for_timeout(1_500)
+        tab.screenshot(path=shots / "08_analyse.png")
+        tab.get_by_role("button", name="Draw this sketch under another diagnosis").click()
+        tab.get_by_label("Brush Size").wait_for()
+        tab.get_by_role("button", name="Draw", exact=True).click()
+        tab.wait_for_timeout(3_000)
+        tab.screenshot(path=shots / "08_again.png")
+        assert tab.get_by_text("paper is empty").count() == 0
+        browser.close()
