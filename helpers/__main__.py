@@ -5,6 +5,7 @@ experiment QUESTION | release METHOD | demo`.
 import argparse
 import csv
 import json
+import signal
 import sys
 import time
 from collections import Counter
@@ -287,6 +288,8 @@ def demo_command(args: argparse.Namespace, cfg) -> int:
 
     studio = Studio(weights_at_hand(cfg, {method: getattr(args, method) for method in LOADERS}))
     print(studio)
+    for end in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # uploads go with the page then too
+        signal.signal(end, lambda *_: sys.exit(0))
     launch_page(build_page(studio), args.port, wait=True)
     return 0
 

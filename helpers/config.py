@@ -38,33 +38,33 @@ SIZES = {
         "full": {"size": 128, "shown": 6},
     },
     "cgan": {
-        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4, "unpaired_steps": 6},
-        "demo": {"size": 128, "width": 32, "steps": 900, "batch": 4, "unpaired_steps": 600},
-        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16, "unpaired_steps": 20_000},
+        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
+        "demo": {"size": 64, "width": 32, "steps": 900, "batch": 4},
+        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
     },
     "segmenter": {
         "smoke": {"size": 64, "network": "Unet", "encoder": "mobilenet_v2", "steps": 6, "batch": 4},
-        "demo": {"size": 128, "network": "Unet", "encoder": "mobilenet_v2", "steps": 150, "batch": 16},
+        "demo": {"size": 128, "network": "Unet", "encoder": "mobilenet_v2", "steps": 120, "batch": 16},
         "full": {"size": 256, "network": "Unet", "encoder": "resnet34", "steps": 8_000, "batch": 32},
     },
     "pairs": {  # do drawn pairs help? as notebook 4 asks it
         "smoke": {"size": 64, "steps": 4, "batch": 4, "shares": (1.0,), "seeds": (0, 1)}
         | {"width": 8, "draw_steps": 4, "draw_batch": 4, "pairs": 8},
         "demo": {"size": 64, "steps": 40, "batch": 12, "shares": (0.1,), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 400, "draw_batch": 4, "pairs": 300},
+        | {"width": 32, "draw_steps": 300, "draw_batch": 4, "pairs": 300},
         "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
         | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
     },
     "dcgan": {
         "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
-        "demo": {"size": 64, "width": 32, "steps": 1_000, "batch": 8},
+        "demo": {"size": 64, "width": 32, "steps": 700, "batch": 8},
         "full": {"size": 128, "width": 64, "steps": 40_000, "batch": 16},
     },
     "synthetic": {  # do drawn images help a classifier? as notebook 6 asks it
         "smoke": {"size": 64, "network": "small", "steps": 4, "batch": 8, "shares": (1.0,), "seeds": (0, 1)}
         | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14, "networks": ("small", "mobilenet_v2")},
-        "demo": {"size": 64, "network": "small", "steps": 100, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 400, "draw_batch": 4, "drawn": 700}
+        "demo": {"size": 64, "network": "small", "steps": 50, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 300, "draw_batch": 4, "drawn": 700}
         | {"networks": ("small", "resnet18", "mobilenet_v2")},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64}
         | {"shares": (0.1, 1.0), "seeds": (0, 1, 2)}
@@ -76,7 +76,7 @@ SIZES = {
         | {"made": 6, "often": (1,)}
         | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4}
         | {"backbone": "mobilenet_v2", "seen": 24},
-        "demo": {"size": 64, "network": "small", "steps": 60, "batch": 32, "folds": 3, "seeds": (0, 1, 2)}
+        "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "folds": 3, "seeds": (0, 1)}
         | {"made": 300, "often": (1,)}
         | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8}
         | {"backbone": "mobilenet_v2", "seen": 300},
@@ -94,7 +94,7 @@ SIZES = {
     },
     "quality": {  # of the classifier that judges, and of notebook 6
         "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},
-        "demo": {"size": 128, "network": "small", "steps": 300, "batch": 32},
+        "demo": {"size": 64, "network": "small", "steps": 300, "batch": 32},
         "full": {"size": 256, "network": "resnet18", "steps": 6_000, "batch": 64},
     },
 }
@@ -108,7 +108,7 @@ SIZES["diagnosis"] = SIZES["synthetic"] | {
 }
 SIZES["balancing"] = SIZES["folds"] | {
     "demo": SIZES["folds"]["demo"]
-    | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "made": 1_500}
+    | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "seeds": (0, 1, 2), "made": 1_500}
     | {"width": 32, "draw_steps": 4_000, "noise_steps": 3_000}
 }
 

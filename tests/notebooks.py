@@ -74,7 +74,8 @@ def main(how: str, paths: list[Path]) -> int:
             copy.with_suffix(".html").write_text(HTMLExporter().from_notebook_node(notebook)[0], encoding="utf-8")
         print(f"{label}  {time.perf_counter() - start:.0f} s", flush=True)
     if how == "in-place":
-        for name in GALLERY:
+        executed = {path.name[:2] for path in paths}
+        for name in (name for name in GALLERY if name[:2] in executed):
             shutil.copy(cfg.outputs / "figures" / name, ROOT / "outputs" / "gallery" / name)
     place = os.path.relpath(cfg.outputs)
     print(f"Look at {place}/notebooks/*.html (executed notebooks) and {place}/figures/ (their pictures).")

@@ -1,8 +1,8 @@
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import cv2
 import numpy as np
-import pandas as pd
 import pytest
 from PIL import Image, ImageDraw
 
@@ -14,6 +14,7 @@ from helpers.views.studio import (
     Studio,
     example_sketches,
     heated,
+    inside_of,
     line_drawing,
     plain_name,
     predict_folder,
@@ -74,6 +75,19 @@ def test_of_a_mask_the_outline_is_drawn():
         mask = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), radius, 1, -1)
         for picture in (255 * mask, 255 * (1 - mask)):
             assert np.array_equal(line_drawing(Image.fromarray(picture), 128), contour(mask)), radius
+    beyond = cv2.circle(np.zeros((128, 128), np.uint8), (40, 64), 80, 1, -1)  # 76 % of the picture, and its frame
+    assert np.array_equal(line_drawing(Image.fromarray(255 * beyond), 128), contour(beyond))
+
+
+def test_what_a_sketch_encloses_with_gaps_and_without():
+    disc = cv2.circle(np.zeros((128, 128), np.uint8), (60, 70), 40, 1, -1)
+    ring = cv2.circle(np.zeros((128, 128), np.uint8), (60, 70), 39, 255, 2)
+    ring[67:73, 95:105] = 0  # a gap, as hands leave them
+    found = inside_of(ring)
+    assert found.shape == ring.shape and set(np.unique(found)) == {0, 1}
+    assert (found & disc).sum() / (found | disc).sum() > 0.93
+    ring[:70] = 0
+    assert inside_of(ring) is None, "half a circle encloses nothing"
 
 
 def test_tiny_drawings_and_drawings_that_are_no_squares():
@@ -82,6 +96,18 @@ def test_tiny_drawings_and_drawings_that_are_no_squares():
     wide = Image.new("RGB", (256, 128), "white")
     wide.paste(ring(), (64, 0))
     assert np.array_equal(line_drawing(wide, 128), line_drawing(ring(), 128))
+    wide.paste(ring(), (0, 0))  # a second one, outside the central square: now all of it counts
+    both = line_drawing(wide, 128) > 0
+    assert both[:, :64].sum() > 50 and both[:, 64:].sum() > 50 and not both[:30].any()
+
+
+def test_fine_lines_of_large_drawings_are_not_lost():
+    assert line_drawing(ring(side=3000, width=0.09), 128).mean() > 2
+    net = Image.new("L", (1500, 1500), 255)
+    for k in range(300, 1200, 60):
+        ImageDraw.Draw(net).line((300, k, 1200, k), width=5)
+        ImageDraw.Draw(net).line((k, 300, k, 1200), width=5)
+    assert 0.05 < (line_drawing(net, 128) > 0).mean() < 0.35
 
 
 def test_a_photograph_is_no_drawing():
@@ -164,7 +190,7 @@ def test_what_has_no_weights_says_how_to_get_them(studio):
     with pytest.raises(DataError, match="train dcgan"):
         poor.draw_without_sketch("MEL")
     found = poor.look(phantoms.draw(0, 3)[0])
-    assert (found.share, found.probabilities, found.heat, found.sketch) == (0, {}, None, None)
+    assert (found.share, found.outside, found.probabilities, found.heat, found.sketch) == (0, 0, {}, None, None)
 
 
 def test_images_for_training_fit_their_masks_and_differ(studio):
@@ -178,13 +204,25 @@ def test_images_for_training_fit_their_masks_and_differ(studio):
     assert len({mask.tobytes() for _, mask in made}) == 4
     sketch = example_sketches(studio.size)[2]
     areas = [mask.mean() for _, mask in studio.training_images("NV", 4, seed=1, sketch=sketch)]
-    assert 0.4 < np.mean(areas) / (contour_area(sketch)) < 2.5
+    assert 0.4 < np.mean(areas) / inside_of(sketch).mean() < 2.5
+    gap = sketch.copy()
+    gap[60:64] = 0
+    cut = [mask.mean() for _, mask in studio.training_images("NV", 4, seed=1, sketch=gap)]
+    assert np.allclose(cut, areas, rtol=0.1), "small gaps do not empty the masks"
+    gap[:64] = 0
+    with pytest.raises(DataError, match="not closed"):
+        next(studio.training_images("NV", 1, sketch=gap))
     assert np.array_equal(next(iter(studio.training_images("NV", 1, seed=1)))[0], made[0][0])
 
 
-def contour_area(sketch: np.ndarray) -> float:
-    outlines, _ = cv2.findContours(sketch, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return sum(map(cv2.contourArea, outlines)) / sketch.size
+def test_threads_do_not_take_each_others_chance(studio):
+    sketch, other = example_sketches(studio.size)[0], Studio(dict(studio.weights))
+    wanted = [studio.draw(sketch, "MEL", 2, seed=k) for k in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        drawn = [pool.submit((studio, other)[k % 2].draw, sketch, "MEL", 2, 1.0, k) for k in range(4)]
+        beside = pool.submit(lambda: list(studio.training_images("NV", 4, seed=1)))
+        assert all(np.array_equal(d.result(), w) for d, w in zip(drawn, wanted, strict=True))
+    assert np.array_equal(beside.result()[-1][0], list(studio.training_images("NV", 4, seed=1))[-1][0])
 
 
 def test_a_photograph_is_outlined_named_and_sketched(studio):
@@ -195,6 +233,10 @@ def test_a_photograph_is_outlined_named_and_sketched(studio):
     assert list(found.probabilities) == ["MEL", "SK", "NV"] and abs(sum(found.probabilities.values()) - 1) < 1e-5
     assert found.heat.shape == (128, 128, 3)
     assert found.sketch.shape == (128, 128) and set(np.unique(found.sketch)) == {0, 255}
+    assert found.outside == 0
+    wide = np.concatenate([image, np.broadcast_to(image[:1, :1], (200, 300, 3))], axis=1)
+    beside = studio.look(wide)
+    assert beside.image.shape == wide.shape and beside.outside > 0.2, "the lesion is left of the central square"
     with pytest.raises(DataError, match="one colour"):
         studio.look(np.full((99, 99, 3), 180, np.uint8))
 
@@ -209,14 +251,15 @@ def test_heat_leaves_cold_places_as_they_were():
 def test_a_folder_becomes_a_table(studio, tmp_path):
     for seed in range(3):
         Image.fromarray(phantoms.draw(1, seed)[0]).save(tmp_path / f"{seed}.png")
+    Image.fromarray(phantoms.draw(2, 1)[0]).save(tmp_path / "1.jpg")
+    Image.new("RGB", (64, 64), "pink").save(tmp_path / "plain.png")
     (tmp_path / "broken.jpg").write_text("no picture")
     table, findings, problems = predict_folder(studio, tmp_path)
-    assert list(table.columns) == ["image_id", "diagnosis", "lesion_share", "MEL", "SK", "NV"]
-    assert list(table["image_id"]) == ["0", "1", "2"] == list(findings)
+    assert list(table.columns) == ["file", "diagnosis", "lesion_share", "MEL", "SK", "NV"]
+    assert list(table["file"]) == ["0.png", "1.jpg", "1.png", "2.png"]
     assert (table["diagnosis"] == table[["MEL", "SK", "NV"]].idxmax(axis=1)).all()
-    assert problems == ["broken.jpg: broken.jpg is damaged or not a picture."]
-    pd.testing.assert_series_equal(
-        table["lesion_share"], pd.Series([f.share for f in findings.values()]), check_names=False
-    )
+    assert list(table["lesion_share"]) == [found.share for found in findings]
+    assert problems[0] == "broken.jpg is damaged or not a picture."
+    assert problems[1].startswith("plain.png: The picture is all one colour")
     with pytest.raises(DataError, match="no picture"):
         predict_folder(studio, tmp_path / "nothing")

@@ -1,16 +1,9 @@
 """The web page: draw a lesion, choose a diagnosis, look; or upload a photograph and see what the networks make of it.
 
-`studio.py` does the work; here are the things one clicks on. What visitors upload or get lies in a private folder of
-this process (`GRADIO_TEMP_DIR`), is removed after five minutes, and with the folder when the process ends.
+`studio.py` does the work, `visitors.py` keeps visitors apart; here are the things one clicks on.
 """
 
-import atexit
-import os
-import shutil
 import tempfile
-import time
-from collections.abc import Callable
-from functools import wraps
 from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
@@ -20,56 +13,32 @@ import numpy as np
 from PIL import Image
 
 from helpers.data.files import DataError
+from helpers.views import visitors  # before gradio
 from helpers.views.studio import (
     Finding,
     Studio,
     example_sketches,
+    inside_of,
     line_drawing,
     plain_name,
     read_drawing,
     read_photograph,
 )
+from helpers.views.visitors import own_paper, own_path, telling
 
-PRIVATE = tempfile.mkdtemp(prefix="sketch2lesion-")  # for this user alone
-atexit.register(shutil.rmtree, PRIVATE, ignore_errors=True)
-# Before gradio is imported, which reads them then. Runs would be kept in the visitor's browser.
-os.environ |= {"GRADIO_TEMP_DIR": PRIVATE, "GRADIO_RUN_HISTORY": "False"}
-os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
-
-import gradio as gr  # noqa: E402
+import gradio as gr  # isort: skip
 
 NOTICE = """# Sketch2Lesion
 Draw the outline of a skin lesion, choose a diagnosis, and a network paints what it learnt such lesions look like.
 **For teaching and research. Nothing here is a diagnosis, and no picture drawn here is of a person.**"""
 CANVAS = 256  # pixels of the paper's side
 PAPERS = {"background": None, "layers": [], "composite": None}
-KEPT, EMPTIED_EVERY = 300, 60  # seconds that files are kept, at least, and between two looks for older ones
+NO_LESION = "No lesion was found in this picture."
+SURE = """The bars say how sure the network is among the diagnoses it knows, of the central square of the picture. It
+cannot name others, and it errs often. In the map, yellow is what spoke for the first of them."""
 MOST_AT_ONCE, MOST_IN_ZIP, MOST_WAITING = 8, 100, 100
-MOST_BYTES = "20mb"
 # Else the first stroke of everybody is lost: no tool is in hand at first.
 TAKE_THE_PEN = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
-
-
-class Upload(gr.Image):
-    """A picture that only our own code opens, which has a sentence for what it cannot read."""
-
-    is_template = True
-
-    def preprocess(self, payload):
-        return payload and payload.path
-
-
-def telling(function: Callable) -> Callable:
-    """What cannot be used becomes a message on the page."""
-
-    @wraps(function)
-    def told(*given):
-        try:
-            return function(*given)
-        except DataError as error:
-            raise gr.Error(str(error), duration=8, print_exception=False) from error
-
-    return told
 
 
 def sketch_on(paper: dict | None, size: int) -> np.ndarray:
@@ -80,34 +49,21 @@ def sketch_on(paper: dict | None, size: int) -> np.ndarray:
 
 def paper_with(sketch: np.ndarray) -> dict:
     """The sketch pad showing a sketch, as if it had been drawn there: pen and eraser go on with it."""
-    lines = cv2.resize(sketch, (CANVAS, CANVAS), interpolation=cv2.INTER_LINEAR)
+    lines = cv2.resize(sketch, (CANVAS, CANVAS), interpolation=cv2.INTER_NEAREST)
     ink = Image.fromarray(np.dstack([np.zeros((CANVAS, CANVAS, 3), np.uint8), lines]), "RGBA")
     white = Image.new("RGBA", ink.size, "white")
     return {"background": white, "layers": [ink], "composite": Image.alpha_composite(white, ink)}
 
 
 def zipped(pictures: dict[str, np.ndarray], name: str) -> str:
-    """A zip of PNGs in the private folder -> its path. Older ones are removed."""
-    folder = Path(PRIVATE) / "zips"
-    folder.mkdir(exist_ok=True)
-    for old in folder.iterdir():
-        if time.time() - old.stat().st_mtime > KEPT:
-            shutil.rmtree(old, ignore_errors=True)
-    file = Path(tempfile.mkdtemp(dir=folder)) / f"{name}.zip"
+    """A zip of PNGs in the private folder -> its path."""
+    file = Path(tempfile.mkdtemp(dir=visitors.PRIVATE)) / f"{name}.zip"
     with ZipFile(file, "w") as archive:
         for place, picture in pictures.items():
             png = BytesIO()
             Image.fromarray(picture).save(png, "PNG")
             archive.writestr(f"{place}.png", png.getvalue())
     return str(file)
-
-
-def inside_of(sketch: np.ndarray) -> np.ndarray:
-    """The mask `(S, S)` in {0, 255} of a sketch: what its lines enclose, gaps of some pixels closed."""
-    gap = max(3, len(sketch) // 16) | 1
-    closed = cv2.morphologyEx(np.pad(sketch, gap), cv2.MORPH_CLOSE, np.ones((gap, gap), np.uint8))
-    outlines, _ = cv2.findContours(closed, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    return cv2.drawContours(np.zeros_like(closed), outlines, -1, 255, cv2.FILLED)[gap:-gap, gap:-gap]
 
 
 # ---------------------------------------------------------------------------------------------- what the buttons call
@@ -124,7 +80,8 @@ class Desk:
         sketch = sketch_on(paper, self.studio.size)
         images = self.studio.draw(sketch, name, between(count, 1, MOST_AT_ONCE), variation, whole(seed))
         pictures = {f"{name}-{whole(seed)}-{k + 1}": image for k, image in enumerate(images)}
-        pictures |= {"sketch": sketch, "mask": inside_of(sketch)}
+        mask = inside_of(sketch)
+        pictures |= {"sketch": sketch} | ({} if mask is None else {"mask": 255 * mask})
         return images, zipped(pictures, name)
 
     def draw_others(self, paper: dict | None, name: str, variation: float, count: float, seed: float) -> tuple:
@@ -167,18 +124,17 @@ class Desk:
         return found.image, self.words(found), named, found.heat, paper
 
     def words(self, found: Finding) -> str:
-        if not found.share:
-            return "No lesion was found in this picture."
-        area = f"The lesion takes **{100 * found.share:.1f} %** of the picture."
-        sure = (
-            "Bars say how sure the network is among the diagnoses it knows; it cannot name others, and it errs often."
-        )
-        return f"{area} {sure} In the map, yellow is what spoke for the first of them."
+        told = [f"The lesion takes **{100 * found.share:.1f} %** of the picture." if found.share else NO_LESION]
+        if found.outside > 0.2:
+            told.append("**Part of it is outside the central square, which is all that diagnosis and sketch see.**")
+        if found.probabilities:
+            told.append(SURE)
+        return " ".join(told)
 
-    def to_paper(self, sketch: np.ndarray | None) -> tuple:
-        if sketch is None:
-            raise DataError("There is no sketch yet: analyse a photograph in which a lesion is found.")
-        return paper_with(line_drawing(Image.fromarray(sketch), self.studio.size)), gr.Tabs(selected="draw")
+    def to_paper(self, path: str | None) -> tuple:
+        if path is None:
+            raise DataError("There is no sketch: analyse a photograph with a lesion in its central square.")
+        return paper_with(read_drawing(path, self.studio.size)), gr.Tabs(selected="draw")
 
 
 def between(value: float | None, low: int, high: int) -> int:
@@ -197,7 +153,7 @@ def build_page(studio: Studio) -> gr.Blocks:
     """The page; `launch_page` opens it. Needs weights of a CGAN at least: raises `DataError` without."""
     studio.network("cgan")
     desk = Desk(studio)
-    with gr.Blocks(title="Sketch2Lesion", delete_cache=(EMPTIED_EVERY, KEPT)) as page:
+    with gr.Blocks(title="Sketch2Lesion") as page:
         gr.Markdown(NOTICE)
         with gr.Tabs() as tabs:
             with gr.Tab("Draw", id="draw"):
@@ -217,15 +173,17 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
     known = choices(desk.studio, "cgan")
     with gr.Row():
         with gr.Column():
-            paper = gr.Sketchpad(
-                type="pil",
-                canvas_size=(CANVAS, CANVAS),
-                fixed_canvas=True,
-                layers=False,
-                sources=[],
-                height=400,
-                brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed"),
-                label="Paper: pen, eraser and undo are on its rim",
+            paper = own_paper(
+                gr.Sketchpad(
+                    type="pil",
+                    canvas_size=(CANVAS, CANVAS),
+                    fixed_canvas=True,
+                    layers=False,
+                    sources=[],
+                    height=400,
+                    brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed"),
+                    label="Paper: pen, eraser and undo are on its rim",
+                )
             )
             shown = [255 - sketch for sketch in desk.examples]
             gallery = gr.Gallery(
@@ -274,17 +232,17 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
 def analyse_tab(desk: Desk, paper: gr.Sketchpad, tabs: gr.Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            photograph = Upload(
-                type="filepath", image_mode=None, sources=["upload", "webcam"], height=400, label="Photograph"
-            )
+            photograph = own_path(gr.Image(sources=["upload", "webcam"], height=400, label="Photograph"))
             look = gr.Button("Analyse", variant="primary")
             words = gr.Markdown()
         with gr.Column():
             outlined = gr.Image(label="Lesion", format="png", interactive=False)
             named = gr.Label(label="How sure the network is")
         with gr.Column():
-            heat = gr.Image(label="Where it looked (Grad-CAM)", format="png", height=280, interactive=False)
-            sketch = gr.Image(label="Sketch", format="png", height=280, interactive=False)
+            heat = gr.Image(
+                label="Where it looked (Grad-CAM, central square)", format="png", height=280, interactive=False
+            )
+            sketch = own_path(gr.Image(label="Sketch", format="png", height=280, interactive=False))
             again = gr.Button("Draw this sketch under another diagnosis")
     look.click(
         telling(desk.look),
@@ -297,17 +255,18 @@ def analyse_tab(desk: Desk, paper: gr.Sketchpad, tabs: gr.Tabs) -> None:
 
 
 def launch_page(page: gr.Blocks, port: int | None = None, wait: bool = False, quiet: bool = False) -> str:
-    """Open the page, in a notebook right there unless it shall be `quiet`; returns its address. `wait` until it is
-    closed."""
-    Image.MAX_IMAGE_PIXELS = 50_000_000  # of sketches that programs send: twice as much is refused
+    """Open the page on this machine and no other, in a notebook right there unless it shall be `quiet`; returns its
+    address. `wait` until it is closed."""
+    visitors.only_uploads(page)
     _, address, _ = page.launch(
-        inline=not quiet,
+        share=False,
+        inline=False if quiet else None,
         server_port=port,
         prevent_thread_lock=True,
         quiet=quiet,
-        max_file_size=MOST_BYTES,
-        show_error=True,
+        max_file_size=visitors.MOST_BYTES,
     )
+    visitors.empty_regularly(page)
     if wait:
         page.block_thread()
     return address

@@ -3,6 +3,7 @@ networks make of it. Nothing here knows of browsers."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from threading import Lock
 from types import SimpleNamespace
@@ -15,7 +16,7 @@ from PIL import Image
 
 from helpers.config import shown
 from helpers.data import phantoms
-from helpers.data.files import DataError, colours, lines_of, list_images, picture_shape, read_image
+from helpers.data.files import DataError, central_square, colours, lines_of, list_images, read_image
 from helpers.data.sketches import MOSTLY_INK, contour, deform, filled, line_width
 from helpers.data.store import StoreSettings, fit, fit_lines
 from helpers.models.cgan import draw, load_cgan
@@ -36,7 +37,10 @@ PLAIN = {
     "VASC": "vascular lesion",
 }
 LOADERS = {"cgan": load_cgan, "segmenter": load_segmenter, "classifier": load_classifier, "dcgan": load_dcgan}
-MOST_PIXELS = 50_000_000  # of a photograph
+MOST_PIXELS = 50_000_000  # of a picture
+FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+FAINT = 25  # of 255: what is less is paper
+BUSY = Lock()  # chance is PyTorch's, one for all threads: with a page open, train in another process
 VIEW = 512  # pixels: larger photographs are shown smaller
 
 
@@ -45,64 +49,107 @@ def plain_name(label: str) -> str:
     return PLAIN.get(label, label)
 
 
-def weights_at_hand(cfg: SimpleNamespace, given: dict[str, Path] | None = None) -> dict[str, Path]:
-    """For each of `LOADERS` the given checkpoint, else the released weights, else what `train` left; methods without
-    any are left out. Raises `DataError` for a given one that is not there."""
+def weights_at_hand(cfg: SimpleNamespace, given: dict[str, Path | None] | None = None) -> dict[str, Path]:
+    """For each of `LOADERS` the given checkpoint, else the released weights; methods without any are left out. Raises
+    `DataError` for a given one that is not there."""
     found = {}
     for method in LOADERS:
-        wanted = (given or {}).get(method)
+        wanted, released = (given or {}).get(method), cfg.released / f"{method}.safetensors"
         if wanted and not Path(wanted).is_file():
             raise DataError(f"there is no {shown(wanted)}")
-        places = [cfg.released / f"{method}.safetensors", cfg.outputs / method / "checkpoint.pt"]
-        if place := wanted or next((p for p in places if p.is_file()), None):
-            found[method] = Path(place)
+        if wanted or released.is_file():
+            found[method] = Path(wanted or released)
     return found
 
 
 def line_drawing(picture: Image.Image, size: int) -> np.ndarray:
     """A drawing of any colours, or a filled mask, as a sketch `uint8 (size, size)` in {0, 255}: transparent paper is
-    white, of pictures that are no squares the central one counts, of a filled area its outline.
+    white, of a filled area the outline is taken. Of a picture that is no square the central one counts, or all of it
+    where lines leave that.
 
     Raises `DataError` for an empty one, and for what is no drawing.
     """
-    lines, settings = lines_of(colours(picture)), StoreSettings(size)
-    sketch = fit_lines(lines, settings)
-    ink = (sketch > 0).astype(np.uint8)
-    if not ink.any():
+    image = colours(picture)
+    lines = lines_of(image)
+    if not (lines > FAINT).any():
         raise DataError("The paper is empty: draw the outline of a lesion first.")
-    tones = fit(lines, settings)
-    between = (tones > 4) & (tones < 0.5 * tones.max())  # neither paper nor ink: much of a photograph is
+    between = (lines > 4) & (lines < 0.5 * lines.max())  # neither paper nor ink: much of a photograph is
     if between.mean() > 0.08:
         raise DataError("This is no line drawing and no mask: for a photograph take the other tab.")
+    settings = StoreSettings(size)
+    if (lines > FAINT).sum() > (central_square(lines) > FAINT).sum():
+        lines, image = padded(lines), padded(image)
+    ink = fit(lines, settings) > 127
     reach = 4 * line_width(ink.shape) + 1
-    solid = cv2.morphologyEx(ink, cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
-    if solid.sum() > 0.8 * ink.sum():  # a mask
-        frame = np.concatenate([ink[0], ink[-1], ink[:, 0], ink[:, -1]])
-        return contour(1 - ink if frame.mean() > 0.5 else ink)
-    if ink.mean() > MOSTLY_INK:
+    solid = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
+    if solid.sum() > 0.8 * ink.sum() > 0:
+        return contour(lesion_of(fit(image, settings).mean(axis=2) > 127))
+    thinner = min(lines.shape) // size  # so that fine lines of a large drawing are not lost
+    if thinner > 2:
+        lines = cv2.dilate(lines, np.ones((thinner // 2 + 1, thinner // 2 + 1), np.uint8))
+    sketch = fit_lines(lines, settings)
+    if (sketch > 0).mean() > MOSTLY_INK:
         raise DataError("This is mostly ink: draw the outline of a lesion only.")
     return sketch
 
 
+def padded(picture: np.ndarray) -> np.ndarray:
+    """A picture `(H, W[, C])` in the middle of a square, the rest in the tone of its corner."""
+    height, width = picture.shape[:2]
+    side = max(height, width)
+    top, left = (side - height) // 2, (side - width) // 2
+    square = np.broadcast_to(picture[:1, :1], (side, side, *picture.shape[2:])).copy()
+    square[top : top + height, left : left + width] = picture
+    return square
+
+
+def lesion_of(light: np.ndarray) -> np.ndarray:
+    """The lesion `uint8` in {0, 1} of a mask, where `light (S, S)` is true: white, as masks are, unless nearly all of
+    the frame is white, which then is the paper."""
+    frame = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
+    return (light != (frame.mean() > 0.9)).astype(np.uint8)
+
+
+def inside_of(sketch: np.ndarray) -> np.ndarray | None:
+    """The mask `uint8 (S, S)` in {0, 1} of a sketch: what its lines enclose, gaps of some pixels closed; None when they
+    enclose nothing."""
+    gap = max(3, len(sketch) // 12) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
+    closed = cv2.morphologyEx(np.pad(sketch, gap), cv2.MORPH_CLOSE, disc)[gap:-gap, gap:-gap]
+    mask = filled(closed > 0)
+    return mask if mask.sum() > 1.5 * (closed > 0).sum() else None
+
+
 def read_drawing(path: str | Path, size: int) -> np.ndarray:
     """The same from a file. Raises `DataError`, also for a file that is no picture."""
-    return line_drawing(Image.fromarray(read_photograph(path)), size)
+    return line_drawing(Image.fromarray(read_picture(path)), size)
 
 
-def read_photograph(path: str | Path) -> np.ndarray:
-    """A photograph `uint8 (H, W, 3)`, upright, its longer side `VIEW` pixels at most. Raises `DataError` for a file
-    that is no picture, larger than `MOST_PIXELS`, or narrower than 16 pixels."""
-    name = Path(path).name
+def check_picture(file: str | Path | bytes, name: str) -> None:
+    """Raise `DataError` for what is no picture, larger than `MOST_PIXELS`, or narrower than 16 pixels; only the head of
+    the file is read."""
     try:
-        height, width = picture_shape(path)
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as picture:
+            width, height = picture.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
         raise DataError(f"{name} is damaged or not a picture.") from error
     if height * width > MOST_PIXELS or min(height, width) < 16:
         raise DataError(f"{name} is {width} x {height} pixels: from 16 a side to {MOST_PIXELS:,} in all can be read.")
+
+
+def read_picture(path: str | Path, **how) -> np.ndarray:
+    """`read_image`, for files of strangers: raises `DataError` that names no folder, see also `check_picture`."""
+    name = Path(path).name
+    check_picture(path, name)
     try:
-        image = read_image(path, at_least=VIEW, upright=True)
+        return read_image(path, **how)
     except DataError as error:
         raise DataError(f"{name} is damaged or not a picture.") from error
+
+
+def read_photograph(path: str | Path) -> np.ndarray:
+    """A photograph `uint8 (H, W, 3)`, upright, its longer side `VIEW` pixels at most. Raises as `read_picture`."""
+    image = read_picture(path, at_least=VIEW, upright=True)
     smaller = VIEW / max(image.shape[:2])
     sides = (max(1, round(image.shape[1] * smaller)), max(1, round(image.shape[0] * smaller)))
     return image if smaller >= 1 else cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
@@ -119,6 +166,7 @@ class Finding:
 
     image: np.ndarray  # (H, W, 3), the lesion outlined
     share: float  # of the picture, that is lesion
+    outside: float  # share of the lesion beside the central square, which is all that the parts below see
     probabilities: dict[str, float]  # of the diagnoses, calibrated
     heat: np.ndarray | None  # (S, S, 3): the central square, where the first of them was seen
     sketch: np.ndarray | None  # (S, S) in {0, 255} to draw again; None where no lesion was found
@@ -129,7 +177,7 @@ class Studio:
 
     def __init__(self, weights: dict[str, Path]):
         """`weights`: see `weights_at_hand`. Raises `DataError` for a file that does not hold such a network."""
-        self.weights, self.busy = weights, Lock()
+        self.weights = weights
         loaded = {method: LOADERS[method](path) for method, path in weights.items()}
         self.networks = {method: network for method, (network, _) in loaded.items()}
         self.classes = {method: list(getattr(settings, "classes", [])) for method, (_, settings) in loaded.items()}
@@ -169,13 +217,13 @@ class Studio:
         chance = torch.Generator().manual_seed(seed)
         noise = variation * torch.stack([torch.randn(generator.noise, generator=chance) for _ in range(count)])
         grain = [seed + (k if variation else 0) for k in range(count)]
-        with self.busy:
+        with BUSY:
             return [draw(generator, sketch[None], [label], grain[k], noise[k : k + 1])[0] for k in range(count)]
 
     def draw_without_sketch(self, name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
         """Images of the DCGAN."""
         generator, label = self.network("dcgan"), self.label("dcgan", name)
-        with self.busy:
+        with BUSY:
             return list(draw_dcgan(generator, [label] * count, seed))
 
     def training_images(
@@ -184,10 +232,12 @@ class Studio:
         """Images with masks `(S, S)` in {0, 1}, each of another shape: that of the sketch deformed, or of phantoms.
         One by one, so that others are served between two of them."""
         generator, label, rng = self.network("cgan"), self.label("cgan", name), np.random.default_rng(seed)
-        shapes = [filled(s > 0) for s in ([sketch] if sketch is not None else example_sketches(self.size, 24))]
+        shapes = [inside_of(s) for s in ([sketch] if sketch is not None else example_sketches(self.size, 24))]
+        if shapes[0] is None:
+            raise DataError("The outline is not closed, so nobody knows what is inside.")
         for _ in range(count):
             mask = filled(deform(shapes[int(rng.integers(len(shapes)))], rng))
-            with self.busy:
+            with BUSY:
                 (image,) = draw(generator, contour(mask)[None], [label], int(rng.integers(2**31)))
             yield image, mask
 
@@ -196,15 +246,16 @@ class Studio:
         a picture of one colour."""
         if one_colour(image):
             raise DataError("The picture is all one colour: there is nothing to see.")
-        with self.busy:
+        with BUSY:
             mask = np.zeros(image.shape[:2], np.uint8)
             if "segmenter" in self.networks:
                 (mask,) = segment(self.networks["segmenter"], [image])
             named, heat = self.diagnosed(image)
         sketch = None
-        if "cgan" in self.networks and mask.any():
+        if "cgan" in self.networks and central_square(mask).any():
             sketch = contour((fit(255 * mask, StoreSettings(self.size)) > 127).astype(np.uint8))
-        return Finding(overlay(image, mask), float(mask.mean()), named, heat, sketch if np.any(sketch) else None)
+        outside = 1 - central_square(mask).sum() / max(mask.sum(), 1) if mask.any() else 0.0
+        return Finding(overlay(image, mask), float(mask.mean()), float(outside), named, heat, sketch)
 
     def diagnosed(self, image: np.ndarray) -> tuple[dict[str, float], np.ndarray | None]:
         if "classifier" not in self.networks:
@@ -223,19 +274,19 @@ def heated(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
     return ((1 - share) * image + share * tint).round().astype(np.uint8)
 
 
-def predict_folder(studio: Studio, folder: str | Path) -> tuple[pd.DataFrame, dict[str, Finding], list[str]]:
-    """A table with a row per picture of a folder (`image_id diagnosis lesion_share`, a probability per class), what was
+def predict_folder(studio: Studio, folder: str | Path) -> tuple[pd.DataFrame, list[Finding], list[str]]:
+    """A table with a row per picture of a folder (`file diagnosis lesion_share`, a probability per class), what was
     found in each, and sentences on what could not be read. Raises `DataError` when nothing could."""
-    rows, findings, problems = [], {}, []
+    rows, findings, problems = [], [], []
     for path in list_images(Path(folder)):
         try:
             found = studio.look(read_photograph(path))
         except DataError as error:
-            problems.append(f"{path.name}: {error}")
+            problems.append(str(error) if path.name in str(error) else f"{path.name}: {error}")
             continue
-        findings[path.stem] = found
+        findings.append(found)
         best = max(found.probabilities, key=found.probabilities.get, default="")
-        rows.append({"image_id": path.stem, "diagnosis": best, "lesion_share": found.share} | found.probabilities)
+        rows.append({"file": path.name, "diagnosis": best, "lesion_share": found.share} | found.probabilities)
     if not rows:
         raise DataError(f"{shown(folder)} has no picture that can be read")
     return pd.DataFrame(rows), findings, problems
