@@ -56,7 +56,8 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
     files = open_dataset(cfg, args.classes).unpaired_sketches if args.unpaired else []
     store, out = training_store(args, cfg, None if files else args.style), training_folder(args, cfg)
     settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, args.width or cfg.width)
-    settings = replace(settings, paired=not args.unpaired, projected=args.projected)
+    projected = cfg.projected if args.projected is None else args.projected
+    settings = replace(settings, paired=not args.unpaired, projected=projected)
     sketches, problems = None, []
     if files:
         found = line_drawings({str(path): path for path in files}, settings.size, problems)
@@ -478,7 +479,8 @@ def parser() -> argparse.ArgumentParser:
     one = methods.add_parser("cgan", parents=[common], help="sketch + diagnosis -> image")
     one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
     one.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
-    one.add_argument("--projected", action="store_true", help="with a discriminator that knows photographs of ImageNet")
+    knows = "whether the discriminator knows photographs of ImageNet; default: the profile's"
+    one.add_argument("--projected", action=argparse.BooleanOptionalAction, help=knows)
     one.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with the weights of another training")
     one.add_argument("--unpaired", action="store_true", help="learn from sketches that belong to none of the pictures")
     one.set_defaults(run=train_command, train=train_cgan_command, part="cgan")

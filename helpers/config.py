@@ -38,9 +38,9 @@ SIZES = {
         "full": {"size": 128, "shown": 6},
     },
     "cgan": {
-        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
-        "demo": {"size": 64, "width": 32, "steps": 900, "batch": 4},
-        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16},
+        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4, "projected": True},
+        "demo": {"size": 64, "width": 32, "steps": 500, "batch": 4, "projected": True},
+        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16, "projected": True},
     },
     "segmenter": {
         "smoke": {"size": 64, "network": "Unet", "encoder": "mobilenet_v2", "steps": 6, "batch": 4},
@@ -76,7 +76,7 @@ SIZES = {
         | {"made": 6, "often": (1,)}
         | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4}
         | {"backbone": "mobilenet_v2", "seen": 24},
-        "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "folds": 3, "seeds": (0, 1)}
+        "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "folds": 2, "seeds": (0, 1, 2)}
         | {"made": 300, "often": (1,)}
         | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8}
         | {"backbone": "mobilenet_v2", "seen": 300},
@@ -108,7 +108,7 @@ SIZES["diagnosis"] = SIZES["synthetic"] | {
 }
 SIZES["balancing"] = SIZES["folds"] | {
     "demo": SIZES["folds"]["demo"]
-    | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "seeds": (0, 1, 2), "made": 1_500}
+    | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "made": 1_500}
     | {"width": 32, "draw_steps": 4_000, "noise_steps": 3_000}
 }
 
@@ -138,10 +138,9 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
         features=ROOT / "data" / "features",
         outputs=ROOT / "outputs" / f"{chosen}-{profile}",
         seed=0,
-        projected=False,  # of discriminators, see `models/projected.py`
         workers=cpu_count(),
         sample=SIZES["sample"][profile],
-        **SIZES[part][profile],
+        **{"projected": False} | SIZES[part][profile],  # of discriminators, see `models/projected.py`
     )
 
 

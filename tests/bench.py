@@ -365,6 +365,37 @@ def bench_classifying() -> None:
     print(f"{'  ours is faster by':<58} {ours / usual:>10.1f} times          target 4")
 
 
+# -------------------------------------------------------------------------------------------------------------- page
+
+
+def bench_page() -> None:
+    """From a program's question to the pictures in its hands, upload of the paper and the zip included."""
+    from gradio_client import Client, handle_file
+
+    from helpers.views.demo import build_page, launch_page
+    from helpers.views.studio import Studio, example_sketches, weights_at_hand
+
+    studio = Studio(weights_at_hand(get_config("cgan")))
+    page = build_page(studio)
+    sketch, name = example_sketches(studio.size)[0], studio.classes["cgan"][0]
+    with tempfile.TemporaryDirectory() as folder:
+        client = Client(launch_page(page, quiet=True), verbose=False, download_files=folder)
+        Image.fromarray(255 - sketch).save(Path(folder) / "paper.png")
+        paper = {"background": None, "layers": [], "composite": handle_file(Path(folder) / "paper.png")}
+        for count in (1, 4):
+            asked, alone = [], []
+            for seed in range(12):
+                start = time.perf_counter()
+                studio.draw(sketch, name, count, 1.0, seed)
+                alone.append(time.perf_counter() - start)
+                start = time.perf_counter()
+                client.predict(paper, name, 1.0, count, seed, api_name="/draw")
+                asked.append(time.perf_counter() - start)
+            told = f"drawing {count} at {studio.size} px: network / page, median of ten"
+            print(f"{told:<58} {np.median(alone[2:]):>10.2f} s / {np.median(asked[2:]):.2f} s   target 0.3")
+    page.close(verbose=False)
+
+
 def main() -> None:
     if len(sys.argv) > 1:
         return globals()[sys.argv[1]](*sys.argv[2:])
@@ -384,6 +415,7 @@ def main() -> None:
     bench_many()
     bench_segmenting()
     bench_classifying()
+    bench_page()
 
 
 if __name__ == "__main__":

@@ -308,7 +308,7 @@ def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_pat
         thumbnails.nth(3).wait_for()
         tab.wait_for_function("[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 0)")
         assert thumbnails.nth(0).locator("img").evaluate("i => i.naturalWidth") == 128
-        tab.screenshot(path=shots / "08_draw.png")
+        tab.screenshot(path=shots / "08_draw.png", full_page=True)
         tab.get_by_role("tab", name="Analyse").click()
         tab.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
         tab.get_by_role("button", name="Analyse", exact=True).click()

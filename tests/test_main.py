@@ -365,9 +365,10 @@ def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
 def test_train_cgan_begins_with_the_weights_of_another(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     command = ["train", "cgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--steps", "1", "--batch", "4"]
-    assert main([*command, "--out", str(tmp_path / "one")]) == 0
+    assert main([*command, "--no-projected", "--out", str(tmp_path / "one")]) == 0
+    assert not load_cgan(tmp_path / "one/checkpoint.pt")[1].projected
     start = str(tmp_path / "one/checkpoint.pt")
-    assert main([*command, "--projected", "--start", start, "--out", str(tmp_path / "two")]) == 0
+    assert main([*command, "--start", start, "--out", str(tmp_path / "two")]) == 0
     assert load_cgan(tmp_path / "two/checkpoint.pt")[1].projected
     assert main([*command, "--start", str(tmp_path / "none.pt"), "--out", str(tmp_path / "three")]) == 2
     assert "none.pt" in capsys.readouterr().err

@@ -195,7 +195,7 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
             with gr.Row():
                 variation = gr.Slider(0, 1.5, 1, step=0.1, label="Variation")
                 count = gr.Slider(1, MOST_AT_ONCE, 4, step=1, label="Images")
-                seed = gr.Number(0, precision=0, minimum=0, label="Number: the same, the same images")
+                seed = gr.Number(0, precision=0, minimum=0, label="Seed")
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary")
                 others = gr.Button("Draw others")
