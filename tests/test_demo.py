@@ -81,6 +81,8 @@ def test_what_programs_ask_for_is_bounded(studio):
     paper = paper_with(desk.examples[0])
     assert len(desk.draw(paper, "MEL", 1.0, 10_000, 0)[0]) == demo.MOST_AT_ONCE
     assert len(desk.draw(paper, "MEL", 1.0, -5, -7)[0]) == 1
+    much, most = (desk.draw(paper, "MEL", variation, 1, 0)[0] for variation in (1e9, demo.MOST_VARIATION))
+    assert np.array_equal(much, most)
     with pytest.raises(DataError, match="no wart"):
         desk.draw(paper, "wart", 1.0, 1, 0)
 

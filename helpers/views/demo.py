@@ -36,7 +36,7 @@ PAPERS = {"background": None, "layers": [], "composite": None}
 NO_LESION = "No lesion was found in this picture."
 SURE = """The bars say how sure the network is among the diagnoses it knows, of the central square of the picture. It
 cannot name others, and it errs often. In the map, yellow is what spoke for the first of them."""
-MOST_AT_ONCE, MOST_IN_ZIP, MOST_WAITING = 8, 100, 100
+MOST_AT_ONCE, MOST_IN_ZIP, MOST_WAITING, MOST_VARIATION = 8, 100, 100, 1.5
 # Else the first stroke of everybody is lost: no tool is in hand at first.
 TAKE_THE_PEN = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
 
@@ -78,6 +78,7 @@ class Desk:
 
     def draw(self, paper: dict | None, name: str, variation: float, count: float, seed: float) -> tuple[list, str]:
         sketch = sketch_on(paper, self.studio.size)
+        variation = float(np.clip(variation or 0, 0, MOST_VARIATION))
         images = self.studio.draw(sketch, name, between(count, 1, MOST_AT_ONCE), variation, whole(seed))
         pictures = {f"{name}-{whole(seed)}-{k + 1}": image for k, image in enumerate(images)}
         mask = inside_of(sketch)
@@ -193,7 +194,7 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
         with gr.Column():
             name = gr.Radio(known, value=known[0][1], label="Diagnosis")
             with gr.Row():
-                variation = gr.Slider(0, 1.5, 1, step=0.1, label="Variation")
+                variation = gr.Slider(0, MOST_VARIATION, 1, step=0.1, label="Variation")
                 count = gr.Slider(1, MOST_AT_ONCE, 4, step=1, label="Images")
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed")
             with gr.Row():
