@@ -5,6 +5,7 @@ On the embedded sample by default; `LESION_DATASET=ham10000 LESION_DATA_ROOT=...
 what counts are the ratios within one run.
 """
 
+import json
 import os
 import resource
 import shutil
@@ -13,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -369,31 +371,44 @@ def bench_classifying() -> None:
 
 
 def bench_page() -> None:
-    """From a program's question to the pictures in its hands, upload of the paper and the zip included."""
-    from gradio_client import Client, handle_file
+    """From a visitor's question to the pictures in the browser: the paper goes up, the answer comes, pictures are
+    fetched. By plain HTTP, as browsers do it."""
+    import httpx
 
     from helpers.views.demo import build_page, launch_page
     from helpers.views.studio import Studio, example_sketches, weights_at_hand
 
     studio = Studio(weights_at_hand(get_config("cgan")))
     page = build_page(studio)
-    sketch, name = example_sketches(studio.size)[0], studio.classes["cgan"][0]
-    with tempfile.TemporaryDirectory() as folder:
-        client = Client(launch_page(page, quiet=True), verbose=False, download_files=folder)
-        Image.fromarray(255 - sketch).save(Path(folder) / "paper.png")
-        paper = {"background": None, "layers": [], "composite": handle_file(Path(folder) / "paper.png")}
+    sketch, name, paper = example_sketches(studio.size)[0], studio.classes["cgan"][0], BytesIO()
+    Image.fromarray(255 - sketch).save(paper, "PNG")
+
+    def asked(visitor: httpx.Client, count: int, seed: int) -> None:
+        (path,) = visitor.post("upload", files={"files": ("paper.png", paper.getvalue())}).json()
+        sheet = {"background": None, "layers": [], "composite": {"path": path, "meta": {"_type": "gradio.FileData"}}}
+        event = visitor.post("call/draw", json={"data": [sheet, name, 1.0, count, seed]}).json()["event_id"]
+        answer = visitor.get(f"call/draw/{event}").text
+        gallery, _ = json.loads(answer.split("data: ", 1)[1])
+        pictures = [visitor.get(f"file={entry['image']['path']}") for entry in gallery]
+        assert len(pictures) == count and all(picture.status_code == 200 for picture in pictures)
+
+    with httpx.Client(base_url=f"{launch_page(page, quiet=True)}gradio_api/", timeout=60) as visitor:
         for count in (1, 4):
-            asked, alone = [], []
-            for seed in range(12):
-                start = time.perf_counter()
-                studio.draw(sketch, name, count, 1.0, seed)
-                alone.append(time.perf_counter() - start)
-                start = time.perf_counter()
-                client.predict(paper, name, 1.0, count, seed, api_name="/draw")
-                asked.append(time.perf_counter() - start)
-            told = f"drawing {count} at {studio.size} px: network / page, median of ten"
-            print(f"{told:<58} {np.median(alone[2:]):>10.2f} s / {np.median(asked[2:]):.2f} s   target 0.3")
+            alone = median_time(lambda seed, n=count: studio.draw(sketch, name, n, 1.0, seed))
+            whole = median_time(lambda seed, n=count: asked(visitor, n, seed))
+            told = f"drawing {count} at {studio.size} px: network alone / on the page"
+            print(f"{told:<58} {alone:>10.2f} s / {whole:.2f} s   target 0.3")
     page.close(verbose=False)
+
+
+def median_time(function: Callable, rounds: int = 12) -> float:
+    """Seconds of a call, after two to warm up."""
+    times = []
+    for k in range(rounds):
+        start = time.perf_counter()
+        function(k)
+        times.append(time.perf_counter() - start)
+    return float(np.median(times[2:]))
 
 
 def main() -> None:
