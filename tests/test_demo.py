@@ -87,6 +87,12 @@ def test_what_programs_ask_for_is_bounded(studio):
         desk.draw(paper, "wart", 1.0, 1, 0)
 
 
+def test_who_does_not_look_for_lesions_does_not_deny_them(studio):
+    poor = Studio({name: path for name, path in studio.weights.items() if name != "segmenter"})
+    words = Desk(poor).words(poor.look(phantoms.draw(1, 4)[0]))
+    assert "no lesion is looked for" in words and demo.NO_LESION not in words and demo.SURE in words
+
+
 def test_the_private_folder_is_private_and_goes_with_the_process():
     assert os.stat(visitors.PRIVATE).st_mode & 0o077 == 0
     code = "from helpers.views.visitors import PRIVATE; print(PRIVATE); open(PRIVATE + '/a', 'w').close()"

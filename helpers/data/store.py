@@ -38,6 +38,7 @@ ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
 SPLITS = ["train", "val", "test"]
 VERSION = 2  # raise it when the same data and settings would give another store
 BLOCK = 256  # rows held in memory while writing
+FAINT = 25  # of 255: less is paper. A thin line fades when it is made smaller; a tenth of white is still a line
 
 
 @dataclass(frozen=True)
@@ -358,8 +359,7 @@ def load_sketch(path: str | Path, settings: StoreSettings) -> np.ndarray:
 
 def fit_lines(lines: np.ndarray, settings: StoreSettings) -> np.ndarray:
     """White lines on black `(H, W)` -> `(S, S)` in {0, 255}."""
-    # A thin line fades when it is made smaller; a tenth of white is still a line.
-    return np.where(fit(lines, settings) > 25, 255, 0).astype(np.uint8)
+    return np.where(fit(lines, settings) > FAINT, 255, 0).astype(np.uint8)
 
 
 def fit(picture: np.ndarray, settings: StoreSettings) -> np.ndarray:

@@ -126,6 +126,9 @@ class Desk:
 
     def words(self, found: Finding) -> str:
         told = [f"The lesion takes **{100 * found.share:.1f} %** of the picture." if found.share else NO_LESION]
+        told = (
+            told if "segmenter" in self.studio.networks else ["Without weights of a segmenter no lesion is looked for."]
+        )
         if found.outside > 0.2:
             told.append("**Part of it is outside the central square, which is all that diagnosis and sketch see.**")
         if found.probabilities:

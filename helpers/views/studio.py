@@ -18,7 +18,7 @@ from helpers.config import shown
 from helpers.data import phantoms
 from helpers.data.files import DataError, central_square, colours, lines_of, list_images, read_image
 from helpers.data.sketches import MOSTLY_INK, contour, deform, filled, line_width
-from helpers.data.store import StoreSettings, fit, fit_lines
+from helpers.data.store import FAINT, StoreSettings, fit, fit_lines
 from helpers.models.cgan import draw, load_cgan
 from helpers.models.classifier import classify, load_classifier
 from helpers.models.dcgan import draw_dcgan, load_dcgan
@@ -39,7 +39,6 @@ PLAIN = {
 LOADERS = {"cgan": load_cgan, "segmenter": load_segmenter, "classifier": load_classifier, "dcgan": load_dcgan}
 MOST_PIXELS = 50_000_000  # of a picture
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-FAINT = 25  # of 255: what is less is paper
 BUSY = Lock()  # chance is PyTorch's, one for all threads: with a page open, train in another process
 VIEW = 512  # pixels: larger photographs are shown smaller
 
