@@ -57,7 +57,7 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
     store, out = training_store(args, cfg, None if files else args.style), training_folder(args, cfg)
     settings = CGANSettings(store.settings.size, tuple(store.classes), args.style, args.width or cfg.width)
     projected = cfg.projected if args.projected is None else args.projected
-    settings = replace(settings, paired=not args.unpaired, projected=projected)
+    settings = replace(settings, paired=not args.unpaired, projected=projected, turned=args.turned)
     sketches, problems = None, []
     if files:
         found = line_drawings({str(path): path for path in files}, settings.size, problems)
@@ -90,9 +90,8 @@ def train_dcgan_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.dcgan import DCGANSettings, train_dcgan
 
     store, out = training_store(args, cfg), training_folder(args, cfg)
-    settings = DCGANSettings(
-        store.settings.size, tuple(store.classes), args.width or cfg.width, projected=args.projected
-    )
+    settings = DCGANSettings(store.settings.size, tuple(store.classes), args.width or cfg.width)
+    settings = replace(settings, projected=args.projected, turned=args.turned)
     train_dcgan(store, settings, out, training_run(args, cfg))
     print(f"trained; what it draws: {shown(out)}/grid-*.png")
     return 0
@@ -383,8 +382,11 @@ def ablation_command(args: argparse.Namespace, cfg) -> int:
     store, judge = experiment_store(args, cfg), any_judge("mobilenet_v2")
     out = args.out or cfg.outputs / f"{args.question}-experiment"
     plan = ablation_plan(cfg, store)
-    experiment = {"ablation": ablation_experiment, "small-data": small_data_experiment}[args.question]
-    table = in_table(experiment(store, plan, judge, out))
+    if args.question == "ablation":
+        results = ablation_experiment(store, plan, judge, out, args.arms)
+    else:
+        results = small_data_experiment(store, plan, judge, out)
+    table = in_table(results)
     seeds = " ".join(map(str, plan.seeds))
     print(f"{store}\ndrawings of val sketches against their photographs, judged by {judge.name}")
     print(f"after {plan.run.steps} steps of {plan.run.batch} pictures; means over seeds {seeds}\n")
@@ -481,6 +483,7 @@ def parser() -> argparse.ArgumentParser:
     one.add_argument("--style", choices=("contour", "structure"), default="contour", help="of the sketches")
     knows = "whether the discriminator knows photographs of ImageNet; default: the profile's"
     one.add_argument("--projected", action=argparse.BooleanOptionalAction, help=knows)
+    one.add_argument("--turned", action="store_true", help="photographs come in all eight positions of the square")
     one.add_argument("--start", type=Path, metavar="CHECKPOINT", help="begin with the weights of another training")
     one.add_argument("--unpaired", action="store_true", help="learn from sketches that belong to none of the pictures")
     one.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
@@ -491,6 +494,7 @@ def parser() -> argparse.ArgumentParser:
     one = methods.add_parser("dcgan", parents=[common], help="noise + diagnosis -> image")
     one.add_argument("--width", type=positive, help="channels at half the resolution; default: the profile's")
     one.add_argument("--projected", action="store_true", help="with a discriminator that knows photographs of ImageNet")
+    one.add_argument("--turned", action="store_true", help="photographs come in all eight positions of the square")
     one.set_defaults(run=train_command, train=train_dcgan_command, part="dcgan")
     one = methods.add_parser("segmenter", parents=[common], help="image -> mask")
     one.add_argument("--network", metavar="NAME", help="Unet, DeepLabV3Plus, ...; default: the profile's")
@@ -569,6 +573,8 @@ def parser() -> argparse.ArgumentParser:
         one.add_argument("--judged", type=positive, help="drawings; default: the profile's")
         if name == "small-data":
             one.add_argument("--shares", type=float, nargs="+", help="of the training images, in (0, 1]")
+        else:
+            one.add_argument("--arms", nargs="+", metavar="ARM", help="only these; default: all")
         one.set_defaults(run=ablation_command, part="ablation", question=name)
 
     cut = commands.add_parser("segment", help="images -> masks, by a trained network")

@@ -67,6 +67,10 @@ def test_every_arm_is_trained_another_way_and_judged(phantom_store, judge, tmp_p
     before = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.csv")}
     again = ablation_experiment(phantom_store, plan_for(phantom_store), judge, tmp_path)
     assert again.equals(results) and before == {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.csv")}
+    some = ablation_experiment(phantom_store, plan_for(phantom_store), judge, tmp_path, ["pix2pix", FLOOR])
+    assert list(some["arm"]) == [FLOOR, "pix2pix"] and list(in_table(some)["kid, seed 0"]) == list(some["kid"])
+    with pytest.raises(ValueError, match="no arm 'pix3pix': there are photographs, whole recipe"):
+        ablation_experiment(phantom_store, plan_for(phantom_store), judge, tmp_path, ["pix3pix"])
     with pytest.raises(ValueError, match="question"):
         small_data_experiment(phantom_store, plan_for(phantom_store), judge, tmp_path)
 

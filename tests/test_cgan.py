@@ -1,3 +1,4 @@
+import copy
 import math
 from dataclasses import replace
 
@@ -8,7 +9,8 @@ from torch import nn
 
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.models.cgan import CGAN, CGANSettings, UnpairedCGAN, draw, load_cgan, preview_of, train_cgan
+from helpers.models.cgan import CGAN, CGANSettings, UnpairedCGAN, draw, load_cgan, preview_of, train_cgan, turned
+from helpers.models.released import release
 from helpers.models.training import Run
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -75,6 +77,35 @@ def test_training_begins_with_the_weights_of_another(store, tmp_path):
     others = store.rows("val", needs=["sketch", "label"])
     with pytest.raises(DataError, match=f"was trained on {len(train)} pictures that are held out"):
         train_cgan(store, small(), tmp_path / "three", Run(1, 4), others, start=tmp_path / "one/checkpoint.pt")
+
+
+def test_training_begins_with_released_weights_and_a_new_adversary(store, tmp_path):
+    train_cgan(store, small(), tmp_path, Run(1, 4))
+    method = CGAN(replace(small(), projected=True))
+    fresh = {name: copy.deepcopy(method.networks[name].state_dict()) for name in ("encoder", "discriminator")}
+    method.begin_with(release(tmp_path / "checkpoint.pt", tmp_path / "cgan.safetensors"))
+    averages = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["averages"]["generator"]
+    now = method.networks["generator"].state_dict()
+    assert all(torch.allclose(weight, now[key], atol=1e-3) for key, weight in averages.items())
+    for name, weights in fresh.items():
+        now = method.networks[name].state_dict()
+        assert all(torch.equal(weight, now[key]) for key, weight in weights.items()), name
+    assert method.kept["start"].endswith("cgan.safetensors") and method.kept["trained_on"]
+
+
+def test_turned_pictures_keep_their_sketches_and_come_in_eight_positions():
+    torch.manual_seed(0)
+    corner = torch.zeros(1, 1, 8, 8)
+    corner[0, 0, 0, 1] = 1
+    batch = {
+        "images": corner.expand(200, 3, 8, 8),
+        "sketches": corner.expand(200, 1, 8, 8),
+        "labels": torch.arange(200),
+    }
+    found = turned(batch)
+    assert torch.equal(found["images"][:, :1], found["sketches"]) and torch.equal(found["labels"], batch["labels"])
+    places = {tuple(place) for place in found["sketches"].nonzero()[:, 2:].tolist()}
+    assert places == {(0, 1), (1, 0), (0, 6), (6, 0), (7, 1), (1, 7), (7, 6), (6, 7)}
 
 
 def test_another_kind_of_training_is_no_start(store, tmp_path):

@@ -357,9 +357,10 @@ def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
 def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     command = ["train", "dcgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
-    assert main([*command, "--steps", "2", "--batch", "4", "--width", "8", "--projected"]) == 0
+    assert main([*command, "--steps", "2", "--batch", "4", "--width", "8", "--projected", "--turned"]) == 0
     settings = load_dcgan(tmp_path / "checkpoint.pt")[1]
-    assert (settings.width, settings.projected) == (8, True) and (tmp_path / "grid-000002.png").is_file()
+    assert (settings.width, settings.projected, settings.turned) == (8, True, True)
+    assert (tmp_path / "grid-000002.png").is_file()
 
 
 def test_train_cgan_begins_with_the_weights_of_another(phantoms, tmp_path, monkeypatch, capsys):
@@ -368,8 +369,9 @@ def test_train_cgan_begins_with_the_weights_of_another(phantoms, tmp_path, monke
     assert main([*command, "--no-projected", "--out", str(tmp_path / "one")]) == 0
     assert not load_cgan(tmp_path / "one/checkpoint.pt")[1].projected
     start = str(tmp_path / "one/checkpoint.pt")
-    assert main([*command, "--start", start, "--out", str(tmp_path / "two")]) == 0
-    assert load_cgan(tmp_path / "two/checkpoint.pt")[1].projected
+    assert main([*command, "--start", start, "--turned", "--out", str(tmp_path / "two")]) == 0
+    settings = load_cgan(tmp_path / "two/checkpoint.pt")[1]
+    assert settings.projected and settings.turned
     assert main([*command, "--start", str(tmp_path / "none.pt"), "--out", str(tmp_path / "three")]) == 2
     assert "none.pt" in capsys.readouterr().err
 
@@ -506,6 +508,9 @@ def test_small_data_experiment_and_its_options(phantoms, tmp_path, monkeypatch, 
     assert (out / "table.csv").is_file()
     with pytest.raises(SystemExit):
         main(["experiment", "ablation", *about, "--shares", "0.5"])
+    ablation = ["experiment", "ablation", *about, "--out", str(tmp_path / "ablation"), "--arms", "photographs"]
+    assert main(ablation) == 0 and [f.name for f in (tmp_path / "ablation").glob("photo*")] == ["photographs-1-0.csv"]
+    assert main([*ablation, "all"]) == 2 and "no arm 'all'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["experiment", "small-data", *about, "--draw-steps", "1"])
 

@@ -5,6 +5,7 @@ judged by a network that took no part in training.
 """
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -32,7 +33,7 @@ from helpers.models.pix2pix import Pix2PixSettings, load_pix2pix, train_pix2pix
 from helpers.models.training import Batch, Run, train
 
 WHOLE, FLOOR = "whole recipe", "photographs"
-# An arm is the whole recipe without one thing: a setting at 0, or what `Without` leaves out.
+# An arm is the whole recipe without one thing, or with one more: a setting, or what `Without` leaves out.
 SETTINGS = {
     "no augmentation": {"colour": 0.0, "shift": 0.0},
     "no hand-style lines": {"hand": 0.0},
@@ -44,6 +45,7 @@ SETTINGS = {
     "no texture": {"texture": 0.0},
     "no prior": {"prior": 0.0},
     "no pairs": {"paired": False},
+    "in all eight positions": {"turned": True},
 }
 
 
@@ -145,9 +147,12 @@ def clearness(images: np.ndarray, sketches: np.ndarray) -> float:
     return float(separation(F.avg_pool2d(batch["images"], small), region).mean())
 
 
-def ablation_experiment(store: Store, plan: AblationPlan, judge: Judge, out: str | Path) -> pd.DataFrame:
-    """Photographs, the whole recipe, the same without one ingredient at a time, and pix2pix: a row per arm and seed,
-    see `Exam.of`. Raises `DataError` when the val split has too few sketches."""
+def ablation_experiment(
+    store: Store, plan: AblationPlan, judge: Judge, out: str | Path, only: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Photographs, the whole recipe, the same with one ingredient changed at a time, and pix2pix, or of these arms
+    `only` some: a row per arm and seed, see `Exam.of`. Raises `ValueError` for an arm that does not exist, `DataError`
+    when the val split has too few sketches."""
     exam = Exam(store, judge, plan.judged, Path(out) / "features")
 
     def arm(label: bool = True, noise: bool = True, balanced: bool = True, average: bool = True, **changed) -> Arm:
@@ -188,6 +193,9 @@ def ablation_experiment(store: Store, plan: AblationPlan, judge: Judge, out: str
         "classes as they come": arm(balanced=False),
         "pix2pix": pix2pix,
     }
+    if unknown := [name for name in only or () if name not in arms]:
+        raise ValueError(f"no arm {unknown[0]!r}: there are {', '.join(arms)}")
+    arms = {name: one for name, one in arms.items() if not only or name in only}
     return run_cells(arms, [1.0], plan.seeds, out, facts("ablation", plan, exam))
 
 

@@ -27,7 +27,7 @@ from torchvision.utils import save_image
 from helpers.config import shown
 from helpers.data.files import DataError
 from helpers.data.store import Drawings, Store, balanced_batches, to_tensors
-from helpers.models.augment import augment
+from helpers.models.augment import augment, turn_and_shift
 from helpers.models.losses import (
     d_loss,
     darker_part,
@@ -68,6 +68,7 @@ class CGANSettings:
     matching: float = 2.0  # weight of the difference of mean discriminator features
     colour: float = 0.05  # strength of the augmentation, see `augment`
     shift: float = 0.1
+    turned: bool = False  # pictures, with their sketches, come in all eight positions
     hand: float = 0.2  # share of sketches redrawn as by hand
     paired: bool = True  # else the sketches belong to none of the photographs, see `UnpairedCGAN`
     agreement: float = 10.0  # weight of how far an unpaired sketch is from being obeyed
@@ -112,15 +113,16 @@ class CGAN(Method):
         }
 
     def begin_with(self, checkpoint: str | Path) -> None:
-        """Take the weights of another training, all that it had; eyes and heads of a projected discriminator may be
-        new. Raises `DataError` when it is none of a CGAN, `ValueError` when its classes, sketches or sizes differ."""
+        """Take the weights of another training: of a checkpoint all that it has, where eyes and heads of a projected
+        discriminator may be new; of a released file its generator, whose adversary begins anew. Raises `DataError`
+        when it is none of a CGAN, `ValueError` when its classes, sketches or sizes differ."""
         try:
-            saved = torch.load(checkpoint, map_location="cpu", weights_only=True)
+            saved = read_checkpoint(checkpoint)
             there = {name: saved["settings"][name] for name in ("classes", "style")}
             if differing := [f"{k} {v!r}" for k, v in there.items() if v != self.settings[k]]:
                 raise ValueError(f"{shown(checkpoint)} has {', '.join(differing)}, unlike the settings")
-            for name, network in self.networks.items():
-                missing = network.load_state_dict(saved["networks"][name], strict=False).missing_keys
+            for name, weights in saved.get("networks", saved["averages"]).items():
+                missing = self.networks[name].load_state_dict(weights, strict=False).missing_keys
                 if unknown := [key for key in missing if not key.startswith(("eyes.", "heads."))]:
                     raise KeyError(f"no {unknown[0]} in its {name}")
         except RuntimeError as error:
@@ -132,6 +134,7 @@ class CGAN(Method):
     def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
         """Half of the batch is drawn with the noise that the encoder reads off its photograph, so it can be compared
         with it; the other half with any noise, as later (cVAE-GAN; Larsen et al. 2016, Zhu et al. 2017)."""
+        batch = turned(batch) if self.s.turned else batch
         known = max(1, len(batch["labels"]) // 2)
         noise = torch.randn(len(batch["labels"]), self.s.noise).to(batch["labels"].device)
         read = self.networks["encoder"](batch["images"][:known], batch["labels"][:known])
@@ -236,6 +239,13 @@ class UnpairedCGAN(CGAN):
         }
 
 
+def turned(batch: Batch) -> Batch:
+    """Each picture with its sketch in one of the eight positions of the square: what lies in a corner of a photograph,
+    a ruler perhaps, is not learnt to belong there."""
+    both = turn_and_shift(torch.cat([batch["images"], batch["sketches"]], dim=1), shift=0.0)
+    return batch | {"images": both[:, :3], "sketches": both[:, 3:]}
+
+
 def discriminator(widths: list[int], classes: int, projected: bool) -> Discriminator:
     if not projected:
         return Discriminator(widths, classes)
@@ -273,7 +283,7 @@ def train_cgan(
 ) -> dict[str, list[float]]:
     """Train on the store's training split, or on these `rows` of any; checkpoint, history and grids go to `out`.
     Returns the history. Not `settings.paired`: `sketches (M, H, W)` in {0, 255} are drawn and pictures need none, or
-    any of the store's are. `start`: a checkpoint to begin with.
+    any of the store's are. `start`: a checkpoint or released file to begin with.
 
     Raises `ValueError` when the settings are not those of the store or of the start, `DataError` when there is nothing
     to learn from or the start was taught by pictures of this store that it is not taught by here.

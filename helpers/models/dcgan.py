@@ -47,6 +47,7 @@ class DCGANSettings:
     matching: float = 2.0  # weight of the difference of mean discriminator features
     colour: float = 0.1  # strength of the augmentation, see `augment`
     shift: float = 0.1
+    turned: bool = False  # pictures come in all eight positions
     projected: bool = False  # the discriminator also looks through a pretrained network: three more kinds of logits
 
     def __post_init__(self):
