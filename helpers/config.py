@@ -39,7 +39,7 @@ SIZES = {
     },
     "cgan": {
         "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4, "projected": True},
-        "demo": {"size": 64, "width": 32, "steps": 500, "batch": 4, "projected": True},
+        "demo": {"size": 64, "width": 32, "steps": 250, "batch": 8, "projected": True},
         "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16, "projected": True},
     },
     "segmenter": {
@@ -50,21 +50,21 @@ SIZES = {
     "pairs": {  # do drawn pairs help? as notebook 4 asks it
         "smoke": {"size": 64, "steps": 4, "batch": 4, "shares": (1.0,), "seeds": (0, 1)}
         | {"width": 8, "draw_steps": 4, "draw_batch": 4, "pairs": 8},
-        "demo": {"size": 64, "steps": 40, "batch": 12, "shares": (0.1,), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 300, "draw_batch": 4, "pairs": 300},
+        "demo": {"size": 64, "steps": 24, "batch": 12, "shares": (0.1,), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 150, "draw_batch": 8, "pairs": 300},
         "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
         | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
     },
     "dcgan": {
         "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
-        "demo": {"size": 64, "width": 32, "steps": 700, "batch": 8},
+        "demo": {"size": 64, "width": 32, "steps": 500, "batch": 8},
         "full": {"size": 128, "width": 64, "steps": 40_000, "batch": 16},
     },
     "synthetic": {  # do drawn images help a classifier? as notebook 6 asks it
         "smoke": {"size": 64, "network": "small", "steps": 4, "batch": 8, "shares": (1.0,), "seeds": (0, 1)}
         | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14, "networks": ("small", "mobilenet_v2")},
-        "demo": {"size": 64, "network": "small", "steps": 50, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 300, "draw_batch": 4, "drawn": 700}
+        "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "shares": (0.1,), "seeds": (0, 1, 2)}
+        | {"width": 32, "draw_steps": 150, "draw_batch": 8, "drawn": 700}
         | {"networks": ("small", "resnet18", "mobilenet_v2")},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64}
         | {"shares": (0.1, 1.0), "seeds": (0, 1, 2)}
@@ -76,9 +76,9 @@ SIZES = {
         | {"made": 6, "often": (1,)}
         | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4}
         | {"backbone": "mobilenet_v2", "seen": 24},
-        "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "folds": 2, "seeds": (0, 1, 2)}
+        "demo": {"size": 64, "network": "small", "steps": 30, "batch": 32, "folds": 2, "seeds": (0, 1, 2)}
         | {"made": 300, "often": (1,)}
-        | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 150, "noise_batch": 8}
+        | {"width": 16, "draw_steps": 75, "draw_batch": 8, "noise_steps": 100, "noise_batch": 8}
         | {"backbone": "mobilenet_v2", "seen": 300},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64, "folds": 5, "seeds": (0, 1, 2)}
         | {"made": 6_000, "often": (1, 4), "width": 64}
@@ -104,12 +104,14 @@ SIZES["experiment"] = SIZES["pairs"] | {
     | {"width": 32, "draw_steps": 3_000, "draw_batch": 4, "pairs": 2_000},
 }
 SIZES["diagnosis"] = SIZES["synthetic"] | {
-    "demo": SIZES["synthetic"]["demo"] | {"network": "mobilenet_v2", "steps": 400, "draw_steps": 4_000, "drawn": 3_500}
+    "demo": SIZES["synthetic"]["demo"]
+    | {"network": "mobilenet_v2", "steps": 400, "shares": (0.1, 1.0)}
+    | {"draw_steps": 4_000, "draw_batch": 4, "drawn": 3_500}
 }
 SIZES["balancing"] = SIZES["folds"] | {
     "demo": SIZES["folds"]["demo"]
     | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "made": 1_500}
-    | {"width": 32, "draw_steps": 4_000, "noise_steps": 3_000}
+    | {"width": 32, "draw_steps": 4_000, "draw_batch": 4, "noise_steps": 3_000}
 }
 
 

@@ -32,6 +32,8 @@ from helpers.views.studio import Studio, example_sketches, weights_at_hand
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
+QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+
 
 @pytest.fixture(scope="module")
 def studio() -> Studio:
@@ -295,9 +297,8 @@ def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_pat
     shots = get_config("cgan").outputs / "figures"
     shots.mkdir(parents=True, exist_ok=True)
     Image.fromarray(phantoms.draw(0, 12, size=300)[0]).save(tmp_path / "photo.png")
-    quiet = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
     with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=quiet)
+        browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
         tab.set_default_timeout(60_000)
         tab.goto(address)
@@ -330,3 +331,37 @@ def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_pat
         tab.screenshot(path=shots / "08_again.png")
         assert tab.get_by_text("paper is empty").count() == 0
         browser.close()
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
+def test_who_waits_sees_where_in_the_queue(studio, tmp_path, monkeypatch):
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
+    monkeypatch.setattr(Studio, "draw", slowly(Studio.draw, seconds=4))
+    page = build_page(studio)
+    try:
+        client = Client(launch_page(page, quiet=True), verbose=False, download_files=tmp_path)
+        sketch = on_paper(example_sketches(128)[0], tmp_path)
+        before = [client.submit(sketch, "NV", 1.0, 1, 0, api_name="/draw") for _ in range(3)]
+        with sync_api.sync_playwright() as play:
+            browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
+            tab = browser.new_page(viewport={"width": 1280, "height": 900})
+            tab.set_default_timeout(60_000)
+            tab.goto(page.local_url)
+            tab.get_by_role("button", name="Draw", exact=True).click()
+            place = tab.get_by_text(re.compile(r"queue: \d+/\d+")).first
+            place.wait_for()
+            box = place.bounding_box()
+            assert box["y"] + box["height"] < 900, "without scrolling"
+            tab.screenshot(path=get_config("cgan").outputs / "figures" / "08_queue.png")
+            browser.close()
+        assert all(job.result(60) for job in before)
+    finally:
+        page.close(verbose=False)
+
+
+def slowly(method, seconds: float):
+    def slow(*given):
+        time.sleep(seconds)
+        return method(*given)
+
+    return slow
