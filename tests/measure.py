@@ -1,7 +1,7 @@
 """How good are drawn images? `python tests/measure.py CHECKPOINT --split val`, on the data set that LESION_DATASET
 names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; the classifier of `train classifier`).
 
-Two protocols: `natural`, 1,000 pictures in their natural mix; `balanced`, 55 of every class, or all there are. Sketches
+A DCGAN draws the labels alone. Two protocols: `natural`, 1,000 pictures in their natural mix; `balanced`, 55 of every class, or all there are. Sketches
 and labels of the split's pictures are drawn and compared with the pictures; the floor compares as many pictures of the
 training split with them, or of the split that is not measured where our classifier judges, which was taught by the
 training split. Then: are labels, sketches and noises obeyed (the first two where `train classifier` and `train
@@ -10,6 +10,7 @@ segmenter` left a checkpoint), and is anything copied from the training split?
 
 import argparse
 import sys
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -18,6 +19,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.config import get_config
+from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import Store, StoreSettings, prepare
 from helpers.metrics.features import Judge, features, judges_at_hand, pictures_of
@@ -25,9 +27,9 @@ from helpers.metrics.fidelity import follows_sketch, looks_like, spread
 from helpers.metrics.memorisation import memorisation, thumbnails
 from helpers.metrics.quality import quality
 from helpers.metrics.stats import interval
-from helpers.models.cgan import draw, load_cgan
+from helpers.models.cgan import CGANSettings, draw, load_cgan
 from helpers.models.classifier import classify, load_classifier
-from helpers.models.networks import Generator
+from helpers.models.dcgan import DCGANSettings, draw_dcgan, load_dcgan
 from helpers.models.segmenter import load_segmenter, segment
 
 
@@ -47,7 +49,20 @@ def tell(what: str, values: np.ndarray) -> None:
     print(f"{what}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
 
 
-def noises(generator: Generator, store: Store, batch: dict, judge: Judge, sketches: int = 40) -> list[float]:
+Painter = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # sketches, labels, seed -> images
+
+
+def painter(checkpoint: Path) -> tuple[Painter, CGANSettings | DCGANSettings]:
+    """Of a CGAN, or of a DCGAN, which looks at no sketch."""
+    try:
+        generator, settings = load_cgan(checkpoint)
+        return partial(draw, generator), settings
+    except DataError:
+        generator, settings = load_dcgan(checkpoint)
+        return lambda sketches, labels, seed: draw_dcgan(generator, labels, seed), settings
+
+
+def noises(paint: Painter, store: Store, batch: dict, judge: Judge, sketches: int = 40) -> list[float]:
     """How far apart the drawings of one sketch under eight noises are, as a share of the distance of real images of its
     class; for each of some sketches."""
 
@@ -56,7 +71,7 @@ def noises(generator: Generator, store: Store, batch: dict, judge: Judge, sketch
 
     labels = batch["labels"]
     real = {label: apart(batch["images"][labels == label][:60]) for label in set(labels[:sketches])}
-    drawn = (draw(generator, batch["sketches"][[k] * 8], labels[[k] * 8], seed=k) for k in range(sketches))
+    drawn = (paint(batch["sketches"][[k] * 8], labels[[k] * 8], k) for k in range(sketches))
     return [apart(images) / real[label] for images, label in zip(drawn, labels, strict=False)]
 
 
@@ -65,18 +80,18 @@ def main() -> None:
     args.add_argument("checkpoint", type=Path)
     args.add_argument("--split", choices=("val", "test"), default="val")
     args = args.parse_args()
-    cfg, (generator, trained) = get_config("cgan"), load_cgan(args.checkpoint)
+    cfg, (paint, trained) = get_config("cgan"), painter(args.checkpoint)
     classifier = cfg.outputs / "classifier" / "checkpoint.pt"
     segmenter = cfg.outputs / "segmenter" / "checkpoint.pt"
     judges, missing = judges_at_hand(classifier)
-    settings = StoreSettings(trained.size, trained.style, "square", cfg.seed)
+    settings = StoreSettings(trained.size, getattr(trained, "style", "contour"), "square", cfg.seed)
     store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
     print(*missing, store, sep="\n")
     for protocol in ("natural", "balanced"):
         rows = choose(store, args.split, protocol)
         batch = store.batch(rows)
         kinds = [store.classes[k] for k in batch["labels"]]
-        drawn = draw(generator, batch["sketches"], batch["labels"], seed=0)
+        drawn = paint(batch["sketches"], batch["labels"], 0)
         real, synthetic = pictures_of(batch["images"], kinds, args.split), pictures_of(drawn, kinds, "drawn")
         print(f"\n{protocol} mix")
         for judge in judges:
@@ -91,14 +106,14 @@ def main() -> None:
                 raise SystemExit(f"the classifier knows {taught.classes}, the generator {trained.classes}")
             for name, images in (("real", batch["images"]), ("drawn", drawn)):
                 tell(f"label named right, {name}", looks_like(classify(network, images), batch["labels"]))
-        if segmenter.is_file():
+        if segmenter.is_file() and isinstance(trained, CGANSettings):
             outlined, masks = store.has_mask[rows], batch["masks"][store.has_mask[rows]]
             for name, images in (("real", batch["images"]), ("drawn", drawn)):
                 found = follows_sketch(images[outlined], masks, partial(segment, load_segmenter(segmenter)[0]))
                 tell(f"Dice of sketch and lesion found, {name}", found)
         if protocol == "natural":
             for judge in judges:
-                shares = noises(generator, store, batch, judge)
+                shares = noises(paint, store, batch, judge)
                 tell(f"distance of eight noises, share of that of real images, {judge.name}", shares)
             train = store.batch(store.rows("train"), ("images",))["images"]
             for judge in judges:

@@ -239,6 +239,14 @@ def test_only_what_was_uploaded_is_analysed(address, tmp_path):
     assert "event: error" in asked(address, {"path": uploaded, "meta": {"_type": "gradio.FileData"}})
 
 
+def test_a_program_draws_without_a_sketch(client, studio):
+    gallery = client.predict("NV", 3, 5, api_name="/noise")
+    assert np.array_equal(pictures(gallery), studio.draw_without_sketch("NV", 3, 5))
+    assert len(client.predict("SK", 1_000, 5, api_name="/noise")) == demo.MOST_AT_ONCE
+    with pytest.raises(AppError, match="no wart"):
+        client.predict("wart", 1, 0, api_name="/noise")
+
+
 def test_papers_of_programs_are_bounded(address, tmp_path):
     with pytest.raises(gradio.exceptions.Error, match="pixels"):
         bomb = tmp_path / "bomb.png"

@@ -136,7 +136,9 @@ def train_dcgan(
         raise DataError(f"{store.name} has no training picture with a label: there is nothing to learn from")
     torch.manual_seed(run.seed)
     draw = labelled_batches([Part(store.images, rows, labels=store.labels)], run.batch, run.seed)
-    return train(DCGAN(settings), draw, out, run)
+    method = DCGAN(settings)
+    method.kept["trained_on"] = sorted(store.table["image_id"].iloc[rows])
+    return train(method, draw, out, run)
 
 
 def load_dcgan(path: str | Path) -> tuple[NoiseGenerator, DCGANSettings]:
