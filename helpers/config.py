@@ -39,7 +39,7 @@ SIZES = {
     },
     "cgan": {
         "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4, "projected": True},
-        "demo": {"size": 64, "width": 32, "steps": 250, "batch": 8, "projected": True},
+        "demo": {"size": 64, "width": 32, "steps": 500, "batch": 4, "projected": True},
         "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16, "projected": True},
     },
     "segmenter": {
@@ -64,7 +64,7 @@ SIZES = {
         "smoke": {"size": 64, "network": "small", "steps": 4, "batch": 8, "shares": (1.0,), "seeds": (0, 1)}
         | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14, "networks": ("small", "mobilenet_v2")},
         "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "shares": (0.1,), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 150, "draw_batch": 8, "drawn": 700}
+        | {"width": 32, "draw_steps": 300, "draw_batch": 4, "drawn": 700}
         | {"networks": ("small", "resnet18", "mobilenet_v2")},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64}
         | {"shares": (0.1, 1.0), "seeds": (0, 1, 2)}
@@ -78,7 +78,7 @@ SIZES = {
         | {"backbone": "mobilenet_v2", "seen": 24},
         "demo": {"size": 64, "network": "small", "steps": 30, "batch": 32, "folds": 2, "seeds": (0, 1, 2)}
         | {"made": 300, "often": (1,)}
-        | {"width": 16, "draw_steps": 75, "draw_batch": 8, "noise_steps": 100, "noise_batch": 8}
+        | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 100, "noise_batch": 8}
         | {"backbone": "mobilenet_v2", "seen": 300},
         "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64, "folds": 5, "seeds": (0, 1, 2)}
         | {"made": 6_000, "often": (1, 4), "width": 64}
@@ -106,12 +106,12 @@ SIZES["experiment"] = SIZES["pairs"] | {
 SIZES["diagnosis"] = SIZES["synthetic"] | {
     "demo": SIZES["synthetic"]["demo"]
     | {"network": "mobilenet_v2", "steps": 400, "shares": (0.1, 1.0)}
-    | {"draw_steps": 4_000, "draw_batch": 4, "drawn": 3_500}
+    | {"draw_steps": 4_000, "drawn": 3_500}
 }
 SIZES["balancing"] = SIZES["folds"] | {
     "demo": SIZES["folds"]["demo"]
     | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "made": 1_500}
-    | {"width": 32, "draw_steps": 4_000, "draw_batch": 4, "noise_steps": 3_000}
+    | {"width": 32, "draw_steps": 4_000, "noise_steps": 3_000}
 }
 
 

@@ -1,11 +1,11 @@
 """How good are drawn images? `python tests/measure.py CHECKPOINT --split val`, on the data set that LESION_DATASET
 names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; the classifier of `train classifier`).
 
-A DCGAN draws the labels alone. Two protocols: `natural`, 1,000 pictures in their natural mix; `balanced`, 55 of every class, or all there are. Sketches
-and labels of the split's pictures are drawn and compared with the pictures; the floor compares as many pictures of the
-training split with them, or of the split that is not measured where our classifier judges, which was taught by the
-training split. Then: are labels, sketches and noises obeyed (the first two where `train classifier` and `train
-segmenter` left a checkpoint), and is anything copied from the training split?
+A CGAN draws sketches and labels of the split's pictures, a DCGAN their labels. Two protocols: `natural`, 1,000 pictures
+in their natural mix; `balanced`, 55 of every class, or all there are. The drawings are compared with the pictures; the
+floor compares as many pictures of the training split with them, or of the split that is not measured where our
+classifier judges, which was taught by the training split. Then: are labels, sketches and noises obeyed (the first two
+where `train classifier` and `train segmenter` left a checkpoint), and is anything copied from the training split?
 """
 
 import argparse
@@ -104,7 +104,9 @@ def main() -> None:
             network, taught = load_classifier(classifier)
             if taught.classes != trained.classes:
                 raise SystemExit(f"the classifier knows {taught.classes}, the generator {trained.classes}")
-            for name, images in (("real", batch["images"]), ("drawn", drawn)):
+            if taught.size != trained.size:
+                print(f"the classifier looks at {taught.size} px: labels are not asked for")
+            for name, images in (("real", batch["images"]), ("drawn", drawn)) if taught.size == trained.size else ():
                 tell(f"label named right, {name}", looks_like(classify(network, images), batch["labels"]))
         if segmenter.is_file() and isinstance(trained, CGANSettings):
             outlined, masks = store.has_mask[rows], batch["masks"][store.has_mask[rows]]
