@@ -391,7 +391,7 @@ def ablation_command(args: argparse.Namespace, cfg) -> int:
     print(f"{store}\ndrawings of val sketches against their photographs, judged by {judge.name}")
     print(f"after {plan.run.steps} steps of {plan.run.batch} pictures; means over seeds {seeds}\n")
     print(table.round(3).to_string())
-    table.to_csv(out / "table.csv")
+    table.to_csv(out / ("some.csv" if getattr(args, "arms", None) else "table.csv"))
     return 0
 
 
@@ -574,7 +574,9 @@ def parser() -> argparse.ArgumentParser:
         if name == "small-data":
             one.add_argument("--shares", type=float, nargs="+", help="of the training images, in (0, 1]")
         else:
-            one.add_argument("--arms", nargs="+", metavar="ARM", help="only these; default: all")
+            one.add_argument(
+                "--arms", nargs="+", metavar="ARM", help="only these, into some.csv; default: all, into table.csv"
+            )
         one.set_defaults(run=ablation_command, part="ablation", question=name)
 
     cut = commands.add_parser("segment", help="images -> masks, by a trained network")

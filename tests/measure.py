@@ -4,8 +4,9 @@ names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; 
 A CGAN draws sketches and labels of the split's pictures, a DCGAN their labels. Two protocols: `natural`, 1,000 pictures
 in their natural mix; `balanced`, 55 of every class, or all there are. The drawings are compared with the pictures; the
 floor compares as many pictures of the training split with them, or of the split that is not measured where our
-classifier judges, which was taught by the training split. Then: are labels, sketches and noises obeyed (the first two
-where `train classifier` and `train segmenter` left a checkpoint), and is anything copied from the training split?
+classifier judges, which was taught by the training split. Then: are noises obeyed, labels (where `train classifier`
+left a checkpoint of this size) and a CGAN's sketches (where `train segmenter` did), and is anything copied from the
+training split? A DCGAN too is measured on pictures that have a sketch.
 """
 
 import argparse
@@ -63,8 +64,8 @@ def painter(checkpoint: Path) -> tuple[Painter, CGANSettings | DCGANSettings]:
 
 
 def noises(paint: Painter, store: Store, batch: dict, judge: Judge, sketches: int = 40) -> list[float]:
-    """How far apart the drawings of one sketch under eight noises are, as a share of the distance of real images of its
-    class; for each of some sketches."""
+    """How far apart the drawings of one sketch (or label) under eight noises are, as a share of the distance of real
+    images of its class; for each of some sketches."""
 
     def apart(images: np.ndarray) -> float:
         return spread(features(pictures_of(images), judge, store.settings.size).values)
@@ -106,8 +107,9 @@ def main() -> None:
                 raise SystemExit(f"the classifier knows {taught.classes}, the generator {trained.classes}")
             if taught.size != trained.size:
                 print(f"the classifier looks at {taught.size} px: labels are not asked for")
-            for name, images in (("real", batch["images"]), ("drawn", drawn)) if taught.size == trained.size else ():
-                tell(f"label named right, {name}", looks_like(classify(network, images), batch["labels"]))
+            else:
+                for name, images in (("real", batch["images"]), ("drawn", drawn)):
+                    tell(f"label named right, {name}", looks_like(classify(network, images), batch["labels"]))
         if segmenter.is_file() and isinstance(trained, CGANSettings):
             outlined, masks = store.has_mask[rows], batch["masks"][store.has_mask[rows]]
             for name, images in (("real", batch["images"]), ("drawn", drawn)):

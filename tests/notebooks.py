@@ -1,7 +1,7 @@
 """Execute notebooks: `run` leaves executed copies in outputs/, `in-place` re-executes them for committing.
 
-Those that others build upon come first; the rest run two at a time, each with half of the cores, as small networks
-cannot keep more than one busy.
+Those that others build upon come first (execute them before others that are asked for alone); the rest run two at a
+time, each with half of the cores if OMP_NUM_THREADS does not say otherwise, as small networks cannot keep more busy.
 """
 
 import os
@@ -87,8 +87,9 @@ def main(how: str, paths: list[Path]) -> int:
     labels = {path: f"[{number}/{len(paths)}] {path.stem}" for number, path in enumerate([*first, *rest], 1)}
     if not all(run(how, path, labels[path], cpu_count()) for path in first):
         return 1
-    with ThreadPoolExecutor(2) as pool:
-        done = list(pool.map(lambda path: run(how, path, labels[path], max(1, cpu_count() // 2)), rest))
+    together = 1 if len(rest) < 2 else 2
+    with ThreadPoolExecutor(together) as pool:
+        done = list(pool.map(lambda path: run(how, path, labels[path], max(1, cpu_count() // together)), rest))
     if not all(done):
         return 1
     if how == "in-place":

@@ -510,6 +510,7 @@ def test_small_data_experiment_and_its_options(phantoms, tmp_path, monkeypatch, 
         main(["experiment", "ablation", *about, "--shares", "0.5"])
     ablation = ["experiment", "ablation", *about, "--out", str(tmp_path / "ablation"), "--arms", "photographs"]
     assert main(ablation) == 0 and [f.name for f in (tmp_path / "ablation").glob("photo*")] == ["photographs-1-0.csv"]
+    assert (tmp_path / "ablation/some.csv").is_file() and not (tmp_path / "ablation/table.csv").exists()
     assert main([*ablation, "all"]) == 2 and "no arm 'all'" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         main(["experiment", "small-data", *about, "--draw-steps", "1"])
