@@ -203,7 +203,7 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary")
                 others = gr.Button("Draw others")
-            images = gr.Gallery(label="Drawn", columns=2, height=450, format="png", object_fit="contain")
+            images = gr.Gallery(label="Drawn", columns=3, height=450, format="png", object_fit="contain")
             save = gr.DownloadButton("Save images, sketch and mask")
     asked = [paper, name, variation, count, seed]
     draw.click(telling(desk.draw), asked, [images, save], api_name="draw", concurrency_id="network")
