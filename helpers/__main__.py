@@ -322,7 +322,7 @@ def segmentation_command(args: argparse.Namespace, cfg) -> int:
     from helpers.experiments.segmentation import COMPARED, segmentation_experiment, segmentation_plan
 
     store, out = experiment_store(args, cfg, "whole"), args.out or cfg.outputs / "segmentation-experiment"
-    results = segmentation_experiment(store, segmentation_plan(cfg, store), out, args.split)
+    results = segmentation_experiment(store, segmentation_plan(cfg, store), out, args.split, args.arms)
     print(f"{store}\nmean Jaccard on the real images of {args.split}, 95 % intervals over images and seeds")
     report(results, ["jaccard"], COMPARED, out)
     return 0
@@ -340,7 +340,7 @@ def diagnosis_command(args: argparse.Namespace, cfg) -> int:
     )
 
     store, out = experiment_store(args, cfg), args.out or cfg.outputs / "diagnosis-experiment"
-    results = diagnosis_experiment(store, diagnosis_plan(cfg, store), out, args.split)
+    results = diagnosis_experiment(store, diagnosis_plan(cfg, store), out, args.split, args.arms)
     print(f"{store}\non the real images of {args.split}, 95 % intervals over lesions and seeds")
     report(results, [balanced_accuracy, auc, average_precision], COMPARED, out)
     print(recalls_by_arm(results).round(3).to_string())
@@ -361,14 +361,14 @@ def balancing_command(args: argparse.Namespace, cfg) -> int:
 
     store, out = experiment_store(args, cfg), args.out or cfg.outputs / "balancing-experiment"
     plan = balancing_plan(cfg, store)
-    results = balancing_experiment(store, plan, out)
+    results = balancing_experiment(store, plan, out, args.arms)
     rare = rare_classes(store)
     measure = rare_recall(store.classes, rare)
     print(f"{store}\nrare: {' '.join(rare)}; every lesion tested once, 95 % intervals over lesions and seeds")
     for one in (measure, balanced_accuracy):
         best = better_remedy(summary(results, one))
         print(
-            f"by {called(one)}, {best} is the better of the usual remedies here, which the others are compared with\n"
+            f"by {called(one)}, {best} is the better of the usual remedies asked, which the others are compared with\n"
         )
         report(results, [one], compared(best, plan.often), out)
     print(recalls_by_arm(results).round(3).to_string())
@@ -549,17 +549,23 @@ def parser() -> argparse.ArgumentParser:
     drawn = argparse.ArgumentParser(add_help=False)
     drawn.add_argument("--draw-steps", type=positive, help="of the CGAN; default: the profile's")
     drawn.add_argument("--projected", action="store_true", help="generators whose discriminators know photographs")
+    some = argparse.ArgumentParser(add_help=False)
+    some.add_argument("--arms", nargs="+", metavar="ARM", help="only these of the experiment's; default: all")
     part = argparse.ArgumentParser(add_help=False)
     part.add_argument("--shares", type=float, nargs="+", help="of the real training images, in (0, 1]")
     part.add_argument("--split", choices=("val", "test"), default="test", help="real images to score on")
-    one = questions.add_parser("segmentation", parents=[shared, drawn, part], help="do drawn pairs help to segment?")
+    one = questions.add_parser(
+        "segmentation", parents=[shared, some, drawn, part], help="do drawn pairs help to segment?"
+    )
     one.add_argument("--pairs", type=positive, help="drawn; default: the profile's")
     one.set_defaults(run=segmentation_command, part="experiment")
-    one = questions.add_parser("diagnosis", parents=[shared, drawn, part], help="do drawn images help to classify?")
+    one = questions.add_parser(
+        "diagnosis", parents=[shared, some, drawn, part], help="do drawn images help to classify?"
+    )
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
     one.add_argument("--drawn", type=positive, help="images; default: the profile's")
     one.set_defaults(run=diagnosis_command, part="diagnosis")
-    one = questions.add_parser("balancing", parents=[shared, drawn], help="what gains recall of rare classes?")
+    one = questions.add_parser("balancing", parents=[shared, some, drawn], help="what gains recall of rare classes?")
     one.add_argument("--network", metavar="NAME", help="small, or one of torchvision's; default: the profile's")
     one.add_argument("--noise-steps", type=positive, help="of the DCGAN; default: the profile's")
     one.add_argument("--made", type=positive, help="synthetic images of rare classes; default: the profile's")
@@ -569,14 +575,10 @@ def parser() -> argparse.ArgumentParser:
 
     for name, question in (("ablation", "what is each ingredient of the projected CGAN worth?"),
                            ("small-data", "how many photographs does the projected CGAN need?")):  # fmt: skip
-        one = questions.add_parser(name, parents=[shared], help=question)
+        one = questions.add_parser(name, parents=[shared] + [some] * (name == "ablation"), help=question)
         one.add_argument("--judged", type=positive, help="drawings; default: the profile's")
         if name == "small-data":
             one.add_argument("--shares", type=float, nargs="+", help="of the training images, in (0, 1]")
-        else:
-            one.add_argument(
-                "--arms", nargs="+", metavar="ARM", help="only these, into some.csv; default: all, into table.csv"
-            )
         one.set_defaults(run=ablation_command, part="ablation", question=name)
 
     cut = commands.add_parser("segment", help="images -> masks, by a trained network")

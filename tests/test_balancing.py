@@ -154,6 +154,8 @@ def test_the_better_remedy_is_chosen_by_its_measure():
     index = pd.MultiIndex.from_product([[1.0], ["as they are", "class weights", "oversampled", "CGAN"]])
     table = pd.DataFrame({"N": 9, "seeds": 2, "recall": [0.1, 0.5, 0.4, 0.9]}, index=index)
     assert better_remedy(table) == "class weights"
+    assert better_remedy(table.drop("class weights", level=1)) == "oversampled"
+    assert better_remedy(table.iloc[:1]) == "oversampled", "where neither was asked"
     assert ("CGAN", "class weights") in compared("class weights")
 
 

@@ -65,6 +65,20 @@ def test_a_plan_that_came_to_nothing_binds_nobody(tmp_path):
         run_cells({"real": measured(0)}, [1.0], [1], tmp_path, {"network": "resnet19"})
 
 
+def test_some_arms_alone_are_those_of_the_whole(tmp_path):
+    arms = {"real": measured(0), "better": measured(0.1), "worse": measured(-0.2)}
+    some = run_cells(arms, [1.0], [0, 1], tmp_path, {"steps": 1}, only=["worse", "real"])
+    assert list(dict.fromkeys(some["arm"])) == ["real", "worse"] and not list(tmp_path.glob("better*"))
+    assert comparisons(some, "jaccard", PAIRS).index.to_list() == [(1.0, "worse", "real")]
+    assert comparisons(some, "jaccard", [("better", "real")]).empty
+    written = (tmp_path / "worse-1-0.csv").stat().st_mtime_ns
+    everything = run_cells(arms, [1.0], [0, 1], tmp_path, {"steps": 1})
+    assert len(everything) == 3 * 80 and (tmp_path / "worse-1-0.csv").stat().st_mtime_ns == written
+    with pytest.raises(ValueError, match="no arm 'best': there are real, better, worse"):
+        run_cells(arms, [1.0], [0], tmp_path / "other", {"steps": 1}, only=["real", "best"])
+    assert not (tmp_path / "other").exists(), "refused before anything is written"
+
+
 PAIRS = [("better", "real"), ("same", "real"), ("worse", "real"), ("worse", "better")]
 
 

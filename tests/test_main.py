@@ -470,6 +470,15 @@ def test_experiment(phantoms, tmp_path, monkeypatch, capsys):
     assert len(list((tmp_path / "out").glob("*-0.5-0.csv"))) == 5
     assert main([*command, "--steps", "3", "--out", str(tmp_path / "out")]) == 2
     assert "holds another experiment" in capsys.readouterr().err
+    some = [*command, "--seeds", "0", "--steps", "2", "--shares", "0.5", "--arms", "real", "real + augmentation"]
+    assert main([*some, "--out", str(tmp_path / "some")]) == 0
+    told = capsys.readouterr().out
+    assert "real + augmentation against real: one seed" in told and "drawn" not in told
+    assert (
+        not (tmp_path / "some" / "generator-0.5").exists() and len(list((tmp_path / "some").glob("*-0.5-0.csv"))) == 2
+    )
+    assert main([*some, "unreal", "--out", str(tmp_path / "some")]) == 2
+    assert "no arm 'unreal': there are real, real + augmentation, real + drawn," in capsys.readouterr().err
     assert main([*command, "--shares", "1.5", "--out", str(tmp_path / "out")]) == 2
     assert "shares [1.5] of the training images are not in (0, 1]" in capsys.readouterr().err
 
@@ -493,6 +502,9 @@ def test_experiments_on_classifiers(phantoms, tmp_path, monkeypatch, capsys):
     assert plan["cgan"]["projected"] and plan["dcgan"]["projected"]
     told = capsys.readouterr().out
     assert "rare: " in told and told.count("DCGAN against ") == 2 and len(list(out.glob("comparisons*"))) == 2
+    assert main(["experiment", "balancing", *about, *more, "--out", str(out), "--arms", "blended"]) == 0
+    told = capsys.readouterr().out
+    assert "blended" in told and "DCGAN" not in told
     assert main(["experiment", "balancing", *about, "--folds", "60", "--out", str(tmp_path / "x")]) == 2
     assert "fewer lesions than the 60 folds" in capsys.readouterr().err
 

@@ -193,10 +193,7 @@ def ablation_experiment(
         "classes as they come": arm(balanced=False),
         "pix2pix": pix2pix,
     }
-    if unknown := [name for name in only or () if name not in arms]:
-        raise ValueError(f"no arm {unknown[0]!r}: there are {', '.join(arms)}")
-    arms = {name: one for name, one in arms.items() if not only or name in only}
-    return run_cells(arms, [1.0], plan.seeds, out, facts("ablation", plan, exam))
+    return run_cells(arms, [1.0], plan.seeds, out, facts("ablation", plan, exam), only)
 
 
 def small_data_experiment(store: Store, plan: AblationPlan, judge: Judge, out: str | Path) -> pd.DataFrame:

@@ -5,7 +5,7 @@ take turns: every lesion is tested once, by a classifier (and generators) that n
 """
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -94,18 +94,21 @@ def compared(best: str, often: tuple[int, ...] = (1,)) -> list[tuple[str, str]]:
 
 
 def better_remedy(summary: pd.DataFrame) -> str:
-    """Class weights or oversampling, whichever has the higher measure in a `summary`."""
+    """Class weights or oversampling, whichever has the higher measure in a `summary`; oversampling where neither was
+    asked."""
     usual = summary.xs(summary.index[0][0])[lambda table: table.index.isin(["class weights", "oversampled"])]
-    return str(usual.iloc[:, 2].idxmax())
+    return str(usual.iloc[:, 2].idxmax()) if len(usual) else "oversampled"
 
 
-def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> pd.DataFrame:
+def balancing_experiment(
+    store: Store, plan: BalancingPlan, out: str | Path, only: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Images as they are; every class with equal weight; every class equally often; the same with half (or less, see
-    `often`) of the rare classes' images drawn from noise, from deformed sketches, or blended onto other skin. All are
-    augmented.
+    `often`) of the rare classes' images drawn from noise, from deformed sketches, or blended onto other skin; or of
+    these arms `only` some. All are augmented.
 
     Every fold trains its generators on its own training rows. Folds and generators are the same for all seeds. Raises
-    `DataError` where masks or labels are missing.
+    `DataError` where masks or labels are missing, `ValueError` for an arm that does not exist.
     """
     out, folds = Path(out), lesion_folds(store, plan.folds)
     rare = [store.classes.index(name) for name in rare_classes(store)]
@@ -149,7 +152,8 @@ def balancing_experiment(store: Store, plan: BalancingPlan, out: str | Path) -> 
         "oversampled": arm("sampling"),
     } | {name: arm("sampling", how, often) for name, (how, often) in made_arms(plan.often).items()}
     facts = asdict(plan) | {"data": store.folder.name}
-    return run_cells(arms, [1.0], plan.seeds, out, {k: v for k, v in facts.items() if k not in ("seeds", "often")})
+    decides = {name: value for name, value in facts.items() if name not in ("seeds", "often")}
+    return run_cells(arms, [1.0], plan.seeds, out, decides, only)
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:

@@ -23,14 +23,24 @@ Measure = str | Callable[[pd.DataFrame, np.ndarray], np.ndarray]
 
 
 def run_cells(
-    arms: dict[str, Arm], shares: Sequence[float], seeds: Sequence[int], out: str | Path, plan: dict
+    arms: dict[str, Arm],
+    shares: Sequence[float],
+    seeds: Sequence[int],
+    out: str | Path,
+    plan: dict,
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
-    """Every arm at every share and seed whose file is not in `out` yet; returns all of them as one table: `arm share
-    seed`, then what the arms measured: `image_id group seconds` and measures. Work of finished cells is deleted.
+    """Every arm, or of them `only` some, at every share and seed whose file is not in `out` yet; returns all of them as
+    one table: `arm share seed`, then what the arms measured: `image_id group seconds` and measures. Work of finished
+    cells is deleted.
 
-    `plan`: everything else that decides the results. Raises `ValueError` when `out` holds results of another plan.
+    `plan`: everything else that decides the results. Raises `ValueError` when `out` holds results of another plan, and
+    for an arm that does not exist.
     """
+    if unknown := [name for name in only or () if name not in arms]:
+        raise ValueError(f"no arm {unknown[0]!r}: there are {', '.join(arms)}")
     out, tables = Path(out), []
+    arms = {name: arm for name, arm in arms.items() if not only or name in only}
     _same_plan(out, json.loads(json.dumps(plan)))
     cells = tqdm(list(product(dict.fromkeys(shares), arms, dict.fromkeys(seeds))), desc=out.name, unit="cells")
     for share, arm, seed in cells:
@@ -86,20 +96,22 @@ def summary(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
 
 
 def comparisons(results: pd.DataFrame, measure: Measure, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Paired differences of one arm to another, on the same images, with interval and verdict, at every share. With one
-    seed there is no verdict: what chance does in training is not known. Raises `ValueError` when some networks started
+    """Paired differences of one arm to another, on the same images, with interval and verdict, at every share; pairs of
+    arms that were not asked are left out. With one seed there is no verdict: what chance does in training is not known.
+    Raises `ValueError` when some networks started
     from ImageNet and others did not."""
     if "start" in results and len(starts := results["start"].unique()) > 1:
         raise ValueError(f"networks started from {' and from '.join(starts)}: they cannot be compared")
-    rows = []
-    for share, (arm, other) in product(results["share"].unique(), pairs):
+    rows, asked = [], [pair for pair in pairs if set(pair) <= set(results["arm"])]
+    for share, (arm, other) in product(results["share"].unique(), asked):
         ours, count = estimates(results, share, arm, measure)
         difference = ours - estimates(results, share, other, measure)[0]
         low, high = over_seeds(difference)
         row = {"share": share, "arm": arm, "against": other, "difference": difference[:, 0].mean()}
         found = verdict(low, high) if len(difference) > 1 else "one seed, no verdict"
         rows.append(row | {"from": low, "to": high, "verdict": found, "N": count, "seeds": len(difference)})
-    return pd.DataFrame(rows).set_index(["share", "arm", "against"])
+    columns = ["share", "arm", "against", "difference", "from", "to", "verdict", "N", "seeds"]
+    return pd.DataFrame(rows, columns=columns).set_index(columns[:3])
 
 
 def called(measure: Measure) -> str:

@@ -172,13 +172,17 @@ COMPARED = [
 ]
 
 
-def diagnosis_experiment(store: Store, plan: DiagnosisPlan, out: str | Path, split: str = "test") -> pd.DataFrame:
+def diagnosis_experiment(
+    store: Store, plan: DiagnosisPlan, out: str | Path, split: str = "test", only: Sequence[str] | None = None
+) -> pd.DataFrame:
     """Real images, every class equally often; with classical augmentation; augmented, drawn as they come and weighted
-    in the loss instead; with as many drawn images, without and with augmentation; drawn images alone.
+    in the loss instead; with as many drawn images, without and with augmentation; drawn images alone; or of these arms
+    `only` some.
 
     Of each share of the training images, the generator too sees no others. Share and generator are the same for all
     seeds, which decide the drawings, the first weights and the batches. Scored, once, on the real images of `split`.
-    Raises `DataError` where labels are missing, `ValueError` for shares outside (0, 1].
+    Raises `DataError` where labels are missing, `ValueError` for shares outside (0, 1]
+    and for an arm that does not exist.
     """
     out, measured = Path(out), store.rows(split, needs=["label"])
     if out_of_range := [share for share in plan.shares if not 0 < share <= 1]:
@@ -217,4 +221,4 @@ def diagnosis_experiment(store: Store, plan: DiagnosisPlan, out: str | Path, spl
     }
     facts = asdict(plan) | {"split": split, "data": store.folder.name}
     decides = {name: value for name, value in facts.items() if name not in ("shares", "seeds")}
-    return run_cells(arms, plan.shares, plan.seeds, out, decides)
+    return run_cells(arms, plan.shares, plan.seeds, out, decides, only)

@@ -1,6 +1,7 @@
 """Do pairs that the CGAN drew help to segment real lesions?"""
 
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -73,12 +74,16 @@ COMPARED = [
 ]
 
 
-def segmentation_experiment(store: Store, plan: SegmentationPlan, out: str | Path, split: str = "test") -> pd.DataFrame:
-    """Real images; with classical augmentation; with drawn pairs, without and with augmentation; drawn pairs alone.
+def segmentation_experiment(
+    store: Store, plan: SegmentationPlan, out: str | Path, split: str = "test", only: Sequence[str] | None = None
+) -> pd.DataFrame:
+    """Real images; with classical augmentation; with drawn pairs, without and with augmentation; drawn pairs alone; or
+    of these arms `only` some.
 
     Of each share of the training images, the generator too sees no others. Share and generator are the same for all
     seeds, which decide the pairs, the first weights and the batches. Scored, once, on the real images of `split`.
-    Raises `DataError` where masks or labels are missing, `ValueError` for shares outside (0, 1].
+    Raises `DataError` where masks or labels are missing, `ValueError` for shares outside (0, 1]
+    and for an arm that does not exist.
     """
     out = Path(out)
     measured = store.table.iloc[store.rows(split, needs=["mask"])]
@@ -115,4 +120,4 @@ def segmentation_experiment(store: Store, plan: SegmentationPlan, out: str | Pat
     }
     facts = asdict(plan) | {"split": split, "data": store.folder.name}
     decides = {name: value for name, value in facts.items() if name not in ("shares", "seeds")}
-    return run_cells(arms, plan.shares, plan.seeds, out, decides)
+    return run_cells(arms, plan.shares, plan.seeds, out, decides, only)
