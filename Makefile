@@ -27,6 +27,7 @@ run: $(READY) ## execute every notebook on the embedded sample; results in outpu
 
 test: $(READY) ## ruff, unit tests, every notebook in the smoke profile
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@rm -rf outputs/phantoms-smoke  # experiments of other code would be refused, not repeated
 	LESION_PROFILE=smoke LESION_DATASET= LESION_DATA_ROOT= $(BIN)/python -m pytest tests notebooks \
 		--nbval-lax --nbval-current-env --nbval-cell-timeout=180
 

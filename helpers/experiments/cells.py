@@ -66,7 +66,9 @@ def _same_plan(out: Path, plan: dict) -> None:
         os.replace(file.with_suffix(".part"), file)
     saved = json.loads(file.read_text())
     if differing := [f"{k} {saved.get(k)!r} there, {plan[k]!r} here" for k in plan if saved.get(k) != plan[k]]:
-        raise ValueError(f"{shown(out)} holds another experiment ({'; '.join(differing)}): choose another folder")
+        raise ValueError(
+            f"{shown(out)} holds another experiment ({'; '.join(differing)}): choose another folder, or delete that one"
+        )
 
 
 def estimates(results: pd.DataFrame, share: float, arm: str, measure: Measure) -> tuple[np.ndarray, int]:
