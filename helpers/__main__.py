@@ -136,8 +136,8 @@ def training_run(args: argparse.Namespace, cfg):
 
 
 def checkpoint_of(method: str, args: argparse.Namespace, cfg) -> Path:
-    """The named checkpoint, else the one that `train METHOD` wrote, else the released weights. Raises `DataError` when
-    there is none."""
+    """The named checkpoint, else the one that `train METHOD` wrote, else the released weights; says so when phantoms
+    taught it. Raises `DataError` when there is none."""
     checkpoint = args.checkpoint or cfg.outputs / method / "checkpoint.pt"
     released = cfg.released / f"{method}.safetensors"
     if not args.checkpoint and not checkpoint.is_file() and released.is_file():
@@ -145,6 +145,8 @@ def checkpoint_of(method: str, args: argparse.Namespace, cfg) -> Path:
     if not checkpoint.is_file():
         how = f"`python -m helpers train {method}` makes one, --checkpoint names one"
         raise DataError(f"there is no {shown(checkpoint)}: {how}")
+    if not args.checkpoint and cfg.dataset == "phantoms" and released.is_file():
+        print(f"{shown(checkpoint)} was taught by phantoms; for photographs: --checkpoint {shown(released)}")
     return checkpoint
 
 

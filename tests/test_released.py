@@ -75,7 +75,7 @@ def test_which_weights_the_shell_takes(phantom_store, tmp_path, capsys):
     """The named checkpoint, else the own one, else what is released."""
     from types import SimpleNamespace
 
-    cfg = SimpleNamespace(outputs=tmp_path / "outputs", released=tmp_path / "released")
+    cfg = SimpleNamespace(outputs=tmp_path / "outputs", released=tmp_path / "released", dataset="isic2017")
     named, unnamed = SimpleNamespace(checkpoint=tmp_path / "named.pt"), SimpleNamespace(checkpoint=None)
     with pytest.raises(DataError, match="`python -m helpers train cgan` makes one"):
         checkpoint_of("cgan", unnamed, cfg)
@@ -84,6 +84,10 @@ def test_which_weights_the_shell_takes(phantom_store, tmp_path, capsys):
     released = cfg.released / "cgan.safetensors"
     assert main(["release", "cgan", "--checkpoint", str(own), "--out", str(released)]) == 0
     assert "MB" in capsys.readouterr().out and checkpoint_of("cgan", unnamed, cfg) == own
+    assert capsys.readouterr().out == ""
+    phantoms = SimpleNamespace(**vars(cfg) | {"dataset": "phantoms"})
+    assert checkpoint_of("cgan", unnamed, phantoms) == own
+    assert "was taught by phantoms; for photographs: --checkpoint" in capsys.readouterr().out
     own.unlink()
     assert checkpoint_of("cgan", unnamed, cfg) == released
     with pytest.raises(DataError, match=r"there is no .*named"):
