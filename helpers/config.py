@@ -28,90 +28,111 @@ SIZES = {
         "full": {"images": 4000, "size": 256},
     },
     "data": {
-        "smoke": {"size": 64, "batch": 16},
-        "demo": {"size": 128, "batch": 64},
-        "full": {"size": 128, "batch": 64},
+        "smoke": {"size": 64, "batch_size": 16},
+        "demo": {"size": 128, "batch_size": 64},
+        "full": {"size": 128, "batch_size": 64},
     },
     "sketches": {
-        "smoke": {"size": 64, "shown": 3},
-        "demo": {"size": 128, "shown": 6},
-        "full": {"size": 128, "shown": 6},
+        "smoke": {"size": 64, "num_examples": 3},
+        "demo": {"size": 128, "num_examples": 6},
+        "full": {"size": 128, "num_examples": 6},
     },
     "cgan": {
-        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4, "projected": True},
-        "demo": {"size": 64, "width": 32, "steps": 500, "batch": 4, "projected": True},
-        "full": {"size": 256, "width": 64, "steps": 60_000, "batch": 16, "projected": True},
+        "smoke": {"size": 64, "base_channels": 8, "steps": 6, "batch_size": 4, "projected": True},
+        "demo": {"size": 64, "base_channels": 32, "steps": 500, "batch_size": 4, "projected": True},
+        "full": {"size": 256, "base_channels": 64, "steps": 60_000, "batch_size": 16, "projected": True},
     },
     "segmenter": {
-        "smoke": {"size": 64, "network": "Unet", "encoder": "mobilenet_v2", "steps": 6, "batch": 4},
-        "demo": {"size": 128, "network": "Unet", "encoder": "mobilenet_v2", "steps": 120, "batch": 16},
-        "full": {"size": 256, "network": "Unet", "encoder": "resnet34", "steps": 8_000, "batch": 32},
+        "smoke": {"size": 64, "arch": "Unet", "encoder_name": "mobilenet_v2", "steps": 6, "batch_size": 4},
+        "demo": {"size": 128, "arch": "Unet", "encoder_name": "mobilenet_v2", "steps": 120, "batch_size": 16},
+        "full": {"size": 256, "arch": "Unet", "encoder_name": "resnet34", "steps": 8_000, "batch_size": 32},
     },
-    "pairs": {  # do drawn pairs help? as notebook 4 asks it
-        "smoke": {"size": 64, "steps": 4, "batch": 4, "shares": (1.0,), "seeds": (0, 1)}
-        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "pairs": 8},
-        "demo": {"size": 64, "steps": 24, "batch": 12, "shares": (0.1,), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 150, "draw_batch": 8, "pairs": 300},
-        "full": {"size": 256, "steps": 4_000, "batch": 32, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "pairs": 4_000},
+    "segmentation_notebook": {  # do drawn pairs help? as notebook 4 asks it
+        "smoke": {"size": 64, "steps": 4, "batch_size": 4, "fractions": (1.0,), "seeds": (0, 1)}
+        | {"base_channels": 8, "gan_steps": 4, "gan_batch_size": 4, "num_pairs": 8},
+        "demo": {"size": 64, "steps": 24, "batch_size": 12, "fractions": (0.1,), "seeds": (0, 1, 2)}
+        | {"base_channels": 32, "gan_steps": 150, "gan_batch_size": 8, "num_pairs": 300},
+        "full": {"size": 256, "steps": 4_000, "batch_size": 32, "fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"base_channels": 64, "gan_steps": 40_000, "gan_batch_size": 16, "num_pairs": 4_000},
     },
     "dcgan": {
-        "smoke": {"size": 64, "width": 8, "steps": 6, "batch": 4},
-        "demo": {"size": 64, "width": 32, "steps": 500, "batch": 8},
-        "full": {"size": 128, "width": 64, "steps": 40_000, "batch": 16},
+        "smoke": {"size": 64, "base_channels": 8, "steps": 6, "batch_size": 4},
+        "demo": {"size": 64, "base_channels": 32, "steps": 500, "batch_size": 8},
+        "full": {"size": 128, "base_channels": 64, "steps": 40_000, "batch_size": 16},
     },
-    "synthetic": {  # do drawn images help a classifier? as notebook 6 asks it
-        "smoke": {"size": 64, "network": "small", "steps": 4, "batch": 8, "shares": (1.0,), "seeds": (0, 1)}
-        | {"width": 8, "draw_steps": 4, "draw_batch": 4, "drawn": 14, "networks": ("small", "mobilenet_v2")},
-        "demo": {"size": 64, "network": "small", "steps": 40, "batch": 32, "shares": (0.1,), "seeds": (0, 1, 2)}
-        | {"width": 32, "draw_steps": 300, "draw_batch": 4, "drawn": 700}
-        | {"networks": ("small", "resnet18", "mobilenet_v2")},
-        "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64}
-        | {"shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"width": 64, "draw_steps": 40_000, "draw_batch": 16, "drawn": 14_000}
-        | {"networks": ("small", "resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_b0")},
+    "real_vs_synthetic_notebook": {  # do drawn images help a classifier? as notebook 6 asks it
+        "smoke": {"size": 64, "arch": "small_cnn", "steps": 4, "batch_size": 8, "fractions": (1.0,), "seeds": (0, 1)}
+        | {
+            "base_channels": 8,
+            "gan_steps": 4,
+            "gan_batch_size": 4,
+            "num_synthetic": 14,
+            "archs": ("small_cnn", "mobilenet_v2"),
+        },
+        "demo": {
+            "size": 64,
+            "arch": "small_cnn",
+            "steps": 40,
+            "batch_size": 32,
+            "fractions": (0.1,),
+            "seeds": (0, 1, 2),
+        }
+        | {"base_channels": 32, "gan_steps": 300, "gan_batch_size": 4, "num_synthetic": 700}
+        | {"archs": ("small_cnn", "resnet18", "mobilenet_v2")},
+        "full": {"size": 128, "arch": "resnet18", "steps": 4_000, "batch_size": 64}
+        | {"fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
+        | {"base_channels": 64, "gan_steps": 40_000, "gan_batch_size": 16, "num_synthetic": 14_000}
+        | {"archs": ("small_cnn", "resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_b0")},
     },
-    "folds": {  # what gains recall of rare classes? as notebook 7 asks it
-        "smoke": {"size": 64, "network": "small", "steps": 2, "batch": 8, "folds": 2, "seeds": (0, 1)}
-        | {"made": 6, "often": (1,)}
-        | {"width": 8, "draw_steps": 2, "draw_batch": 4, "noise_steps": 2, "noise_batch": 4}
-        | {"backbone": "mobilenet_v2", "seen": 24},
-        "demo": {"size": 64, "network": "small", "steps": 30, "batch": 32, "folds": 2, "seeds": (0, 1, 2)}
-        | {"made": 300, "often": (1,)}
-        | {"width": 16, "draw_steps": 150, "draw_batch": 4, "noise_steps": 100, "noise_batch": 8}
-        | {"backbone": "mobilenet_v2", "seen": 300},
-        "full": {"size": 128, "network": "resnet18", "steps": 4_000, "batch": 64, "folds": 5, "seeds": (0, 1, 2)}
-        | {"made": 6_000, "often": (1, 4), "width": 64}
-        | {"draw_steps": 40_000, "draw_batch": 16, "noise_steps": 40_000, "noise_batch": 16}
-        | {"backbone": "resnet18", "seen": 2_000},
+    "balancing_notebook": {  # what gains recall of rare classes? as notebook 7 asks it
+        "smoke": {"size": 64, "arch": "small_cnn", "steps": 2, "batch_size": 8, "folds": 2, "seeds": (0, 1)}
+        | {"num_synthetic": 6, "real_per_synthetic": (1,)}
+        | {"base_channels": 8, "gan_steps": 2, "gan_batch_size": 4, "dcgan_steps": 2, "dcgan_batch_size": 4}
+        | {"backbone": "mobilenet_v2", "num_feature_images": 24},
+        "demo": {"size": 64, "arch": "small_cnn", "steps": 30, "batch_size": 32, "folds": 2, "seeds": (0, 1, 2)}
+        | {"num_synthetic": 300, "real_per_synthetic": (1,)}
+        | {"base_channels": 16, "gan_steps": 150, "gan_batch_size": 4, "dcgan_steps": 100, "dcgan_batch_size": 8}
+        | {"backbone": "mobilenet_v2", "num_feature_images": 300},
+        "full": {"size": 128, "arch": "resnet18", "steps": 4_000, "batch_size": 64, "folds": 5, "seeds": (0, 1, 2)}
+        | {"num_synthetic": 6_000, "real_per_synthetic": (1, 4), "base_channels": 64}
+        | {"gan_steps": 40_000, "gan_batch_size": 16, "dcgan_steps": 40_000, "dcgan_batch_size": 16}
+        | {"backbone": "resnet18", "num_feature_images": 2_000},
     },
     "ablation": {  # what is each ingredient of the CGAN worth, and how many photographs does it need?
-        "smoke": {"size": 64, "width": 8, "steps": 2, "batch": 4, "judged": 12, "shares": (0.5, 1.0), "seeds": (0, 1)},
-        "demo": {"size": 64, "width": 32, "steps": 1_500, "batch": 4, "judged": 1_000}
-        | {"shares": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
-        "full": {"size": 128, "width": 64, "steps": 20_000, "batch": 16, "judged": 1_000}
-        | {"shares": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
+        "smoke": {
+            "size": 64,
+            "base_channels": 8,
+            "steps": 2,
+            "batch_size": 4,
+            "num_eval": 12,
+            "fractions": (0.5, 1.0),
+            "seeds": (0, 1),
+        },
+        "demo": {"size": 64, "base_channels": 32, "steps": 1_500, "batch_size": 4, "num_eval": 1_000}
+        | {"fractions": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
+        "full": {"size": 128, "base_channels": 64, "steps": 20_000, "batch_size": 16, "num_eval": 1_000}
+        | {"fractions": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
     },
-    "quality": {  # of the classifier that judges, and of notebook 6
-        "smoke": {"size": 64, "network": "small", "steps": 6, "batch": 16},
-        "demo": {"size": 64, "network": "small", "steps": 300, "batch": 32},
-        "full": {"size": 256, "network": "resnet18", "steps": 6_000, "batch": 64},
+    "classifier": {  # of the classifier that judges, and of notebook 6
+        "smoke": {"size": 64, "arch": "small_cnn", "steps": 6, "batch_size": 16},
+        "demo": {"size": 64, "arch": "small_cnn", "steps": 300, "batch_size": 32},
+        "full": {"size": 256, "arch": "resnet18", "steps": 6_000, "batch_size": 64},
     },
 }
 # The same questions from the shell, larger: to be left alone on two cores.
-SIZES["experiment"] = SIZES["pairs"] | {
-    "demo": {"size": 64, "steps": 300, "batch": 16, "shares": (0.1, 1.0), "seeds": (0, 1, 2)}
-    | {"width": 32, "draw_steps": 3_000, "draw_batch": 4, "pairs": 2_000},
+SIZES["segmentation"] = SIZES["segmentation_notebook"] | {
+    "demo": {"size": 64, "steps": 300, "batch_size": 16, "fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
+    | {"base_channels": 32, "gan_steps": 3_000, "gan_batch_size": 4, "num_pairs": 2_000},
 }
-SIZES["diagnosis"] = SIZES["synthetic"] | {
-    "demo": SIZES["synthetic"]["demo"]
-    | {"network": "mobilenet_v2", "steps": 400, "shares": (0.1, 1.0)}
-    | {"draw_steps": 4_000, "drawn": 3_500}
+SIZES["real_vs_synthetic"] = SIZES["real_vs_synthetic_notebook"] | {
+    "demo": SIZES["real_vs_synthetic_notebook"]["demo"]
+    | {"arch": "mobilenet_v2", "steps": 400, "fractions": (0.1, 1.0)}
+    | {"gan_steps": 4_000, "num_synthetic": 3_500}
 }
-SIZES["balancing"] = SIZES["folds"] | {
-    "demo": SIZES["folds"]["demo"]
-    | {"network": "mobilenet_v2", "steps": 250, "folds": 5, "made": 1_500}
-    | {"width": 32, "draw_steps": 4_000, "noise_steps": 3_000}
+SIZES["balancing"] = SIZES["balancing_notebook"] | {
+    "demo": SIZES["balancing_notebook"]["demo"]
+    | {"arch": "mobilenet_v2", "steps": 250, "folds": 5, "num_synthetic": 1_500}
+    | {"base_channels": 32, "gan_steps": 4_000, "dcgan_steps": 3_000}
 }
 
 
@@ -146,7 +167,7 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
     )
 
 
-def find_weights(*names: str) -> Path | None:
+def find_weights_file(*names: str) -> Path | None:
     """The first of these files in the folder LESION_WEIGHTS_DIR (from the repository's root), which is searched before
     anything is downloaded."""
     folder = os.environ.get("LESION_WEIGHTS_DIR")
@@ -154,7 +175,7 @@ def find_weights(*names: str) -> Path | None:
     return next((path for path in found if path.is_file()), None)
 
 
-def shown(path: str | Path) -> str:
+def display_path(path: str | Path) -> str:
     """A path as people should see it: from the repository's root where it lies inside, so no page shows a machine."""
     path = Path(path).resolve()
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else os.path.relpath(path)

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from made_up import random_inception
+from factories import random_inception
 from PIL import Image
 from torch import nn
 from torch.utils.data import DataLoader
@@ -33,18 +33,26 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402
-from helpers.data.layouts import Dataset, open_dataset  # noqa: E402
-from helpers.data.phantoms import CLASSES, draw  # noqa: E402
-from helpers.data.sample import SHARES  # noqa: E402
-from helpers.data.sketches import contour, hand, structure  # noqa: E402
-from helpers.data.store import Part, Store, StoreSettings, labelled_batches, prepare  # noqa: E402
-from helpers.metrics.features import BLOCK, Features, Inception, Judge, Resized, fast, pictures_of  # noqa: E402
-from helpers.metrics.quality import compare, quality  # noqa: E402
-from helpers.models import training  # noqa: E402
-from helpers.models.cgan import CGAN, CGANSettings  # noqa: E402
-from helpers.models.classifier import Backbone, ClassifierSettings, ClassifierTraining  # noqa: E402
+from helpers.data.layouts import DatasetTable, open_dataset  # noqa: E402
+from helpers.data.phantoms import CLASSES, render  # noqa: E402
+from helpers.data.sample import CLASS_FREQUENCIES  # noqa: E402
+from helpers.data.sketches import contour, hand_drawn, structure  # noqa: E402
+from helpers.data.store import ImageSource, Store, StoreConfig, labeled_batches, prepare  # noqa: E402
+from helpers.metrics.extractors import (
+    BATCH_SIZE,
+    FeatureExtractor,
+    Features,
+    ImageSet,
+    Inception,
+    Resized,
+    optimize_for_inference,
+)
+from helpers.metrics.quality import compute_metrics, quality  # noqa: E402
+from helpers.models import trainer  # noqa: E402
+from helpers.models.cgan import CGAN, CGANConfig  # noqa: E402
+from helpers.models.classifier import Backbone, ClassifierConfig, ClassifierTask  # noqa: E402
 from helpers.models.pix2pix import PatchGAN, UNet  # noqa: E402
-from helpers.models.segmenter import SegmenterSettings, SegmenterTraining, jaccard_loss, probabilities  # noqa: E402
+from helpers.models.segmenter import SegmenterConfig, SegmenterTask, jaccard_loss, probabilities  # noqa: E402
 
 
 def row(what: str, value: float, unit: str, target: str = "") -> None:
@@ -63,10 +71,10 @@ def rate(function: Callable, items: list, rounds: int = 3) -> float:
 
 
 def bench_phantoms() -> None:
-    shares = np.array([SHARES[name] for name in CLASSES])
+    shares = np.array([CLASS_FREQUENCIES[name] for name in CLASSES])
     labels = np.random.default_rng(0).choice(7, 200, p=shares / shares.sum())
-    draw(0, 0)  # textures are made once
-    speed = rate(lambda k: draw(int(labels[k]), 1000 + k), list(range(200)))
+    render(0, 0)  # textures are made once
+    speed = rate(lambda k: render(int(labels[k]), 1000 + k), list(range(200)))
     row("phantoms drawn, 128 px, one core", speed, "images/s", "target 100")
 
 
@@ -76,17 +84,17 @@ def bench_sketches(store: Store) -> None:
     outlines = [contour(mask) for mask in batch["masks"]]
     row("sketches, contour, 128 px, one core", rate(lambda p: contour(p[1]), pairs), "sketches/s", "target 100")
     row("sketches, structure with hair removal", rate(lambda p: structure(*p), pairs), "sketches/s", "target 100")
-    row("sketches, hand", rate(lambda line: hand(line, rng), outlines), "sketches/s", "target 100")
+    row("sketches, hand", rate(lambda line: hand_drawn(line, rng), outlines), "sketches/s", "target 100")
 
 
-def bench_preparation(dataset: Dataset, workers: int) -> Store:
+def bench_preparation(dataset: DatasetTable, workers: int) -> Store:
     start = time.perf_counter()
     report = audit(dataset, workers, progress=False)
     audited = time.perf_counter() - start
     row(f"audit of {len(dataset.table):,} pictures, {workers} cores", audited, "s", "target 60 (10,015)")
     stores = tempfile.mkdtemp(prefix="bench-", dir=ROOT / "data")
     start = time.perf_counter()
-    store = prepare(dataset, stores, StoreSettings(128), report, workers, progress=False)
+    store = prepare(dataset, stores, StoreConfig(128), report, workers, progress=False)
     written = time.perf_counter() - start
     row(f"prepare: the audit, and {len(store):,} pictures stored", audited + written, "s", "target 90 (10,015)")
     return store
@@ -103,7 +111,7 @@ def read_store(store: Store, arrays: tuple[str, ...]) -> float:
     return float(np.median(rates[1:]))
 
 
-def read_image_folder(dataset: Dataset, workers: int, most: int = 3000) -> float:
+def read_image_folder(dataset: DatasetTable, workers: int, most: int = 3000) -> float:
     """What a course notebook does: torchvision's ImageFolder on the original files, cropped, resized, batches of 64."""
     with tempfile.TemporaryDirectory() as tree:
         for index, (name, path) in enumerate(zip(dataset.class_names(), dataset.table["path"], strict=True)):
@@ -120,7 +128,7 @@ def read_image_folder(dataset: Dataset, workers: int, most: int = 3000) -> float
         return rates[-1]
 
 
-def bench_reading(store: Store, dataset: Dataset, workers: int) -> None:
+def bench_reading(store: Store, dataset: DatasetTable, workers: int) -> None:
     everything = read_store(store, ("images", "masks", "sketches", "labels"))
     row("store, batches of 64: image, mask, sketch, label", everything, "images/s", "target 20,000")
     ours = read_store(store, ("images", "labels"))
@@ -168,16 +176,16 @@ def our_rate(steps: int, batch: int = 4) -> float:
     class Timed(CGAN):
         def step(self, *given):
             ends.append(time.perf_counter())
-            return super().step(*given)
+            return super().training_step(*given)
 
-    settings = CGANSettings(256, tuple(CLASSES), width=get_config("cgan").width)
+    settings = CGANConfig(256, tuple(CLASSES), base_channels=get_config("cgan").width)
     given = {
         "images": torch.rand(batch, 3, 256, 256) * 2 - 1,
         "sketches": torch.rand(batch, 1, 256, 256).round(),
         "labels": torch.arange(batch) % len(CLASSES),
     }
     with tempfile.TemporaryDirectory() as out:
-        training.train(Timed(settings), lambda *_: dict(given), out, training.Run(steps, batch))
+        trainer.train(Timed(settings), lambda *_: dict(given), out, trainer.TrainConfig(steps, batch))
     return batch * (steps - 4) / (ends[-1] - ends[3])
 
 
@@ -188,13 +196,15 @@ def bench_judging() -> None:
     """torch-fidelity's Inception as it comes (float32, 64 images a batch) against the same weights in ours."""
     images = np.random.default_rng(0).integers(0, 256, (64, 128, 128, 3), dtype=np.uint8)
     theirs = random_inception()
-    ours = Judge("inception", fast(Inception(random_inception()), 299), 1008)  # the same weights, by the same seed
+    ours = FeatureExtractor(
+        "inception", optimize_for_inference(Inception(random_inception()), 299), 1008
+    )  # the same weights, by the same seed
     batch = torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
     rates = {"torch-fidelity": [], "ours": []}
     for _ in range(3):  # in turn, so that a busy minute does not hit one alone
         for what, judge in (
             ("torch-fidelity", lambda: theirs(batch)),
-            ("ours", lambda: [ours(images[k : k + BLOCK]) for k in range(0, len(images), BLOCK)]),
+            ("ours", lambda: [ours(images[k : k + BATCH_SIZE]) for k in range(0, len(images), BATCH_SIZE)]),
         ):
             start = time.perf_counter()
             with torch.no_grad():
@@ -202,14 +212,21 @@ def bench_judging() -> None:
             rates[what].append(len(images) / (time.perf_counter() - start))
     default, quick = (max(r) for r in rates.values())
     print(f"{'Inception, 128 px, torch-fidelity':<58} {default:>10.2f} images/s")
-    print(f"{f'  ours, precision {training.precision()!r}':<58} {quick:>10.2f} images/s")
+    print(f"{f'  ours, precision {trainer.precision()!r}':<58} {quick:>10.2f} images/s")
     print(f"{'  ours is faster by':<58} {quick / default:>10.1f} times          target 4")
 
 
 def bench_second_call() -> None:
-    sets = [pictures_of(np.random.default_rng(k).integers(0, 256, (1000, 128, 128, 3), dtype=np.uint8)) for k in (0, 1)]
+    sets = [
+        ImageSet.from_array(np.random.default_rng(k).integers(0, 256, (1000, 128, 128, 3), dtype=np.uint8))
+        for k in (0, 1)
+    ]
     torch.manual_seed(0)
-    judges = [Judge("random", fast(Resized(Backbone("mobilenet_v2", pretrained=False), 224), 224))]
+    judges = [
+        FeatureExtractor(
+            "random", optimize_for_inference(Resized(Backbone("mobilenet_v2", pretrained=False), 224), 224)
+        )
+    ]
     with tempfile.TemporaryDirectory() as cache:
         for what, target in (("first", ""), ("second", "target 5")):
             start = time.perf_counter()
@@ -224,7 +241,7 @@ def compare_many(count: int = 50_000, width: int = 2048) -> None:
     for seed in (0, 1):
         values = np.random.default_rng(seed).standard_normal((count, width), dtype=np.float32)
         sets.append(Features(str(seed), values, np.empty((count, 0)), [], np.arange(count), np.arange(count)))
-    compare(*sets)
+    compute_metrics(*sets)
     print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20)
 
 
@@ -240,7 +257,7 @@ def step_rate(what: str) -> None:
     """One measurement in a process of its own: precision cannot change within one."""
     torch.manual_seed(0)
     if what == "float32":
-        training.precision = lambda: "no"
+        trainer.precision = lambda: "no"
     print(pix2pix_rate(13) if what == "pix2pix" else our_rate(20))
 
 
@@ -251,7 +268,7 @@ def bench_steps() -> None:
         rates[what].append(float(done.stdout.split()[-1]))
     pix2pix, ours, float32 = (max(r) for r in rates.values())
     print(f"{'training step at 256 px: pix2pix, batch 1, float32':<58} {pix2pix:>10.2f} images/s")
-    print(f"{f'  ours, batch 4, precision {training.precision()!r}':<58} {ours:>10.2f} images/s")
+    print(f"{f'  ours, batch 4, precision {trainer.precision()!r}':<58} {ours:>10.2f} images/s")
     print(f"{'  ours is faster by':<58} {ours / pix2pix:>10.1f} times          target 6")
     print(f"{'  ours against itself in float32':<58} {ours / float32:>10.2f} times")
 
@@ -264,8 +281,8 @@ def segmenting_rates(what: str, steps: int = 12, size: int = 192, batch: int = 8
     augmentation; "library", the same network in our loop with augmentation and averages; "narrow", by our default."""
     torch.manual_seed(0)
     given = {"images": torch.rand(batch, 3, size, size) * 2 - 1, "masks": torch.rand(batch, 1, size, size).round()}
-    settings = SegmenterSettings(size, pretrained=False, **({} if what == "narrow" else {"width": 256}))
-    method, ends = SegmenterTraining(settings, steps, None, 1), []
+    settings = SegmenterConfig(size, pretrained=False, **({} if what == "narrow" else {"width": 256}))
+    method, ends = SegmenterTask(settings, steps, None, 1), []
     network = method.networks["segmenter"]
     if what == "plain":
         optimiser = torch.optim.AdamW(network.parameters(), fused=False)
@@ -278,10 +295,10 @@ def segmenting_rates(what: str, steps: int = 12, size: int = 192, batch: int = 8
             ).backward()
             optimiser.step()
     else:
-        step = method.step
-        method.step = lambda *all_given: ends.append(time.perf_counter()) or step(*all_given)
+        step = method.training_step
+        method.training_step = lambda *all_given: ends.append(time.perf_counter()) or step(*all_given)
         with tempfile.TemporaryDirectory() as out:
-            training.train(method, lambda *_: dict(given), out, training.Run(steps, batch))
+            trainer.train(method, lambda *_: dict(given), out, trainer.TrainConfig(steps, batch))
         network.to(memory_format=torch.channels_last)
     rate = batch * (steps - 4) / (ends[-1] - ends[3])
     network.eval()
@@ -321,7 +338,7 @@ def classifying_rate(what: str, steps: int = 14, batch: int = 32) -> None:
         table = dataset.table[dataset.table["label"].notna()].head(steps * batch)
         change = Compose([Resize(128), CenterCrop(128), ToTensor()])
         loader = DataLoader(Decoded(table["path"].tolist(), table["label"].tolist(), change), batch, num_workers=2)
-        device = training.best_device()
+        device = trainer.best_device()
         network = torchvision.models.resnet18(num_classes=len(dataset.classes)).to(device)
         optimiser = torch.optim.AdamW(network.parameters(), fused=False)
         for images, labels in loader:
@@ -331,14 +348,14 @@ def classifying_rate(what: str, steps: int = 14, batch: int = 32) -> None:
             loss.backward()
             optimiser.step()
     else:
-        store = prepare(dataset, cfg.stores, StoreSettings(128), progress=False)
-        part = Part(store.images, store.rows("train", needs=["label"]), labels=store.labels)
-        settings = ClassifierSettings(128, tuple(store.classes), "resnet18", pretrained=False)
-        method = ClassifierTraining(settings, steps)
-        step = method.step
-        method.step = lambda *given: ends.append(time.perf_counter()) or step(*given)
+        store = prepare(dataset, cfg.stores, StoreConfig(128), progress=False)
+        part = ImageSource(store.images, store.rows("train", needs=["label"]), labels=store.labels)
+        settings = ClassifierConfig(128, tuple(store.classes), "resnet18", pretrained=False)
+        method = ClassifierTask(settings, steps)
+        step = method.training_step
+        method.training_step = lambda *given: ends.append(time.perf_counter()) or step(*given)
         with tempfile.TemporaryDirectory() as out:
-            training.train(method, labelled_batches([part], batch, 0), out, training.Run(steps, batch))
+            trainer.train(method, labeled_batches([part], batch, 0), out, trainer.TrainConfig(steps, batch))
     print(batch * (len(ends) - 4) / (ends[-1] - ends[3]))
 
 
@@ -363,7 +380,7 @@ def bench_classifying() -> None:
         rates[what].append(float(done.stdout.split()[-1]))
     usual, ours = (max(found) for found in rates.values())
     print(f"{'training ResNet18 at 128 px: NCHW, float32, decoding files':<58} {usual:>10.1f} images/s")
-    print(f"{f'  ours, from the store, precision {training.precision()!r}':<58} {ours:>10.1f} images/s")
+    print(f"{f'  ours, from the store, precision {trainer.precision()!r}':<58} {ours:>10.1f} images/s")
     print(f"{'  ours is faster by':<58} {ours / usual:>10.1f} times          target 4")
 
 
@@ -376,9 +393,9 @@ def bench_page() -> None:
     import httpx
 
     from helpers.views.demo import build_page, launch_page
-    from helpers.views.studio import Studio, example_sketches, weights_at_hand
+    from helpers.views.predictor import Predictor, example_sketches, find_weights
 
-    studio = Studio(weights_at_hand(get_config("cgan")))
+    studio = Predictor(find_weights(get_config("cgan")))
     page = build_page(studio)
     sketch, name, paper = example_sketches(studio.size)[0], studio.classes["cgan"][0], BytesIO()
     Image.fromarray(255 - sketch).save(paper, "PNG")
@@ -394,7 +411,7 @@ def bench_page() -> None:
 
     with httpx.Client(base_url=f"{launch_page(page, quiet=True)}gradio_api/", timeout=60) as visitor:
         for count in (1, 4):
-            alone = median_time(lambda seed, n=count: studio.draw(sketch, name, n, 1.0, seed))
+            alone = median_time(lambda seed, n=count: studio.sample(sketch, name, n, 1.0, seed))
             whole = median_time(lambda seed, n=count: asked(visitor, n, seed))
             told = f"drawing {count} at {studio.size} px: network alone / on the page"
             print(f"{told:<58} {alone:>10.2f} s / {whole:.2f} s   target 0.3")

@@ -7,7 +7,7 @@ import pytest
 
 from helpers.data import sample
 from helpers.data.layouts import read
-from helpers.data.store import Store, StoreSettings, prepare
+from helpers.data.store import Store, StoreConfig, prepare
 
 # Bit for bit is promised on a CPU; on a GPU some backward passes add in any order.
 os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -22,4 +22,4 @@ def phantoms(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def phantom_store(phantoms, tmp_path_factory) -> Store:
     """The small sample, audited and split, at 64 px; read only."""
-    return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreSettings(64), progress=False)
+    return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreConfig(64), progress=False)

@@ -22,15 +22,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
-from helpers.data.store import Store, StoreSettings, prepare
-from helpers.metrics.features import Judge, features, judges_at_hand, pictures_of
-from helpers.metrics.fidelity import follows_sketch, looks_like, spread
-from helpers.metrics.memorisation import memorisation, thumbnails
+from helpers.data.store import Store, StoreConfig, prepare
+from helpers.metrics.extractors import FeatureExtractor, ImageSet, available_extractors, extract_features
+from helpers.metrics.fidelity import label_accuracy, mean_pairwise_distance, sketch_dice
+from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import quality
-from helpers.metrics.stats import interval
-from helpers.models.cgan import CGANSettings, draw, load_cgan
-from helpers.models.classifier import classify, load_classifier
-from helpers.models.dcgan import DCGANSettings, draw_dcgan, load_dcgan
+from helpers.metrics.stats import bootstrap_ci
+from helpers.models.cgan import CGANConfig, load_cgan, sample
+from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
 from helpers.models.segmenter import load_segmenter, segment
 
 
@@ -46,29 +46,29 @@ def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = No
 
 
 def tell(what: str, values: np.ndarray) -> None:
-    low, high = interval(values)
+    low, high = bootstrap_ci(values)
     print(f"{what}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
 
 
 Painter = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # sketches, labels, seed -> images
 
 
-def painter(checkpoint: Path) -> tuple[Painter, CGANSettings | DCGANSettings]:
+def painter(checkpoint: Path) -> tuple[Painter, CGANConfig | DCGANConfig]:
     """Of a CGAN, or of a DCGAN, which looks at no sketch."""
     try:
         generator, settings = load_cgan(checkpoint)
-        return partial(draw, generator), settings
+        return partial(sample, generator), settings
     except DataError:
         generator, settings = load_dcgan(checkpoint)
-        return lambda sketches, labels, seed: draw_dcgan(generator, labels, seed), settings
+        return lambda sketches, labels, seed: sample_dcgan(generator, labels, seed), settings
 
 
-def noises(paint: Painter, store: Store, batch: dict, judge: Judge, sketches: int = 40) -> list[float]:
+def noises(paint: Painter, store: Store, batch: dict, judge: FeatureExtractor, sketches: int = 40) -> list[float]:
     """How far apart the drawings of one sketch (or label) under eight noises are, as a share of the distance of real
     images of its class; for each of some sketches."""
 
     def apart(images: np.ndarray) -> float:
-        return spread(features(pictures_of(images), judge, store.settings.size).values)
+        return mean_pairwise_distance(extract_features(ImageSet.from_array(images), judge, store.config.size).values)
 
     labels = batch["labels"]
     real = {label: apart(batch["images"][labels == label][:60]) for label in set(labels[:sketches])}
@@ -84,8 +84,8 @@ def main() -> None:
     cfg, (paint, trained) = get_config("cgan"), painter(args.checkpoint)
     classifier = cfg.outputs / "classifier" / "checkpoint.pt"
     segmenter = cfg.outputs / "segmenter" / "checkpoint.pt"
-    judges, missing = judges_at_hand(classifier)
-    settings = StoreSettings(trained.size, getattr(trained, "style", "contour"), "square", cfg.seed)
+    judges, missing = available_extractors(classifier)
+    settings = StoreConfig(trained.size, getattr(trained, "style", "contour"), "square", cfg.seed)
     store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
     print(*missing, store, sep="\n")
     for protocol in ("natural", "balanced"):
@@ -93,13 +93,16 @@ def main() -> None:
         batch = store.batch(rows)
         kinds = [store.classes[k] for k in batch["labels"]]
         drawn = paint(batch["sketches"], batch["labels"], 0)
-        real, synthetic = pictures_of(batch["images"], kinds, args.split), pictures_of(drawn, kinds, "drawn")
+        real, synthetic = (
+            ImageSet.from_array(batch["images"], kinds, args.split),
+            ImageSet.from_array(drawn, kinds, "drawn"),
+        )
         print(f"\n{protocol} mix")
         for judge in judges:
             source = "train" if judge.name != "classifier" else {"val": "test", "test": "val"}[args.split]
             chosen = choose(store, source, protocol, rows)
             others = store.batch(chosen, ("images", "labels"))
-            floor = pictures_of(others["images"], [store.classes[k] for k in others["labels"]], source)
+            floor = ImageSet.from_array(others["images"], [store.classes[k] for k in others["labels"]], source)
             print(quality(real, synthetic, [judge], floor, cfg.features), flush=True)
         if classifier.is_file():
             network, taught = load_classifier(classifier)
@@ -109,11 +112,11 @@ def main() -> None:
                 print(f"the classifier looks at {taught.size} px: labels are not asked for")
             else:
                 for name, images in (("real", batch["images"]), ("drawn", drawn)):
-                    tell(f"label named right, {name}", looks_like(classify(network, images), batch["labels"]))
-        if segmenter.is_file() and isinstance(trained, CGANSettings):
+                    tell(f"label named right, {name}", label_accuracy(predict_proba(network, images), batch["labels"]))
+        if segmenter.is_file() and isinstance(trained, CGANConfig):
             outlined, masks = store.has_mask[rows], batch["masks"][store.has_mask[rows]]
             for name, images in (("real", batch["images"]), ("drawn", drawn)):
-                found = follows_sketch(images[outlined], masks, partial(segment, load_segmenter(segmenter)[0]))
+                found = sketch_dice(images[outlined], masks, partial(segment, load_segmenter(segmenter)[0]))
                 tell(f"Dice of sketch and lesion found, {name}", found)
         if protocol == "natural":
             for judge in judges:
@@ -121,9 +124,12 @@ def main() -> None:
                 tell(f"distance of eight noises, share of that of real images, {judge.name}", shares)
             train = store.batch(store.rows("train"), ("images",))["images"]
             for judge in judges:
-                sets = (features(pictures_of(s), judge, trained.size, cfg.features) for s in (drawn, train, real.items))
-                print(f"copies, {judge.name}: {memorisation(*(s.values for s in sets))}", flush=True)
-            print(f"copies, pixels: {memorisation(*(thumbnails(s) for s in (drawn, train, real.items)))}", flush=True)
+                sets = (
+                    extract_features(ImageSet.from_array(s), judge, trained.size, cfg.features)
+                    for s in (drawn, train, real.items)
+                )
+                print(f"copies, {judge.name}: {memorization(*(s.values for s in sets))}", flush=True)
+            print(f"copies, pixels: {memorization(*(thumbnails(s) for s in (drawn, train, real.items)))}", flush=True)
 
 
 if __name__ == "__main__":

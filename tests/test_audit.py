@@ -6,22 +6,22 @@ import cv2
 import numpy as np
 import pandas as pd
 import pytest
-from made_up import course, folders, ham10000, isic2016, paint, paint_mask
+from factories import course, folders, ham10000, isic2016, paint, paint_mask
 
 from helpers.data.audit import (
     Fingerprint,
+    assign_lesion_ids,
     audit,
+    clean,
     fingerprint,
-    group,
-    lesion_names,
+    lesion_groups,
     near_pairs,
     same_lesion,
     split_by_lesion,
-    trusted,
 )
 from helpers.data.files import DataError, read_image
 from helpers.data.layouts import read
-from helpers.data.phantoms import draw
+from helpers.data.phantoms import render
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +31,7 @@ def report(phantoms):
 
 @pytest.fixture(scope="module")
 def planted(phantoms):
-    faults = json.loads((phantoms / "planted.json").read_text())
+    faults = json.loads((phantoms / "injected_faults.json").read_text())
     return {name: {frozenset(f) if isinstance(f, list) else f for f in found} for name, found in faults.items()}
 
 
@@ -49,7 +49,7 @@ def test_planted_faults_are_found_and_nothing_else(report, planted):
 
 
 def test_trusted_puts_them_right(report, planted):
-    before, after = report.dataset.table, trusted(report).table
+    before, after = report.dataset.table, clean(report).table
     dropped = {i for pair in planted["exact_conflict"] for i in pair}
     assert set(before["image_id"]) - set(after["image_id"]) == dropped
     split = after.set_index("image_id")["split"]
@@ -61,16 +61,16 @@ def test_trusted_puts_them_right(report, planted):
     masks = after.set_index("image_id")["mask_path"]
     assert masks[[i for i in planted["empty_mask"] if i in masks]].isna().all()
     assert after.dropna(subset="lesion_id").groupby("lesion_id")["split"].nunique().max() == 1
-    assert "left out because a copy of them has another label" in " ".join(trusted(report).problems)
+    assert "left out because a copy of them has another label" in " ".join(clean(report).problems)
 
 
 def test_copies_get_one_lesion_id_and_others_keep_theirs():
     table = pd.DataFrame(
         {"image_id": list("abcdef"), "lesion_id": pd.array(["L2", None, "L3", None, None, "L3"], "string")}
     )
-    names = lesion_names(table, np.array([0, 0, 1, 2, 2, 1]))
+    names = assign_lesion_ids(table, np.array([0, 0, 1, 2, 2, 1]))
     assert names.to_list() == ["L2", "L2", "L3", "d", "d", "L3"]
-    assert lesion_names(table, np.arange(6)).isna().to_list() == [False, True, False, True, True, False]
+    assert assign_lesion_ids(table, np.arange(6)).isna().to_list() == [False, True, False, True, True, False]
 
 
 def test_one_screen(report):
@@ -90,7 +90,7 @@ def save(path, image):
 
 @pytest.fixture
 def lesion():
-    return draw(label=0, seed=11, size=256)[0]
+    return render(label=0, seed=11, size=256)[0]
 
 
 @pytest.mark.parametrize("change", ["brighter", "recompressed", "shifted", "turned", "zoomed", "smaller"])
@@ -108,7 +108,7 @@ def test_a_changed_copy_is_recognised(tmp_path, lesion, change):
     name = "copy.jpg" if change == "recompressed" else "copy.png"
     one, other = save(tmp_path / "one.png", lesion), save(tmp_path / name, copy)
     assert same_lesion(one, other)
-    others = [save(tmp_path / f"{i}.png", draw(1, i, 256)[0]) for i in range(20)]
+    others = [save(tmp_path / f"{i}.png", render(1, i, 256)[0]) for i in range(20)]
     with ThreadPoolExecutor(2) as pool:
         assert near_pairs([one, *others, other], pool) == [(0, 21)]
 
@@ -157,10 +157,10 @@ def test_exact_copies_are_exact(tmp_path):
     shutil.copy(root / "Train/nevus/ISIC_0000100.jpg", root / "Test/melanoma/ISIC_0000999.jpg")
     report = audit(read(root), progress=False)
     pair = {frozenset(("ISIC_0000100", "ISIC_0000999"))}
-    assert pairs(report.exact) == pairs(report.conflicts) == {frozenset(ids) for ids in report.leaks} == pair
-    assert report.near == []
-    clean = trusted(report)
-    assert len(clean.table) == 26 and not set(clean.table["image_id"]) & {"ISIC_0000100", "ISIC_0000999"}
+    assert pairs(report.exact_duplicates) == pairs(report.conflicts) == {frozenset(ids) for ids in report.leaks} == pair
+    assert report.near_duplicates == []
+    cleaned = clean(report)
+    assert len(cleaned.table) == 26 and not set(cleaned.table["image_id"]) & {"ISIC_0000100", "ISIC_0000999"}
 
 
 def test_all_copies_of_a_contradiction_go(tmp_path):
@@ -170,7 +170,7 @@ def test_all_copies_of_a_contradiction_go(tmp_path):
         shutil.copy(root / "Train/nevus/ISIC_0000100.jpg", root / place)
     report = audit(read(root), progress=False)
     assert [set(ids) for ids in report.conflicts] == [{"ISIC_0000100", "ISIC_0000998", "ISIC_0000999"}]
-    assert len(trusted(report).table) == 26
+    assert len(clean(report).table) == 26
 
 
 # -------------------------------------------------------------------------------------------------- what is damaged
@@ -182,37 +182,37 @@ def test_damaged_pictures_are_named_and_left_out(tmp_path):
     (pictures / "ISIC_0000003.jpg").write_bytes(whole[: len(whole) // 2])
     (pictures / "ISIC_0000004.jpg").write_text("no picture")
     report = audit(read(tmp_path), progress=False)
-    assert set(report.damaged) == {"ISIC_0000003", "ISIC_0000004"}
-    clean = trusted(report)
-    assert len(clean.table) == 18 and "2 unreadable pictures left out" in clean.problems
+    assert set(report.unreadable) == {"ISIC_0000003", "ISIC_0000004"}
+    cleaned = clean(report)
+    assert len(cleaned.table) == 18 and "2 unreadable pictures left out" in cleaned.problems
     for i in range(5, 9):
         (pictures / f"ISIC_{i:07d}.jpg").write_bytes(b"")
     report = audit(read(tmp_path), progress=False)
     assert not report.usable and "CANNOT BE USED: 6 of 20" in str(report)
     with pytest.raises(DataError, match="6 of 20"):
-        trusted(report)
+        clean(report)
 
 
 def test_mask_of_another_size_stops_with_both_sizes(tmp_path):
     paint_mask(isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000001_Segmentation.png", (50, 50))
     report = audit(read(tmp_path), progress=False)
-    assert list(report.misfits) == ["ISIC_0000001"] and not report.usable
+    assert list(report.size_mismatches) == ["ISIC_0000001"] and not report.usable
     with pytest.raises(DataError, match="50 x 50 pixels but its image is 40 x 32"):
-        trusted(report)
+        clean(report)
 
 
 def test_unreadable_masks_and_sketches_are_unknown_not_the_end(tmp_path):
     whole = course(tmp_path)
     cut = whole / "Train/Train_sketch/Contours/sketch_ISIC_0024310.png"
     cut.write_bytes(cut.read_bytes()[:40])
-    clean = trusted(audit(read(whole), progress=False))
-    assert clean.table.set_index("image_id")["sketch_path"].isna().sum() == 1
-    assert "1 unreadable sketches taken as unknown" in clean.problems
+    cleaned = clean(audit(read(whole), progress=False))
+    assert cleaned.table.set_index("image_id")["sketch_path"].isna().sum() == 1
+    assert "1 unreadable sketches taken as unknown" in cleaned.problems
     masks = isic2016(tmp_path / "isic") / "ISBI2016_ISIC_Part1_Training_GroundTruth"
     (masks / "ISIC_0000001_Segmentation.png").write_bytes(b"")
     report = audit(read(tmp_path / "isic"), progress=False)
-    assert report.usable and list(report.damaged_masks) == ["ISIC_0000001"]
-    assert "1 unreadable masks taken as unknown" in trusted(report).problems
+    assert report.usable and list(report.unreadable_masks) == ["ISIC_0000001"]
+    assert "1 unreadable masks taken as unknown" in clean(report).problems
     for path in list(masks.iterdir())[:6]:
         path.write_bytes(b"")
     assert "masks cannot be read" in audit(read(tmp_path / "isic"), progress=False).unusable
@@ -229,7 +229,7 @@ def test_a_sketch_of_another_shape_stops(tmp_path):
 def test_a_lesion_with_two_diagnoses_is_reported(tmp_path):
     labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
     labels.write_text(labels.read_text().replace("HAM_0000001,ISIC_0024308,nv", "HAM_0000001,ISIC_0024308,bcc"))
-    assert audit(read(tmp_path), progress=False).relabelled == ["HAM_0000001"]
+    assert audit(read(tmp_path), progress=False).conflicting_labels == ["HAM_0000001"]
 
 
 def test_full_masks_are_reported_not_dropped(tmp_path):
@@ -238,7 +238,7 @@ def test_full_masks_are_reported_not_dropped(tmp_path):
     cv2.imwrite(str(full), np.full((32, 40), 255, np.uint8))
     report = audit(read(root), progress=False)
     assert report.full_masks == ["ISIC_0024306"]
-    assert trusted(report).table["mask_path"].notna().all()
+    assert clean(report).table["mask_path"].notna().all()
 
 
 # ------------------------------------------------------------------------------------------------ groups and splits
@@ -246,7 +246,7 @@ def test_full_masks_are_reported_not_dropped(tmp_path):
 
 def test_groups_join_indirectly():
     lesions = np.array(["a", "a", "b", pd.NA, pd.NA, pd.NA], object)
-    groups = group(6, lesions, [(1, 2), (3, 4)])
+    groups = lesion_groups(6, lesions, [(1, 2), (3, 4)])
     assert groups[0] == groups[1] == groups[2]
     assert groups[3] == groups[4]
     assert len(set(groups)) == 3
@@ -295,6 +295,6 @@ def test_leaks_go_to_the_side_that_is_measured():
 def test_a_set_of_one_picture(tmp_path):
     for name in ("a", "b"):
         paint(tmp_path / name / "only.png", ord(name))
-    clean = trusted(audit(read(tmp_path), progress=False))
-    assert clean.table["split"].tolist() == ["train", "train"]
-    assert read_image(clean.table["path"][0]).shape == (32, 40, 3)
+    cleaned = clean(audit(read(tmp_path), progress=False))
+    assert cleaned.table["split"].tolist() == ["train", "train"]
+    assert read_image(cleaned.table["path"][0]).shape == (32, 40, 3)

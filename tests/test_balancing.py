@@ -10,17 +10,17 @@ from helpers.experiments import balancing as module
 from helpers.experiments.balancing import (
     BalancingPlan,
     balancing_experiment,
-    better_remedy,
-    compared,
+    best_baseline,
+    comparison_pairs,
     lesion_folds,
     rare_classes,
     rare_recall,
 )
-from helpers.experiments.cells import comparisons, summary
-from helpers.models.cgan import CGANSettings
-from helpers.models.classifier import ClassifierSettings
-from helpers.models.dcgan import DCGANSettings
-from helpers.models.training import Run
+from helpers.experiments.runner import comparisons, summary
+from helpers.models.cgan import CGANConfig
+from helpers.models.classifier import ClassifierConfig
+from helpers.models.dcgan import DCGANConfig
+from helpers.models.trainer import TrainConfig
 
 
 def test_rare_classes_are_those_below_a_twentieth(phantom_store, monkeypatch):
@@ -50,13 +50,13 @@ def test_a_class_of_too_few_lesions_is_named(phantom_store):
 def plan_for(store) -> BalancingPlan:
     classes = tuple(store.classes)
     return BalancingPlan(
-        classifier=ClassifierSettings(64, classes),
-        cgan=CGANSettings(64, classes, width=8),
-        dcgan=DCGANSettings(64, classes, width=8),
-        run=Run(2, 8),
-        draw_run=Run(1, 4),
-        noise_run=Run(1, 4),
-        made=6,
+        classifier=ClassifierConfig(64, classes),
+        cgan=CGANConfig(64, classes, base_channels=8),
+        dcgan=DCGANConfig(64, classes, base_channels=8),
+        train_config=TrainConfig(2, 8),
+        gan_train_config=TrainConfig(1, 4),
+        dcgan_train_config=TrainConfig(1, 4),
+        num_synthetic=6,
         folds=2,
         seeds=(0, 1),
     )
@@ -70,9 +70,9 @@ def test_the_experiment_from_end_to_end(phantom_store, tmp_path):
     rare = rare_classes(phantom_store)
     table = summary(results, measure := rare_recall(phantom_store.classes, rare))
     assert table.iloc[:, 2].between(0, 1).all()
-    best = better_remedy(table)
-    assert best in ("class weights", "oversampled")
-    assert len(comparisons(results, measure, compared(best))) == 5
+    best = best_baseline(table)
+    assert best in ("class-weighted", "oversampled")
+    assert len(comparisons(results, measure, comparison_pairs(best))) == 5
     assert (tmp_path / "fold-1" / "DCGAN" / "checkpoint.pt").is_file() and not list(tmp_path.glob("work-*"))
 
 
@@ -83,11 +83,11 @@ def test_real_images_may_be_seen_more_often_than_made_ones(phantom_store, tmp_pa
     def look(parts, *_):
         raise Seen([len(part.images) for part in parts])
 
-    monkeypatch.setattr("helpers.experiments.balancing.run_cells", lambda arms, *_: arms)
-    monkeypatch.setattr("helpers.experiments.balancing.train_on_labelled", look)
+    monkeypatch.setattr("helpers.experiments.balancing.run_grid", lambda arms, *_: arms)
+    monkeypatch.setattr("helpers.experiments.balancing.fit_classifier", look)
     plan = replace(plan_for(phantom_store), often=(1, 4))
     arms, real = balancing_experiment(phantom_store, plan, tmp_path), len(phantom_store)
-    assert list(arms)[3:] == [name for name, _ in compared("oversampled", plan.often)[2:]]
+    assert list(arms)[3:] == [name for name, _ in comparison_pairs("oversampled", plan.real_per_synthetic)[2:]]
     for name, seen in (("oversampled", [real]), ("blended", [real, 6]), ("blended, one in 5", 4 * [real] + [6])):
         with pytest.raises(Seen, match=re.escape(str(seen))):
             arms[name](1.0, 0, tmp_path)
@@ -128,7 +128,7 @@ def test_no_fold_sees_its_test_lesions_not_even_through_a_generator(phantom_stor
         parts_of[out.parent.name.removeprefix("work-"), int(out.name)] = parts, names
         return trained(parts, settings, out, run, names)
 
-    trained = module.train_on_labelled
+    trained = module.fit_classifier
     monkeypatch.setattr(module, "train_on_labelled", remember)
     balancing_experiment(phantom_store, replace(plan_for(phantom_store), folds=3, seeds=(0,)), tmp_path)
     lesions = phantom_store.table["lesion_id"].fillna(phantom_store.table["image_id"]).to_numpy()
@@ -151,12 +151,12 @@ def test_recall_of_rare_classes_is_known_where_it_is_made():
 
 
 def test_the_better_remedy_is_chosen_by_its_measure():
-    index = pd.MultiIndex.from_product([[1.0], ["as they are", "class weights", "oversampled", "CGAN"]])
+    index = pd.MultiIndex.from_product([[1.0], ["unbalanced", "class-weighted", "oversampled", "CGAN"]])
     table = pd.DataFrame({"N": 9, "seeds": 2, "recall": [0.1, 0.5, 0.4, 0.9]}, index=index)
-    assert better_remedy(table) == "class weights"
-    assert better_remedy(table.drop("class weights", level=1)) == "oversampled"
-    assert better_remedy(table.iloc[:1]) == "oversampled", "where neither was asked"
-    assert ("CGAN", "class weights") in compared("class weights")
+    assert best_baseline(table) == "class-weighted"
+    assert best_baseline(table.drop("class-weighted", level=1)) == "oversampled"
+    assert best_baseline(table.iloc[:1]) == "oversampled", "where neither was asked"
+    assert ("CGAN", "class-weighted") in comparison_pairs("class-weighted")
 
 
 def test_a_set_without_masks_is_refused(phantom_store, tmp_path, monkeypatch):

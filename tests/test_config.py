@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.config import PROFILES, ROOT, SIZES, get_config, shown
+from helpers.config import PROFILES, ROOT, SIZES, display_path, get_config
 
 
 @pytest.fixture(autouse=True)
@@ -59,6 +59,6 @@ def test_every_part_has_every_profile():
 
 
 def test_paths_are_shown_from_the_root(tmp_path, monkeypatch):
-    assert shown(ROOT / "data/x") == "data/x"
+    assert display_path(ROOT / "data/x") == "data/x"
     monkeypatch.chdir(tmp_path)
-    assert shown(tmp_path / "y") == "y"
+    assert display_path(tmp_path / "y") == "y"

@@ -26,9 +26,9 @@ from PIL import Image
 from helpers.config import ROOT, get_config
 from helpers.data import phantoms
 from helpers.data.files import DataError
-from helpers.views import demo, visitors
-from helpers.views.demo import Desk, build_page, launch_page, paper_with, sketch_on
-from helpers.views.studio import Studio, example_sketches, weights_at_hand
+from helpers.views import demo, uploads
+from helpers.views.demo import Handlers, build_page, canvas_with, launch_page, sketch_from_canvas
+from helpers.views.predictor import Predictor, example_sketches, find_weights
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
@@ -36,8 +36,8 @@ QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--
 
 
 @pytest.fixture(scope="module")
-def studio() -> Studio:
-    return Studio(weights_at_hand(get_config("cgan")))
+def studio() -> Predictor:
+    return Predictor(find_weights(get_config("cgan")))
 
 
 @pytest.fixture(scope="module")
@@ -64,40 +64,40 @@ def pictures(gallery: list[dict]) -> list[np.ndarray]:
 # ---------------------------------------------------------------------------------------------------- pure functions
 
 
-@pytest.mark.parametrize("paper", [None, demo.PAPERS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}])
+@pytest.mark.parametrize("paper", [None, demo.EMPTY_CANVAS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}])
 def test_empty_paper_gets_a_sentence(paper):
     with pytest.raises(DataError, match="paper is empty"):
-        sketch_on(paper, 128)
+        sketch_from_canvas(paper, 128)
 
 
 def test_a_sketch_laid_on_the_paper_comes_back():
     for sketch in example_sketches(128):
-        paper = paper_with(sketch)
+        paper = canvas_with(sketch)
         assert paper["composite"].size == (demo.CANVAS, demo.CANVAS) and len(paper["layers"]) == 1
-        back = sketch_on(paper, 128)
+        back = sketch_from_canvas(paper, 128)
         assert np.array_equal(back, sketch)
 
 
 def test_what_programs_ask_for_is_bounded(studio):
-    desk = Desk(studio)
-    paper = paper_with(desk.examples[0])
-    assert len(desk.draw(paper, "MEL", 1.0, 10_000, 0)[0]) == demo.MOST_AT_ONCE
-    assert len(desk.draw(paper, "MEL", 1.0, -5, -7)[0]) == 1
-    much, most = (desk.draw(paper, "MEL", variation, 1, 0)[0] for variation in (1e9, demo.MOST_VARIATION))
+    desk = Handlers(studio)
+    paper = canvas_with(desk.examples[0])
+    assert len(desk.generate(paper, "MEL", 1.0, 10_000, 0)[0]) == demo.MAX_IMAGES
+    assert len(desk.generate(paper, "MEL", 1.0, -5, -7)[0]) == 1
+    much, most = (desk.generate(paper, "MEL", variation, 1, 0)[0] for variation in (1e9, demo.MAX_VARIATION))
     assert np.array_equal(much, most)
     with pytest.raises(DataError, match="no wart"):
-        desk.draw(paper, "wart", 1.0, 1, 0)
+        desk.generate(paper, "wart", 1.0, 1, 0)
 
 
 def test_who_does_not_look_for_lesions_does_not_deny_them(studio):
-    poor = Studio({name: path for name, path in studio.weights.items() if name != "segmenter"})
-    words = Desk(poor).words(poor.look(phantoms.draw(1, 4)[0]))
-    assert "no lesion is looked for" in words and demo.NO_LESION not in words and demo.SURE in words
+    poor = Predictor({name: path for name, path in studio.weights.items() if name != "segmenter"})
+    words = Handlers(poor).words(poor.analyze(phantoms.render(1, 4)[0]))
+    assert "no lesion is looked for" in words and demo.NO_LESION not in words and demo.PROBABILITY_NOTE in words
 
 
 def test_the_private_folder_is_private_and_goes_with_the_process():
-    assert os.stat(visitors.PRIVATE).st_mode & 0o077 == 0
-    code = "from helpers.views.visitors import PRIVATE; print(PRIVATE); open(PRIVATE + '/a', 'w').close()"
+    assert os.stat(uploads.UPLOAD_DIR).st_mode & 0o077 == 0
+    code = "from helpers.views.uploads import PRIVATE; print(PRIVATE); open(PRIVATE + '/a', 'w').close()"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     folder = Path(done.stdout.strip().splitlines()[-1])
     assert folder.name.startswith("sketch2lesion-") and not folder.exists()
@@ -128,7 +128,7 @@ def test_a_program_gets_a_zip_of_pairs_to_train_with(client, tmp_path):
 
 
 def test_a_photograph_is_analysed_and_its_sketch_can_be_drawn(client, tmp_path):
-    Image.fromarray(phantoms.draw(1, 4, size=200)[0]).save(tmp_path / "photo.png")
+    Image.fromarray(phantoms.render(1, 4, size=200)[0]).save(tmp_path / "photo.png")
     outlined, words, named, heat, sketch = client.predict(handle_file(tmp_path / "photo.png"), api_name="/look")
     assert Image.open(outlined).size == (200, 200) and Image.open(heat).size == (128, 128)
     assert re.search(r"takes \*\*\d+\.\d %\*\*", words)
@@ -154,7 +154,7 @@ def test_what_cannot_be_analysed_gets_a_sentence(client, tmp_path, name):
         file.write_bytes({"empty": b"", "text": b"no picture", "cut": file.read_bytes()[:60]}[name])
     with pytest.raises(AppError, match="one colour" if name == "colour" else "damaged or not a picture") as error:
         client.predict(handle_file(file), api_name="/look")
-    assert visitors.PRIVATE not in str(error.value)
+    assert uploads.UPLOAD_DIR not in str(error.value)
 
 
 def test_nothing_drawn_gets_a_sentence(client, tmp_path):
@@ -186,7 +186,7 @@ def test_twenty_at_once_all_get_their_own_answer(address, studio, tmp_path):
         second = list(pool.map(visit, range(20)))
     for got in (first, second):
         assert all(np.array_equal(one, other) for one, other in zip(got, wanted, strict=True))
-    assert own_memory() - before < 300, "MiB more for another twenty visitors"
+    assert own_memory() - before < 300, "MiB more for another twenty uploads"
 
 
 # -------------------------------------------------------------------------------------------------------- other files
@@ -202,13 +202,13 @@ def fetched(address: str, path: str) -> tuple[int, str]:
 
 def test_no_file_outside_the_pages_own_can_be_fetched(address, tmp_path):
     (tmp_path / "secret.txt").write_text("hush-hush")
-    own = Path(visitors.PRIVATE) / "own.txt"
-    own.write_text("for visitors")
-    assert fetched(address, f"/gradio_api/file={own}") == (200, "for visitors"), "the way in that is tried below"
+    own = Path(uploads.UPLOAD_DIR) / "own.txt"
+    own.write_text("for uploads")
+    assert fetched(address, f"/gradio_api/file={own}") == (200, "for uploads"), "the way in that is tried below"
     up = "../" * 12
-    places = ["/etc/passwd", f"{up}etc/passwd", f"{visitors.PRIVATE}/{up}etc/passwd", "file:///etc/passwd"]
-    places += [f"{tmp_path}/secret.txt", f"{visitors.PRIVATE}/{up}{tmp_path}/secret.txt", "/proc/self/environ"]
-    places += [visitors.PRIVATE, f"{visitors.PRIVATE}/", f"{ROOT}/README.md", "helpers/config.py", "README.md"]
+    places = ["/etc/passwd", f"{up}etc/passwd", f"{uploads.UPLOAD_DIR}/{up}etc/passwd", "file:///etc/passwd"]
+    places += [f"{tmp_path}/secret.txt", f"{uploads.UPLOAD_DIR}/{up}{tmp_path}/secret.txt", "/proc/self/environ"]
+    places += [uploads.UPLOAD_DIR, f"{uploads.UPLOAD_DIR}/", f"{ROOT}/README.md", "helpers/config.py", "README.md"]
     places += [quote(place, safe="") for place in places]
     for place in places:
         for door in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/stream/", ""):
@@ -228,11 +228,11 @@ def asked(address: str, given: dict) -> str:
 
 def test_only_what_was_uploaded_is_analysed(address, tmp_path):
     file = tmp_path / "mine.png"
-    Image.fromarray(phantoms.draw(1, 4)[0]).save(file)
+    Image.fromarray(phantoms.render(1, 4)[0]).save(file)
     uploaded = httpx.post(f"{address}gradio_api/upload", files={"files": file.open("rb")}).json()[0]
     assert "event: complete" in asked(address, {"path": uploaded, "meta": {"_type": "gradio.FileData"}})
     addresses = ["http://127.0.0.1:9/a.png", f"{address}gradio_api/file={uploaded}"]
-    for place in (str(file), visitors.PRIVATE, str(Path(uploaded).parent), "/etc/hostname", *addresses):
+    for place in (str(file), uploads.UPLOAD_DIR, str(Path(uploaded).parent), "/etc/hostname", *addresses):
         told = asked(address, {"path": place, "meta": {"_type": "gradio.FileData"}})
         assert "event: error" in told and "takes" not in told, place
     os.unlink(uploaded)
@@ -242,7 +242,7 @@ def test_only_what_was_uploaded_is_analysed(address, tmp_path):
 def test_a_program_draws_without_a_sketch(client, studio):
     gallery = client.predict("NV", 3, 5, api_name="/noise")
     assert np.array_equal(pictures(gallery), studio.draw_without_sketch("NV", 3, 5))
-    assert len(Desk(studio).noise("SK", 1_000, 5)) == demo.MOST_AT_ONCE
+    assert len(Handlers(studio).sample_without_sketch("SK", 1_000, 5)) == demo.MAX_IMAGES
     with pytest.raises(AppError, match="wart"):
         client.predict("wart", 1, 0, api_name="/noise")
 
@@ -251,12 +251,12 @@ def test_papers_of_programs_are_bounded(address, tmp_path):
     with pytest.raises(gradio.exceptions.Error, match="pixels"):
         bomb = tmp_path / "bomb.png"
         Image.new("1", (9_000, 9_000)).save(bomb)
-        pad = visitors.own_paper(gradio.Sketchpad(type="pil"))
+        pad = uploads.composite_only(gradio.Sketchpad(type="pil"))
         pad.preprocess(EditorData(composite=FileData(path=str(bomb)), layers=[FileData(path=str(bomb))] * 50))
-    for k in range(2 * visitors.MOST_SHEETS):
+    for k in range(2 * uploads.MAX_CANVASES):
         for kind in ("layer", "composite"):
             pad.accept_blobs(SimpleNamespace(data={"type": kind, "index": "999999", "id": str(k)}, files=[("f", b"x")]))
-    assert len(pad.blob_storage) <= visitors.MOST_SHEETS
+    assert len(pad.blob_storage) <= uploads.MAX_CANVASES
     assert all(not sheet.layers for sheet in pad.blob_storage.values())
 
 
@@ -265,32 +265,32 @@ def test_uploads_are_bounded_and_not_told_to_others(address, client, tmp_path):
     large.write_bytes(b"\0" * 21 * 2**20)
     with large.open("rb") as file:
         assert httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 413
-    Image.fromarray(phantoms.draw(2, 4)[0]).save(tmp_path / "somebodys-mole.png")
+    Image.fromarray(phantoms.render(2, 4)[0]).save(tmp_path / "somebodys-mole.png")
     client.predict(handle_file(tmp_path / "somebodys-mole.png"), api_name="/look")
-    kept = [path for path in Path(visitors.PRIVATE).rglob("*somebodys-mole*") if path.is_file()]
+    kept = [path for path in Path(uploads.UPLOAD_DIR).rglob("*somebodys-mole*") if path.is_file()]
     assert kept, "uploads lie in the private folder"
     for place in ("", "config", "gradio_api/info", "gradio_api/startup-events"):
         assert "somebodys-mole" not in httpx.get(address + place).text
 
 
 def test_uploads_are_emptied_and_examples_stay(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr(visitors, "KEPT", 2)
-    monkeypatch.setattr(visitors, "EMPTIED_EVERY", 1)
+    monkeypatch.setattr(uploads, "KEEP_SECONDS", 2)
+    monkeypatch.setattr(uploads, "PURGE_INTERVAL", 1)
     page = build_page(studio)
     try:
         there = launch_page(page, quiet=True)
-        Image.fromarray(phantoms.draw(3, 4)[0]).save(tmp_path / "short-lived.png")
+        Image.fromarray(phantoms.render(3, 4)[0]).save(tmp_path / "short-lived.png")
         kept = Path(
             httpx.post(f"{there}gradio_api/upload", files={"files": (tmp_path / "short-lived.png").open("rb")}).json()[
                 0
             ]
         )
-        assert kept.is_file() and kept.is_relative_to(visitors.PRIVATE)
+        assert kept.is_file() and kept.is_relative_to(uploads.UPLOAD_DIR)
         left = time.monotonic() + 60
         while kept.parent.exists() and time.monotonic() < left:
             time.sleep(0.5)
         assert not kept.parent.exists()
-        examples = re.findall(rf'"path":"({visitors.PRIVATE}[^"]+)"', httpx.get(f"{there}config").text)
+        examples = re.findall(rf'"path":"({uploads.UPLOAD_DIR}[^"]+)"', httpx.get(f"{there}config").text)
         assert len(set(examples)) >= 5 and all(Path(path).is_file() for path in examples)
     finally:
         page.close(verbose=False)
@@ -304,7 +304,7 @@ def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_pat
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
     shots = get_config("cgan").outputs / "figures"
     shots.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(phantoms.draw(0, 12, size=300)[0]).save(tmp_path / "photo.png")
+    Image.fromarray(phantoms.render(0, 12, size=300)[0]).save(tmp_path / "photo.png")
     with sync_api.sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         tab = browser.new_page(viewport={"width": 1280, "height": 900})
@@ -344,7 +344,7 @@ def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_pat
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
 def test_who_waits_sees_where_in_the_queue(studio, tmp_path, monkeypatch):
     sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
-    monkeypatch.setattr(Studio, "draw", slowly(Studio.draw, seconds=4))
+    monkeypatch.setattr(Predictor, "draw", slowly(Predictor.sample, seconds=4))
     page = build_page(studio)
     try:
         client = Client(launch_page(page, quiet=True), verbose=False, download_files=tmp_path)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from test_training import checkpoint
-from two_processes import Noted, Straight, half, points, run
+from ddp_worker import Noted, Straight, half, points, run
+from test_trainer import checkpoint
 
 HERE = Path(__file__).parent
 
@@ -20,7 +20,7 @@ HERE = Path(__file__).parent
 @pytest.fixture(autouse=True)
 def float32(monkeypatch):
     """Equal to 1e-5 is not to be had in bf16, in which the tests before trained where the processor multiplies it."""
-    monkeypatch.setattr("helpers.models.training.precision", lambda: "no")
+    monkeypatch.setattr("helpers.models.trainer.binary_average_precision", lambda: "no")
     AcceleratorState._reset_state(reset_partial_state=True)
     yield
     AcceleratorState._reset_state(reset_partial_state=True)
@@ -29,7 +29,7 @@ def float32(monkeypatch):
 def launched(what: str, out: Path, *more: str) -> None:
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
     launcher = launcher[:1] if what == "notebook" else launcher
-    rest = [str(HERE / "two_processes.py"), what, str(out), *more]
+    rest = [str(HERE / "ddp_worker.py"), what, str(out), *more]
     env = os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "1"}
     done = subprocess.run(launcher + rest, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -70,6 +70,6 @@ def test_weights_averages_and_history_of_two_processes_are_those_of_one(tmp_path
     run(Straight(), both, tmp_path / "one", steps=20, batch=16)
     two, one = checkpoint(tmp_path / "two"), checkpoint(tmp_path / "one")
     assert two["step"] == one["step"] == 20 and two["history"]["step"] == one["history"]["step"]
-    for kind in ("networks", "averages"):
+    for kind in ("networks", "ema_models"):
         for name, weight in one[kind]["line"].items():
             assert two[kind]["line"][name].item() == pytest.approx(weight.item(), abs=1e-5)

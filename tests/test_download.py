@@ -567,7 +567,7 @@ def test_the_addresses_and_counts_are_the_published_ones():
         assert {a.folder or a.name for a in archives} == set(LAYOUT[name])
         assert all(a.md5 is None or re.fullmatch("[0-9a-f]{32}", a.md5) for a in archives)
         assert all(a.url.endswith(f"/{a.name}") for a in archives) or name == "ham10000"
-        assert name in dl.LICENCES
+        assert name in dl.LICENSES
 
 
 def test_every_set_ends_in_its_published_layout_and_is_fetched_once(published, dataset, tmp_path, capsys):

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from helpers.metrics.fidelity import follows_sketch, looks_like, spread, ssim
+from helpers.metrics.fidelity import label_accuracy, mean_pairwise_distance, sketch_dice, ssim
 
 
 def dark(images: np.ndarray) -> np.ndarray:
@@ -15,19 +15,19 @@ def test_dice_of_known_regions():
     drawn[0, :, :5] = 0
     drawn[1, :, 5:] = 0
     drawn[2, :5] = 0
-    assert follows_sketch(drawn, masks, dark).tolist() == [1, 0, 0.5, 1], "an empty sketch and nothing drawn agree"
+    assert sketch_dice(drawn, masks, dark).tolist() == [1, 0, 0.5, 1], "an empty sketch and nothing drawn agree"
 
 
 def test_labels_named():
     probabilities = np.array([[0.7, 0.3], [0.4, 0.6], [0.9, 0.1]])
-    assert looks_like(probabilities, np.array([0, 1, 1])).tolist() == [1, 1, 0]
+    assert label_accuracy(probabilities, np.array([0, 1, 1])).tolist() == [1, 1, 0]
 
 
 def test_spread_is_the_mean_distance_of_pairs():
-    assert spread(np.array([[0, 0], [3, 4], [0, 0]])) == pytest.approx(10 / 3)
-    assert spread(np.zeros((5, 2))) == 0
+    assert mean_pairwise_distance(np.array([[0, 0], [3, 4], [0, 0]])) == pytest.approx(10 / 3)
+    assert mean_pairwise_distance(np.zeros((5, 2))) == 0
     with pytest.raises(ValueError, match="1 images"):
-        spread(np.zeros((1, 2)))
+        mean_pairwise_distance(np.zeros((1, 2)))
 
 
 def test_ssim_of_known_pictures():

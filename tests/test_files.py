@@ -2,18 +2,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from made_up import paint
+from factories import paint
 from PIL import Image
 
 from helpers.data.files import (
     DataError,
-    central_square,
+    atomic_folder,
+    center_crop,
+    image_shape,
     list_images,
-    picture_shape,
     read_image,
     read_mask,
     read_sketch,
-    whole_folder,
 )
 
 DISC = (np.hypot(*np.mgrid[-16:16, -20:20]) < 9).astype(np.uint8)
@@ -45,9 +45,9 @@ def test_transparent_is_white_and_grey_is_rgb(tmp_path):
 
 def test_draft_is_smaller_but_not_too_small(tmp_path):
     path = paint(tmp_path / "large.jpg", size=(1600, 1200))
-    small = read_image(path, at_least=150)
+    small = read_image(path, min_size=150)
     assert small.shape == (150, 200, 3)
-    assert picture_shape(path) == (1200, 1600)
+    assert image_shape(path) == (1200, 1600)
     whole = np.asarray(Image.fromarray(read_image(path)).resize((200, 150), Image.Resampling.BOX), float)
     assert np.abs(small - whole).mean() < 3
 
@@ -108,8 +108,8 @@ def test_dark_on_light_drawing_is_inverted(tmp_path):
 
 def test_central_square():
     picture = np.arange(6 * 10).reshape(6, 10)
-    assert (central_square(picture) == picture[:, 2:8]).all()
-    assert (central_square(picture.T) == picture.T[2:8]).all()
+    assert (center_crop(picture) == picture[:, 2:8]).all()
+    assert (center_crop(picture.T) == picture.T[2:8]).all()
 
 
 def test_listing_skips_what_is_hidden_or_no_picture(tmp_path):
@@ -121,10 +121,10 @@ def test_listing_skips_what_is_hidden_or_no_picture(tmp_path):
 
 def test_whole_folder_keeps_the_old_one_on_failure(tmp_path):
     for text in ("first", "second"):
-        with whole_folder(tmp_path / "out") as fresh:
+        with atomic_folder(tmp_path / "out") as fresh:
             (fresh / "file").write_text(text)
     assert (tmp_path / "out/file").read_text() == "second"
-    with pytest.raises(OSError, match="disk full"), whole_folder(tmp_path / "out") as fresh:
+    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "out") as fresh:
         (fresh / "file").write_text("half")
         raise OSError("disk full")
     assert (tmp_path / "out/file").read_text() == "second"
@@ -133,7 +133,7 @@ def test_whole_folder_keeps_the_old_one_on_failure(tmp_path):
 
 
 def test_whole_folder_puts_the_old_one_back(tmp_path, monkeypatch):
-    with whole_folder(tmp_path / "out") as fresh:
+    with atomic_folder(tmp_path / "out") as fresh:
         (fresh / "file").write_text("first")
     rename = Path.rename
 
@@ -143,6 +143,6 @@ def test_whole_folder_puts_the_old_one_back(tmp_path, monkeypatch):
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no"), whole_folder(tmp_path / "out") as fresh:
+    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "out") as fresh:
         (fresh / "file").write_text("second")
     assert (tmp_path / "out/file").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["out"]

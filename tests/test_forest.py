@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.experiments.forest import feature_table, forest_scores, values_of
-from helpers.metrics.features import Judge
+from helpers.experiments.forest import feature_table, feature_values, forest_scores
+from helpers.metrics.extractors import FeatureExtractor
 
 
 class Means(nn.Module):
@@ -22,13 +22,13 @@ class Means(nn.Module):
 def test_a_table_has_a_row_per_image(tmp_path):
     images = np.random.default_rng(0).integers(0, 255, (5, 16, 16, 3), dtype=np.uint8)
     table = feature_table(
-        images, np.array([0, 1, 1, 0, 1]), Judge("means", Means()), ["a", "b"], source="real", split="test"
+        images, np.array([0, 1, 1, 0, 1]), FeatureExtractor("means", Means()), ["a", "b"], source="real", split="test"
     )
     assert list(table.columns) == ["source", "split", "diagnosis", "f0", "f1", "f2"]
     assert table["diagnosis"].to_list() == list("abbab") and (table["source"] == "real").all()
-    assert values_of(table) == pytest.approx(images.mean(axis=(1, 2)), abs=1e-3)
+    assert feature_values(table) == pytest.approx(images.mean(axis=(1, 2)), abs=1e-3)
     table.to_csv(tmp_path / "features.csv", index=False)
-    assert values_of(pd.read_csv(tmp_path / "features.csv")) == pytest.approx(values_of(table))
+    assert feature_values(pd.read_csv(tmp_path / "features.csv")) == pytest.approx(feature_values(table))
 
 
 def test_synthetic_tests_flatter_and_real_ones_tell():

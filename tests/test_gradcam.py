@@ -3,13 +3,13 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.models.classifier import Classifier, ClassifierSettings, build_classifier
-from helpers.models.gradcam import grad_cam, last_map
+from helpers.models.classifier import Classifier, ClassifierConfig, build_classifier
+from helpers.models.gradcam import grad_cam, last_conv_layer
 
 
 def sees_red_and_green() -> Classifier:
     """Label 0 is how red the picture is, label 1 how green; nothing speaks for label 2."""
-    classifier = Classifier(ClassifierSettings(64, ("red", "green", "none")), pretrained=False)
+    classifier = Classifier(ClassifierConfig(64, ("red", "green", "none")), pretrained=False)
     colours = nn.Conv2d(3, 2, 1, bias=False)
     colours.weight.data = torch.eye(3)[:2, :, None, None].clone()
     classifier.backbone.network = nn.Sequential(
@@ -36,6 +36,6 @@ def test_the_last_map_of_any_network_still_has_places(name):
     torch.manual_seed(0)
     classifier = build_classifier(name, ["a", "b"], 64, pretrained=False).eval()
     heat = grad_cam(classifier, np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8), 1)
-    assert isinstance(last_map(classifier), nn.Module)
+    assert isinstance(last_conv_layer(classifier), nn.Module)
     assert heat.shape == (64, 64) and heat.min() >= 0 and heat.max() in (0, 1)
     assert all(parameter.grad is None for parameter in classifier.parameters())

@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import pandas as pd
 import pytest
-from made_up import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, paint, paint_mask, write
+from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, paint, paint_mask, write
 
 from helpers.config import get_config
 from helpers.data.files import DataError

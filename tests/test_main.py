@@ -11,16 +11,16 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_up import course, folders, isic2016
+from factories import course, folders, isic2016
 
 from helpers.__main__ import main, read_sketches
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.models.cgan import load_cgan
-from helpers.models.classifier import ClassifierSettings, load_classifier, train_classifier
+from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.dcgan import load_dcgan
-from helpers.models.segmenter import SegmenterSettings, load_segmenter, train_segmenter
-from helpers.models.training import Run
+from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
+from helpers.models.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
 
@@ -72,7 +72,7 @@ def test_prepare_writes_one_store_and_opens_it_again(tmp_path, capsys):
     assert prepare(folder, stores, "--dataset", "isic2016") == 0
     assert len(list(stores.iterdir())) == 1
     store = Store(next(stores.iterdir()))
-    assert len(store) == 20 and store.settings.size == 32
+    assert len(store) == 20 and store.config.size == 32
     assert set(store.table["split"]) == {"train", "val", "test"}
     assert "isic2016" in capsys.readouterr().out
 
@@ -185,7 +185,7 @@ def test_killed_in_the_middle_and_the_same_command_again(phantoms, tmp_path):
     subprocess.run(command("killed"), check=True, capture_output=True, env=environment)
     one, other = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "killed"))
     assert one["step"] == other["step"] == 24 and one["history"] == other["history"]
-    for part in ("networks", "averages"):
+    for part in ("networks", "ema_models"):
         for name, weights in one[part].items():
             assert all(torch.equal(w, other[part][name][k]) for k, w in weights.items()), name
 
@@ -292,8 +292,8 @@ def judging(phantom_store, tmp_path_factory) -> Path:
         folder = place / ("real", "floor", "synthetic")[row % 3] / phantom_store.classes[phantom_store.labels[row]]
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{row}.png"), image[..., ::-1])
-    settings = ClassifierSettings(64, tuple(phantom_store.classes))
-    train_classifier(phantom_store, settings, place / "classifier", Run(2, 4))
+    settings = ClassifierConfig(64, tuple(phantom_store.classes))
+    train_classifier(phantom_store, settings, place / "classifier", TrainConfig(2, 4))
     return place
 
 
@@ -326,7 +326,9 @@ def test_quality_says_why_it_cannot(judging, tmp_path, monkeypatch, capsys):
     assert "1 images are too few to measure" in capsys.readouterr().err
     assert main(["quality", "--real", str(judging), "--synthetic", str(judging), "--features", "resnet19"]) == 2
     assert "there is no network 'resnet19'" in capsys.readouterr().err
-    monkeypatch.setattr("helpers.metrics.features.judge", lambda name: (_ for _ in ()).throw(DataError(f"no {name}")))
+    monkeypatch.setattr(
+        "helpers.metrics.extractors.load_extractor", lambda name: (_ for _ in ()).throw(DataError(f"no {name}"))
+    )
     assert main(["quality", "--real", str(judging / "real"), "--synthetic", str(judging / "real")]) == 2
     assert "nobody to judge: no inception; no mobilenet_v2" in capsys.readouterr().err
 
@@ -351,7 +353,7 @@ def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
     command = ["train", "classifier", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
     assert main([*command, "--steps", "2", "--batch", "4"]) == 0
     assert "trained, balanced accuracy on val 0." in capsys.readouterr().out
-    assert load_classifier(tmp_path / "checkpoint.pt")[1].network == "small"
+    assert load_classifier(tmp_path / "checkpoint.pt")[1].arch == "small"
 
 
 def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
@@ -359,7 +361,7 @@ def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
     command = ["train", "dcgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
     assert main([*command, "--steps", "2", "--batch", "4", "--width", "8", "--projected", "--turned"]) == 0
     settings = load_dcgan(tmp_path / "checkpoint.pt")[1]
-    assert (settings.width, settings.projected, settings.turned) == (8, True, True)
+    assert (settings.base_channels, settings.projected, settings.d4_augment) == (8, True, True)
     assert (tmp_path / "grid-000002.png").is_file()
 
 
@@ -371,7 +373,7 @@ def test_train_cgan_begins_with_the_weights_of_another(phantoms, tmp_path, monke
     start = str(tmp_path / "one/checkpoint.pt")
     assert main([*command, "--start", start, "--turned", "--out", str(tmp_path / "two")]) == 0
     settings = load_cgan(tmp_path / "two/checkpoint.pt")[1]
-    assert settings.projected and settings.turned
+    assert settings.projected and settings.d4_augment
     assert main([*command, "--start", str(tmp_path / "none.pt"), "--out", str(tmp_path / "three")]) == 2
     assert "none.pt" in capsys.readouterr().err
 
@@ -407,7 +409,7 @@ def test_classify_says_why_it_cannot(judging, trained, tmp_path, capsys):
 @pytest.fixture(scope="module")
 def segmenter(phantom_store, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("segmenter")
-    train_segmenter(phantom_store, SegmenterSettings(64, pretrained=False), folder, Run(2, 4))
+    train_segmenter(phantom_store, SegmenterConfig(64, pretrained=False), folder, TrainConfig(2, 4))
     return folder / "checkpoint.pt"
 
 
@@ -427,7 +429,7 @@ def test_segment_writes_masks_at_the_images_own_sizes(segmenter, tmp_path, capsy
         row = table.loc[name.split(".")[0]]
         assert mask.shape == shape[:2] == (row["height"], row["width"]) and set(np.unique(mask)) <= {0, 255}
         assert row["lesion_pixels"] == (mask > 0).sum()
-        assert row["lesion_share"] == pytest.approx((mask > 0).mean(), abs=1e-6)
+        assert row["lesion_fraction"] == pytest.approx((mask > 0).mean(), abs=1e-6)
     assert table.loc["black", "lesion_pixels"] == 0
 
 
@@ -452,7 +454,7 @@ def test_train_segmenter(phantoms, tmp_path, monkeypatch, capsys):
     assert main([*command, "--steps", "2", "--batch", "4", "--network", "FPN", "--width", "64"]) == 0
     assert "trained, mean Jaccard on val 0." in capsys.readouterr().out
     settings = load_segmenter(tmp_path / "checkpoint.pt")[1]
-    assert (settings.network, settings.width) == ("FPN", 64)
+    assert (settings.arch, settings.decoder_channels) == ("FPN", 64)
     assert main([*command, "--steps", "2", "--batch", "4", "--width", "16"]) == 2
     assert "width 16 is below 32" in capsys.readouterr().err
 

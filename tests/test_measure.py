@@ -3,15 +3,15 @@ import pytest
 from measure import choose, painter
 
 from helpers.data.files import DataError
-from helpers.models.cgan import CGANSettings, train_cgan
-from helpers.models.dcgan import DCGANSettings, train_dcgan
-from helpers.models.training import Run
+from helpers.models.cgan import CGANConfig, train_cgan
+from helpers.models.dcgan import DCGANConfig, train_dcgan
+from helpers.models.trainer import TrainConfig
 
 
 def test_either_generator_paints_and_only_one_looks_at_sketches(phantom_store, tmp_path):
     classes, rows = tuple(phantom_store.classes), phantom_store.rows("train", ["sketch", "label"])
-    train_cgan(phantom_store, CGANSettings(64, classes, width=8), tmp_path / "cgan", Run(1, 4))
-    train_dcgan(phantom_store, DCGANSettings(64, classes, width=8), tmp_path / "dcgan", Run(1, 4), rows)
+    train_cgan(phantom_store, CGANConfig(64, classes, base_channels=8), tmp_path / "cgan", TrainConfig(1, 4))
+    train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
     batch = phantom_store.batch(rows[:3])
     other = np.zeros_like(batch["sketches"])
     for method, looks in (("cgan", True), ("dcgan", False)):

@@ -14,14 +14,14 @@ def test_scores_of_two_squares_that_share_half():
     told = scores(square(10, 10), square(10, 15))
     assert told["jaccard"] == pytest.approx(50 / 150) and told["dice"] == pytest.approx(0.5)
     assert told["sensitivity"] == 0.5 and told["specificity"] == pytest.approx(1450 / 1500)
-    assert told["thresholded"] == 0 and told["hd95"] == pytest.approx(5)
+    assert told["thresholded_jaccard"] == 0 and told["hd95"] == pytest.approx(5)
 
 
 def test_scores_of_the_same_mask():
     told = scores(square(5, 5), square(5, 5))
     assert told == {
         "jaccard": 1,
-        "thresholded": 1,
+        "thresholded_jaccard": 1,
         "dice": 1,
         "sensitivity": 1,
         "specificity": 1,
@@ -33,7 +33,7 @@ def test_the_threshold_is_that_of_the_challenge():
     for cut, kept in ((3, 0.7), (4, 0.0)):  # 70 or 60 of 100 pixels
         found = square(10, 10)
         found[10 : 10 + cut] = 0
-        assert scores(found, square(10, 10))["thresholded"] == pytest.approx(kept)
+        assert scores(found, square(10, 10))["thresholded_jaccard"] == pytest.approx(kept)
 
 
 def test_empty_masks():

@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.data.phantoms import CLASSES, draw
+from helpers.data.phantoms import CLASSES, render
 
 LESIONS = 30  # of every class, for the statistics below
 MEL, NV, BCC, AKIEC, BKL, DF, VASC = range(7)
@@ -68,7 +68,7 @@ def measure(image: np.ndarray, mask: np.ndarray) -> dict[str, float]:
 @pytest.fixture(scope="module")
 def lesions() -> list[list[tuple[np.ndarray, np.ndarray]]]:
     """LESIONS pictures of every class."""
-    return [[draw(label, seed) for seed in range(LESIONS)] for label in range(len(CLASSES))]
+    return [[render(label, seed) for seed in range(LESIONS)] for label in range(len(CLASSES))]
 
 
 @pytest.fixture(scope="module")
@@ -86,7 +86,7 @@ def median(features, label: int, name: str) -> float:
 
 @pytest.mark.parametrize("label", range(len(CLASSES)))
 def test_shapes_and_ranges(label):
-    image, mask = draw(label, seed=3)
+    image, mask = render(label, seed=3)
     assert image.shape == (128, 128, 3) and image.dtype == np.uint8
     assert mask.shape == (128, 128) and mask.dtype == np.uint8
     assert set(np.unique(mask)) <= {0, 1} and mask.any()
@@ -94,14 +94,14 @@ def test_shapes_and_ranges(label):
 
 
 def test_same_arguments_same_bytes():
-    first = draw(MEL, 11, photograph=2)
-    draw(NV, 5)  # what was drawn in between must not matter
-    again = draw(MEL, 11, photograph=2)
+    first = render(MEL, 11, photograph=2)
+    render(NV, 5)  # what was drawn in between must not matter
+    again = render(MEL, 11, photograph=2)
     assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
 
 
 def test_another_seed_label_or_photograph_is_another_picture():
-    pictures = [draw(*arguments)[0] for arguments in ((MEL, 1), (MEL, 2), (NV, 1), (MEL, 1, 128, 1))]
+    pictures = [render(*arguments)[0] for arguments in ((MEL, 1), (MEL, 2), (NV, 1), (MEL, 1, 128, 1))]
     for a, b in itertools.combinations(pictures, 2):
         assert np.abs(a.astype(int) - b).mean() > 3
 
@@ -119,14 +119,14 @@ def test_another_seed_label_or_photograph_is_another_picture():
 )
 def test_bad_arguments_are_named(arguments, words):
     with pytest.raises(ValueError, match=words):
-        draw(**arguments)
+        render(**arguments)
 
 
 @pytest.mark.parametrize("label", [MEL, BKL, VASC])
 def test_every_size_shows_the_same_scene(label):
-    small_image, small_mask = draw(label, 4, size=128)
+    small_image, small_mask = render(label, 4, size=128)
     for size in (64, 256, 512):
-        image, mask = draw(label, 4, size=size)
+        image, mask = render(label, 4, size=size)
         assert image.shape == (size, size, 3) and mask.shape == (size, size)
         low, high = (128, size) if size > 128 else (size, 128)
         scenes = (small_image, image) if size > 128 else (image, small_image)
@@ -173,8 +173,8 @@ def test_photographs_of_a_lesion_share_the_lesion(label):
     """Turned back, the masks of two photographs cover each other; masks of other lesions do so less."""
     own, other = [], []
     for seed in range(6):
-        masks = [_upright(draw(label, seed, photograph=n)[1]) for n in range(2)]
-        stranger = _upright(draw(label, seed + 100)[1])
+        masks = [_upright(render(label, seed, photograph=n)[1]) for n in range(2)]
+        stranger = _upright(render(label, seed + 100)[1])
         own.append(_best_overlap(*masks))
         other.append(_best_overlap(masks[0], stranger))
     assert np.median(own) > 0.88 and np.median(own) > np.median(other)
@@ -243,6 +243,6 @@ def test_all_skin_tones_are_there():
     """Luminance of the skin over many patients: mostly light, some dark."""
     skin = []
     for seed in range(80):
-        image, mask = draw(VASC, seed, size=64)
+        image, mask = render(VASC, seed, size=64)
         skin.append(np.median(image[mask == 0].mean(1)))
     assert np.min(skin) < 100 and np.median(skin) > 150

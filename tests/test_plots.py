@@ -57,8 +57,13 @@ def test_photographs_are_shown_as_jpeg(tmp_path):
 
 
 def test_curves_of_a_history():
-    history = {"step": [10, 20, 30], "d": [2.0, 1.5, 1.0], "on_real": [0.0, 1.0, 2.0], "on_drawn": [0.0, -1.0, -2.0]}
-    figure = curves(history, [["d"], ["on_real", "on_drawn"]])
+    history = {
+        "step": [10, 20, 30],
+        "d": [2.0, 1.5, 1.0],
+        "real_score": [0.0, 1.0, 2.0],
+        "fake_score": [0.0, -1.0, -2.0],
+    }
+    figure = curves(history, [["d"], ["real_score", "fake_score"]])
     lines = [line for axis in figure.axes for line in axis.lines]
     assert [line.get_label() for line in lines] == ["d", "on real", "on drawn"]
     assert lines[0].get_xydata().tolist() == [[10, 2.0], [20, 1.5], [30, 1.0]]
@@ -115,7 +120,7 @@ def test_calibration_draws_every_bin():
 def test_a_table_with_pictures_shows_text_as_text():
     table = pd.DataFrame({"name": ["<script>", "b"], "share": [0.123456, 1.0]}, index=[7, 8])
     wide, grey = np.zeros((10, 20, 3), np.uint8), np.zeros((10, 10), np.uint8)
-    page = plots.pictured(table, {"picture": [wide, grey]}, side=30).data
+    page = plots.table_with_images(table, {"picture": [wide, grey]}, side=30).data
     assert "<script>" not in page and "&lt;script&gt;" in page and ">0.123<" in page
     encoded = re.findall(r"base64,([^\"]+)", page)
     assert [Image.open(BytesIO(b64decode(code))).size for code in encoded] == [(60, 30), (30, 30)]

@@ -3,28 +3,35 @@ import timm
 import torch
 from torch import nn
 
-from helpers.models.cgan import CGANSettings
-from helpers.models.projected import MIXED, STAGES, Eyes, Head, Projected, released_weights
+from helpers.models.cgan import CGANConfig
+from helpers.models.projected import (
+    MIXED_CHANNELS,
+    STAGES,
+    FeatureHead,
+    FeatureNetwork,
+    ProjectedDiscriminator,
+    efficientnet_weights,
+)
 
 CLASSES = ("MEL", "NV", "BCC")
 
 
 @pytest.fixture(scope="module")
-def eyes() -> Eyes:
-    return Eyes()
+def eyes() -> FeatureNetwork:
+    return FeatureNetwork()
 
 
 @pytest.mark.parametrize("size", [64, 128])
 def test_maps_at_an_eighth_a_sixteenth_and_a_thirtysecond_of_the_side(eyes, size):
     maps = eyes(torch.rand(2, 3, size, size) * 2 - 1)
     sides = (size // 8, size // 16, size // 32)
-    assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in zip(MIXED, sides, strict=True)]
+    assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in zip(MIXED_CHANNELS, sides, strict=True)]
     assert all(0.1 < m.std() < 30 for m in maps)
 
 
 def test_eyes_are_the_pretrained_network_with_its_normalisations_folded_in(eyes):
     network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    network.load_state_dict(released_weights(network))
+    network.load_state_dict(efficientnet_weights(network))
     image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
     x, y = network.bn1(network.conv_stem(image)), eyes.stem(image)
     for (start, stop), stage in zip(STAGES, eyes.stages, strict=True):
@@ -51,7 +58,7 @@ def test_they_know_photographs_better_than_chance_does(eyes):
 
 def test_chance_mixes_the_same_on_every_machine(eyes):
     torch.manual_seed(1)
-    other = Eyes()
+    other = FeatureNetwork()
     for one, two in zip(eyes.state_dict().values(), other.state_dict().values(), strict=True):
         assert torch.equal(one, two)
     assert not any(weight.requires_grad for weight in other.parameters())
@@ -59,8 +66,8 @@ def test_chance_mixes_the_same_on_every_machine(eyes):
 
 def test_its_own_logits_come_first_and_heads_know_sketch_and_label():
     torch.manual_seed(0)
-    widths = CGANSettings(64, CLASSES, width=8).channels()
-    judge = Projected(widths, 3).eval()
+    widths = CGANConfig(64, CLASSES, base_channels=8).channels()
+    judge = ProjectedDiscriminator(widths, 3).eval()
     image, sketch = torch.rand(2, 3, 64, 64) * 2 - 1, torch.zeros(2, 1, 64, 64)
     sketch[0, :, 20:40, 20] = 1
     logits, features = judge(image, sketch, torch.tensor([0, 1]))
@@ -75,8 +82,8 @@ def test_its_own_logits_come_first_and_heads_know_sketch_and_label():
 def test_weights_of_heads_stay_small():
     """Seen as a matrix each has a norm of 1, however far training would take it."""
     torch.manual_seed(0)
-    head = Head(64, 3, halvings=2)
-    layers = [*head.down, head.last, head.patch]
+    head = FeatureHead(64, 3, halvings=2)
+    layers = [*head.down, head.last, head.patch_head]
     for layer in layers:
         layer.parametrizations.weight.original.data.mul_(100)
     for _ in range(30):  # of power iteration

@@ -4,12 +4,19 @@ import cv2
 import numpy as np
 import pytest
 import torch
-from test_features import Pooled
+from test_extractors import Pooled
 
 from helpers.data.files import DataError
-from helpers.metrics.features import Features, Judge, Resized, fast, features, pictures_of
+from helpers.metrics.extractors import (
+    FeatureExtractor,
+    Features,
+    ImageSet,
+    Resized,
+    extract_features,
+    optimize_for_inference,
+)
 from helpers.metrics.quality import (
-    compare,
+    compute_metrics,
     frechet,
     inception_score,
     kid,
@@ -26,9 +33,11 @@ def normal(n: int, mean: float = 0.0, deviation: float = 1.0, width: int = 16, s
 
 
 @pytest.fixture(scope="module")
-def untrained() -> Judge:
+def untrained() -> FeatureExtractor:
     torch.manual_seed(0)
-    return Judge("untrained", fast(Resized(Backbone("resnet18", pretrained=False), 64), 64))
+    return FeatureExtractor(
+        "untrained", optimize_for_inference(Resized(Backbone("resnet18", pretrained=False), 64), 64)
+    )
 
 
 def test_frechet_distance_of_normal_distributions_is_the_closed_form():
@@ -73,7 +82,7 @@ def test_distances_grow_with_blur_and_with_noise(phantom_store, untrained):
     real, other = images[::2], images[1::2]
 
     def distance(spoilt: np.ndarray) -> tuple[float, float]:
-        one, two = (features(pictures_of(x), untrained, 64).values for x in (spoilt, real))
+        one, two = (extract_features(ImageSet.from_array(x), untrained, 64).values for x in (spoilt, real))
         return kid(one, two), frechet(one, two)
 
     blurs = [other] + [np.stack([cv2.GaussianBlur(i, (0, 0), s) for i in other]) for s in (1, 2, 4)]
@@ -103,28 +112,28 @@ def test_inception_score_of_sure_and_even_guesses_is_the_number_of_classes():
 
 
 def test_inception_alone_has_columns_fid_and_is(phantom_store, monkeypatch):
-    monkeypatch.setattr("helpers.metrics.quality.FEWEST_FOR_SCORE", 40)
+    monkeypatch.setattr("helpers.metrics.quality.MIN_IMAGES_FOR_IS", 40)
 
     class WithLogits(Pooled):
         def forward(self, x):
             found = super().forward(x)
             return torch.cat([found, found[:, :5]], dim=1)
 
-    sets = pictures_of(phantom_store.images[:40]), pictures_of(phantom_store.images[40:80])
-    found = quality(*sets, [Judge("inception", WithLogits(), 5)])
+    sets = ImageSet.from_array(phantom_store.images[:40]), ImageSet.from_array(phantom_store.images[40:80])
+    found = quality(*sets, [FeatureExtractor("inception", WithLogits(), 5)])
     assert {"fid", "is", "kid"} <= set(found.row()) and "fd" not in found.table
     assert found.summary()["fd"] == found.summary()["fid"] and found.summary()["floor_fd"] > 0
     assert "is" not in found.row("floor"), "20 images are too few for it"
-    row = quality(*sets, [Judge("pooled", Pooled())]).row()
+    row = quality(*sets, [FeatureExtractor("pooled", Pooled())]).row()
     assert "fd" in row and not {"fid", "is"} & set(row)
 
 
 def test_the_table_has_classes_floor_and_ceilings(phantom_store, tmp_path):
     kinds = [phantom_store.classes[k] for k in phantom_store.labels]
-    real = pictures_of(phantom_store.images[::2], kinds[::2], "real")
-    synthetic = pictures_of(phantom_store.images[1::2], kinds[1::2], "drawn")
+    real = ImageSet.from_array(phantom_store.images[::2], kinds[::2], "real")
+    synthetic = ImageSet.from_array(phantom_store.images[1::2], kinds[1::2], "drawn")
     network = Pooled()
-    found = quality(real, synthetic, [Judge("pooled", network)], cache=tmp_path)
+    found = quality(real, synthetic, [FeatureExtractor("pooled", network)], cache=tmp_path)
     table, half = found.table, len(phantom_store) // 2
     assert found.row()["n"] == len(synthetic) and found.row()["n_real"] == len(real)
     assert found.row("floor")["n"] == half // 2 and found.row("floor")["n_real"] == len(real) - half // 2
@@ -139,7 +148,7 @@ def test_the_table_has_classes_floor_and_ceilings(phantom_store, tmp_path):
     alone = [kind for kind, both in counts.items() if 0 in both]
     assert all(any("not in both sets" in note and kind in note for note in found.notes) for kind in alone)
     seen = network.seen
-    again = quality(real, synthetic, [Judge("pooled", network)], cache=tmp_path)
+    again = quality(real, synthetic, [FeatureExtractor("pooled", network)], cache=tmp_path)
     assert network.seen == seen and again.table.equals(table)
     assert "pooled" in str(found) and "NaN" not in str(found)
 
@@ -147,22 +156,25 @@ def test_the_table_has_classes_floor_and_ceilings(phantom_store, tmp_path):
 def test_another_class_is_further_away_than_the_floor(phantom_store):
     grey = phantom_store.images[:80].mean(axis=(1, 2, 3))
     kinds = np.where(grey > np.median(grey), "light", "dark").tolist()
-    found = quality(*(pictures_of(phantom_store.images[:80], kinds) for _ in range(2)), [Judge("pooled", Pooled())])
+    found = quality(
+        *(ImageSet.from_array(phantom_store.images[:80], kinds) for _ in range(2)),
+        [FeatureExtractor("pooled", Pooled())],
+    )
     assert found.row("other classes", "dark")["kid_low"] > abs(found.row("floor")["kid"])
 
 
 def test_summary_is_flat_json(phantom_store):
-    real, synthetic, floor = (pictures_of(phantom_store.images[k::3], name=f"set {k}") for k in range(3))
-    summary = json.loads(json.dumps(quality(real, synthetic, [Judge("pooled", Pooled())], floor).summary()))
+    real, synthetic, floor = (ImageSet.from_array(phantom_store.images[k::3], name=f"set {k}") for k in range(3))
+    summary = json.loads(json.dumps(quality(real, synthetic, [FeatureExtractor("pooled", Pooled())], floor).summary()))
     assert {"extractor", "n_real", "n_synthetic", "kid", "fd", "floor_kid", "floor_fd", "rows"} <= set(summary)
     assert summary["floor_n"] == len(synthetic) and summary["extractor"] == "pooled"
-    halves = quality(pictures_of(real.items[:15]), synthetic, [Judge("pooled", Pooled())])
+    halves = quality(ImageSet.from_array(real.items[:15]), synthetic, [FeatureExtractor("pooled", Pooled())])
     assert halves.summary()["floor_kid"] is None and any("floor, all: 7 images are too few" in n for n in halves.notes)
 
 
 def test_the_floor_has_as_many_images_as_are_judged(phantom_store):
-    real, synthetic = pictures_of(phantom_store.images[:80]), pictures_of(phantom_store.images[80:95])
-    found = quality(real, synthetic, [Judge("pooled", Pooled())])
+    real, synthetic = ImageSet.from_array(phantom_store.images[:80]), ImageSet.from_array(phantom_store.images[80:95])
+    found = quality(real, synthetic, [FeatureExtractor("pooled", Pooled())])
     assert found.row("floor")["n"] == 15 and found.row("floor")["n_real"] == 65 and not found.notes
     assert found.row("blurred real")["n"] == 15
 
@@ -176,31 +188,34 @@ def test_identical_sets_have_no_distance():
 def test_numbers_of_another_version_are_not_taken(tmp_path, monkeypatch):
     one, other = (Features(name, normal(20, seed=k), np.empty((20, 0)), [], np.arange(20), np.arange(20))
                   for k, name in enumerate("ab"))  # fmt: skip
-    first = compare(one, other, tmp_path)
+    first = compute_metrics(one, other, tmp_path)
     (kept,) = tmp_path.iterdir()
     kept.write_text(kept.read_text().replace(str(first["kid"]), "7"))
-    assert compare(one, other, tmp_path)["kid"] == 7
+    assert compute_metrics(one, other, tmp_path)["kid"] == 7
     monkeypatch.setattr("helpers.metrics.quality.VERSION", 2)
-    assert compare(one, other, tmp_path) == first
+    assert compute_metrics(one, other, tmp_path) == first
 
 
 def test_sets_that_overlap_are_told(phantom_store):
-    real, synthetic = pictures_of(phantom_store.images[:40], name="real"), phantom_store.images[35:75]
-    found = quality(real, pictures_of(synthetic, name="drawn"), [Judge("pooled", Pooled())])
+    real, synthetic = ImageSet.from_array(phantom_store.images[:40], name="real"), phantom_store.images[35:75]
+    found = quality(real, ImageSet.from_array(synthetic, name="drawn"), [FeatureExtractor("pooled", Pooled())])
     assert any("5 images of real are also in drawn" in note for note in found.notes)
 
 
 def test_unequal_sizes_are_compared_at_the_smaller(phantom_store):
     large = np.stack([cv2.resize(i, (128, 128), interpolation=cv2.INTER_NEAREST) for i in phantom_store.images[40:80]])
-    real, synthetic = pictures_of(large, name="large"), pictures_of(phantom_store.images[:40], name="small")
-    found = quality(real, synthetic, [Judge("pooled", Pooled())])
-    same = quality(pictures_of(phantom_store.images[40:80]), synthetic, [Judge("pooled", Pooled())])
+    real, synthetic = (
+        ImageSet.from_array(large, name="large"),
+        ImageSet.from_array(phantom_store.images[:40], name="small"),
+    )
+    found = quality(real, synthetic, [FeatureExtractor("pooled", Pooled())])
+    same = quality(ImageSet.from_array(phantom_store.images[40:80]), synthetic, [FeatureExtractor("pooled", Pooled())])
     assert "compared at 64" in found.notes[0] and found.row()["kid"] == pytest.approx(same.row()["kid"])
 
 
 def test_too_few_images_get_a_sentence(phantom_store):
-    one, many = pictures_of(phantom_store.images[:1]), pictures_of(phantom_store.images[1:50])
+    one, many = ImageSet.from_array(phantom_store.images[:1]), ImageSet.from_array(phantom_store.images[1:50])
     with pytest.raises(DataError, match="1 images are too few to measure, 10 are the least"):
-        quality(many, one, [Judge("pooled", Pooled())])
+        quality(many, one, [FeatureExtractor("pooled", Pooled())])
     with pytest.raises(DataError, match="too few"):
-        compare(*(features(p, Judge("pooled", Pooled()), 64) for p in (many, one)))
+        compute_metrics(*(extract_features(p, FeatureExtractor("pooled", Pooled()), 64) for p in (many, one)))

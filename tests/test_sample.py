@@ -41,7 +41,7 @@ def test_folder_holds_what_it_says(sample):
     assert {path.stem for path in (sample / "images").iterdir()} == set(ids)
     assert {path.stem for path in (sample / "masks").iterdir()} == set(ids)
     assert {path.name for path in sample.iterdir()} == {
-        "phantoms.json", "metadata.csv", "planted.json", "images", "masks",
+        "phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks",
     }  # fmt: skip
     for image_id in ids[:5]:
         assert pixels(sample, image_id).shape == (64, 64, 3)
@@ -52,7 +52,7 @@ def test_folder_holds_what_it_says(sample):
 
 def test_every_class_has_lesions_in_every_split(sample):
     rows = table(sample)
-    planted = json.loads((sample / "planted.json").read_text())
+    planted = json.loads((sample / "injected_faults.json").read_text())
     faulty = {i for pair in planted["exact_conflict"] + planted["near_duplicate_across_splits"] for i in pair}
     honest = [row for row in rows if row["image_id"] not in faulty | set(planted["empty_mask"])]
     for name in CLASSES:
@@ -76,7 +76,7 @@ def test_photographs_of_a_lesion_are_not_neighbours(sample):
 
 def test_planted_faults_are_true(sample):
     rows = {row["image_id"]: row for row in table(sample)}
-    planted = json.loads((sample / "planted.json").read_text())
+    planted = json.loads((sample / "injected_faults.json").read_text())
     assert len(planted["exact_conflict"]) in (1, 2) and len(planted["near_duplicate_across_splits"]) in (2, 3)
     for a, b in planted["exact_conflict"]:
         assert (sample / f"images/{a}.jpg").read_bytes() == (sample / f"images/{b}.jpg").read_bytes()
@@ -96,17 +96,17 @@ def test_planted_faults_are_true(sample):
 
 
 def test_the_audit_finds_what_was_planted_and_nothing_else(sample):
-    planted = json.loads((sample / "planted.json").read_text())
+    planted = json.loads((sample / "injected_faults.json").read_text())
     report = audit(read(sample), progress=False)
     for found, truth in (
-        (report.near, planted["near_duplicate_across_splits"]),
-        (report.exact, planted["exact_conflict"]),
+        (report.near_duplicates, planted["near_duplicate_across_splits"]),
+        (report.exact_duplicates, planted["exact_conflict"]),
     ):
         assert {frozenset(pair) for pair in found} == {frozenset(pair) for pair in truth}
 
 
 def test_no_other_copies(sample):
-    planted = json.loads((sample / "planted.json").read_text())["exact_conflict"]
+    planted = json.loads((sample / "injected_faults.json").read_text())["exact_conflict"]
     contents = [path.read_bytes() for path in (sample / "images").iterdir()]
     assert len(contents) - len(set(contents)) == len(planted)
 
@@ -126,7 +126,7 @@ def test_writing_twice_does_nothing(sample):
     assert {path: path.stat().st_mtime_ns for path in sample.rglob("*")} == before
 
 
-@pytest.mark.parametrize("name", ["images/PH_000003.jpg", "masks/PH_000003.png", "planted.json"])
+@pytest.mark.parametrize("name", ["images/PH_000003.jpg", "masks/PH_000003.png", "injected_faults.json"])
 def test_what_is_missing_is_drawn_again(tmp_path, name):
     folder = write(tmp_path / "sample", images=60, size=64)
     before = (folder / name).read_bytes()

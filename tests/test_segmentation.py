@@ -4,16 +4,16 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from made_up import isic2016
+from factories import isic2016
 
 from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.experiments import segmentation as module
-from helpers.experiments.cells import comparisons, share_of_rows, summary
+from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.experiments.segmentation import SegmentationPlan, score_images, segmentation_experiment
-from helpers.models.cgan import CGANSettings
-from helpers.models.segmenter import Segmenter, SegmenterSettings
-from helpers.models.training import Run
+from helpers.models.cgan import CGANConfig
+from helpers.models.segmenter import Segmenter, SegmenterConfig
+from helpers.models.trainer import TrainConfig
 
 
 def test_scores_are_taken_at_the_images_own_size(tmp_path, monkeypatch):
@@ -61,18 +61,18 @@ def open_isic(folder):
 
 def test_an_untrained_segmenter_scores_low(phantom_store):
     table = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
-    segmenter = Segmenter(SegmenterSettings(64, pretrained=False)).eval()
+    segmenter = Segmenter(SegmenterConfig(64, pretrained=False)).eval()
     assert score_images(segmenter, table)["jaccard"].mean() < 0.5
 
 
 def plan_for(store) -> SegmentationPlan:
     return SegmentationPlan(
-        segmenter=SegmenterSettings(64, pretrained=False),
-        generator=CGANSettings(64, tuple(store.classes), width=8),
-        run=Run(2, 4),
-        draw_run=Run(2, 4),
-        pairs=8,
-        shares=(0.5,),
+        segmenter=SegmenterConfig(64, pretrained=False),
+        generator=CGANConfig(64, tuple(store.classes), base_channels=8),
+        train_config=TrainConfig(2, 4),
+        gan_train_config=TrainConfig(2, 4),
+        num_pairs=8,
+        fractions=(0.5,),
         seeds=(0, 1),
     )
 
@@ -85,11 +85,11 @@ def test_the_segmentation_experiment_from_end_to_end(phantom_store, tmp_path):
     assert len(counts) == 10 and (counts == len(test)).all()
     assert (tmp_path / "generator-0.5" / "checkpoint.pt").is_file() and not list(tmp_path.glob("work-*"))
     assert summary(results, "jaccard")["jaccard"].between(0, 1).all()
-    assert len(comparisons(results, "jaccard", module.COMPARED)) == 5
+    assert len(comparisons(results, "jaccard", module.COMPARISON_PAIRS)) == 5
 
 
 def test_arms_differ_in_what_they_say_and_in_nothing_else(phantom_store, tmp_path, monkeypatch):
-    seen, few = {}, share_of_rows(phantom_store, 0.5)
+    seen, few = {}, fraction_of_rows(phantom_store, 0.5)
 
     def remember(parts, settings, out, run):
         seen[out.name.removeprefix("work-")] = (parts, settings, run)
@@ -106,9 +106,9 @@ def test_arms_differ_in_what_they_say_and_in_nothing_else(phantom_store, tmp_pat
     whole = module.train_cgan
     monkeypatch.setattr(module, "train_cgan", lambda *given: trained_on.append(given[4]) or whole(*given))
     monkeypatch.setattr(module, "train_on_pairs", remember)
-    real, classical, drawn, both, alone = (arm(n) for n in ("real", "real + augmentation", "real + drawn",
-                                                            "real + drawn + augmentation", "drawn only"))  # fmt: skip
-    assert all(run == Run(2, 4, seed=1) for *_, run in (real, classical, drawn, both, alone))
+    real, classical, drawn, both, alone = (arm(n) for n in ("real", "real + augmentation", "real + synthetic",
+                                                            "real + synthetic + augmentation", "synthetic only"))  # fmt: skip
+    assert all(run == TrainConfig(2, 4, seed=1) for *_, run in (real, classical, drawn, both, alone))
     assert [s.zoom > 0 for _, s, _ in (real, classical, drawn, both, alone)] == [False, True, False, True, False]
     assert [len(parts) for parts, *_ in (real, classical, drawn, both, alone)] == [1, 1, 2, 2, 1]
     for parts, *_ in (real, classical, drawn, both):
@@ -119,6 +119,8 @@ def test_arms_differ_in_what_they_say_and_in_nothing_else(phantom_store, tmp_pat
 
 def test_a_set_without_masks_is_refused(phantom_store, tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
-    plan = SegmentationPlan(SegmenterSettings(64), CGANSettings(64, ("NV",)), Run(1), Run(1), 1, (1.0,), (0,))
+    plan = SegmentationPlan(
+        SegmenterConfig(64), CGANConfig(64, ("NV",)), TrainConfig(1), TrainConfig(1), 1, (1.0,), (0,)
+    )
     with pytest.raises(DataError, match="lacks masks or labels"):
         segmentation_experiment(phantom_store, plan, tmp_path)

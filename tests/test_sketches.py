@@ -2,15 +2,15 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.data.phantoms import draw
+from helpers.data.phantoms import render
 from helpers.data.sketches import (
     contour,
     deform,
     hair_mask,
-    hand,
-    line_width,
+    hand_drawn,
     remove_hair,
     sketch,
+    stroke_width,
     structure,
 )
 
@@ -44,8 +44,8 @@ def test_contour_of_a_disc_is_its_circle(size):
     assert drawing.dtype == np.uint8 and set(np.unique(drawing)) == {0, 255}
     rows, columns = np.nonzero(drawing)
     radius = np.hypot(rows - size / 2, columns - size / 2)
-    assert np.abs(radius - 0.3 * size).max() <= line_width(drawing.shape) + 1
-    assert (drawing > 0).sum() == pytest.approx(2 * np.pi * 0.3 * size * line_width(drawing.shape), rel=0.25)
+    assert np.abs(radius - 0.3 * size).max() <= stroke_width(drawing.shape) + 1
+    assert (drawing > 0).sum() == pytest.approx(2 * np.pi * 0.3 * size * stroke_width(drawing.shape), rel=0.25)
 
 
 def filled(drawing: np.ndarray) -> np.ndarray:
@@ -134,21 +134,21 @@ def test_hair_does_not_get_into_the_sketch():
 
 def test_hand_wanders_breaks_and_is_reproducible():
     drawing = contour(disc())
-    first, again, other = (hand(drawing, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    first, again, other = (hand_drawn(drawing, np.random.default_rng(seed)) for seed in (1, 1, 2))
     assert (first == again).all() and (first != other).any()
     assert set(np.unique(first)) == {0, 255}
-    assert (hand(drawing, np.random.default_rng(0), strength=0) == drawing).all()
-    gaps = [cv2.connectedComponents(hand(drawing, np.random.default_rng(s)))[0] - 1 for s in range(30)]
+    assert (hand_drawn(drawing, np.random.default_rng(0), strength=0) == drawing).all()
+    gaps = [cv2.connectedComponents(hand_drawn(drawing, np.random.default_rng(s)))[0] - 1 for s in range(30)]
     assert max(gaps) > 1, "some lines are broken"
     distance = cv2.distanceTransform((drawing == 0).astype(np.uint8), cv2.DIST_L2, 3)
-    strays = [distance[hand(drawing, np.random.default_rng(s)) > 0].max() for s in range(30)]
+    strays = [distance[hand_drawn(drawing, np.random.default_rng(s)) > 0].max() for s in range(30)]
     assert 1 < np.median(strays) < 0.1 * 128, "it wanders, and stays the same drawing"
-    ink = [(hand(drawing, np.random.default_rng(s)) > 0).sum() / (drawing > 0).sum() for s in range(30)]
+    ink = [(hand_drawn(drawing, np.random.default_rng(s)) > 0).sum() / (drawing > 0).sum() for s in range(30)]
     assert 0.6 < np.mean(ink) < 1.6
 
 
 def test_deform_makes_new_shapes_of_about_the_same_size():
-    mask = draw(0, 3, 128)[1]
+    mask = render(0, 3, 128)[1]
     shapes = [deform(mask, np.random.default_rng(seed)) for seed in range(30)]
     assert all(set(np.unique(s)) == {0, 1} for s in shapes)
     areas = np.array([s.sum() for s in shapes]) / mask.sum()
@@ -161,7 +161,7 @@ def test_deform_makes_new_shapes_of_about_the_same_size():
 
 
 def test_one_door_for_all_styles():
-    image, mask = draw(0, 1, 64)
+    image, mask = render(0, 1, 64)
     rng = np.random.default_rng(0)
     assert (sketch(image, mask, "contour") == contour(mask)).all()
     assert (sketch(image, mask, "structure") == structure(image, mask)).all()

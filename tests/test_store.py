@@ -9,34 +9,34 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from made_up import course, folders, ham10000, isic2016, paint_mask
+from factories import course, folders, ham10000, isic2016, paint_mask
 
 from helpers.data.audit import audit
-from helpers.data.files import DataError, central_square, read_image, read_mask
-from helpers.data.layouts import Dataset, read
+from helpers.data.files import DataError, center_crop, read_image, read_mask
+from helpers.data.layouts import DatasetTable, read
 from helpers.data.sketches import contour
 from helpers.data.store import (
     ARRAYS,
-    Drawings,
-    Part,
+    ImageSource,
+    SketchSampling,
     Store,
-    StoreSettings,
+    StoreConfig,
     balanced_batches,
     build_store,
     data_key,
-    labelled_batches,
+    labeled_batches,
     prepare,
     to_tensors,
     write_store,
 )
 
 ROOT = Path(__file__).parents[1]
-SMALL = StoreSettings(size=32)
+SMALL = StoreConfig(size=32)
 
 
 @pytest.fixture
 def store(phantoms, tmp_path) -> Store:
-    return build_store(read(phantoms), tmp_path / "store", StoreSettings(size=64), progress=False)
+    return build_store(read(phantoms), tmp_path / "store", StoreConfig(size=64), progress=False)
 
 
 def test_row_i_is_the_same_picture_everywhere(store, phantoms):
@@ -155,7 +155,7 @@ def test_geometry(tmp_path):
     path.unlink()
     paint_mask(Path(read(root).table["mask_path"][0]), (90, 30))
     for geometry, dark in (("square", 0), ("whole", 20 / 90)):
-        settings = StoreSettings(32, geometry=geometry)
+        settings = StoreConfig(32, crop=geometry)
         store = build_store(read(root), tmp_path / "store", settings, progress=False)
         row = store.table.index[store.table["image_id"] == path.stem][0]
         assert (store.images[row] < 100).mean() == pytest.approx(dark, abs=0.03)
@@ -164,7 +164,7 @@ def test_geometry(tmp_path):
 def test_masks_of_a_crop_stay_aligned(tmp_path):
     dataset = read(isic2016(tmp_path / "data"))
     store = build_store(dataset, tmp_path / "store", SMALL, progress=False)
-    mask = central_square(read_mask(dataset.table["mask_path"][0]))
+    mask = center_crop(read_mask(dataset.table["mask_path"][0]))
     assert mask.shape == (32, 32) and (store.masks[0] == mask).all()
 
 
@@ -191,7 +191,7 @@ def test_no_masks_no_contours(tmp_path):
     dataset = read(folders(tmp_path / "data"))
     with pytest.raises(DataError, match="style 'structure'"):
         build_store(dataset, tmp_path / "store", SMALL, progress=False)
-    store = build_store(dataset, tmp_path / "store", StoreSettings(32, "structure"), progress=False)
+    store = build_store(dataset, tmp_path / "store", StoreConfig(32, "structure"), progress=False)
     assert not store.has_mask.any() and store.rows(needs=["mask"]).size == 0
 
 
@@ -208,7 +208,7 @@ def test_unknown_labels_are_minus_one(tmp_path):
 )
 def test_settings_are_checked(wrong):
     with pytest.raises(ValueError, match="is not"):
-        StoreSettings(**wrong)
+        StoreConfig(**wrong)
 
 
 # ------------------------------------------------------------------------------------------------------- what breaks
@@ -229,7 +229,7 @@ def test_a_folder_that_is_no_store(tmp_path):
 
 @pytest.mark.parametrize("damage", ["short", "gone", "settings", "labels"])
 def test_a_damaged_store_says_so(tmp_path, damage):
-    write_store(tmp_path / "s", rows_of(4)[0], StoreSettings(16), rows_of(4)[1])
+    write_store(tmp_path / "s", rows_of(4)[0], StoreConfig(16), rows_of(4)[1])
     images = tmp_path / "s/images.npy"
     if damage == "short":
         images.write_bytes(images.read_bytes()[:-100])
@@ -262,12 +262,12 @@ def rows_of(count: int, size: int = 16):
     table = pd.DataFrame({"image_id": np.arange(count).astype(str), "label": pd.array(np.arange(count) % 7, "Int64")})
     table["split"] = "train"
     image, mask = np.zeros((size, size, 3), np.uint8), np.ones((size, size), np.uint8)
-    dataset = Dataset("made", ROOT, table, list("ABCDEFG"))
+    dataset = DatasetTable("made", ROOT, table, list("ABCDEFG"))
     return dataset, ((image, mask, 255 * mask) for _ in range(count))
 
 
 def test_a_kill_while_writing_keeps_the_old_store(tmp_path):
-    settings = StoreSettings(16)
+    settings = StoreConfig(16)
     write_store(tmp_path / "s", rows_of(4)[0], settings, rows_of(4)[1])
 
     def killed():
@@ -281,16 +281,16 @@ def test_a_kill_while_writing_keeps_the_old_store(tmp_path):
 
 def test_a_full_disk_is_an_error_and_keeps_the_old_store(tmp_path):
     """The operating system's limit on a file's size stands in for a full disk: writing fails the same way."""
-    write_store(tmp_path / "s", rows_of(4)[0], StoreSettings(16), rows_of(4)[1])
+    write_store(tmp_path / "s", rows_of(4)[0], StoreConfig(16), rows_of(4)[1])
     code = f"""
 import resource, signal, sys
 from pathlib import Path
 sys.path[:0] = [{str(ROOT)!r}, {str(ROOT / "tests")!r}]
-from test_store import rows_of, write_store, StoreSettings
+from test_store import rows_of, write_store, StoreConfig
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000))
 try:
-    write_store(Path({str(tmp_path / "s")!r}), rows_of(5000)[0], StoreSettings(16), rows_of(5000)[1])
+    write_store(Path({str(tmp_path / "s")!r}), rows_of(5000)[0], StoreConfig(16), rows_of(5000)[1])
 except OSError as error:
     print("refused:", error)
 """
@@ -315,7 +315,7 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
 def test_anonymous_memory_does_not_grow_with_the_number_of_rows(tmp_path):
     kilobytes = {}
     for count in (1_000, 100_000):
-        write_store(tmp_path / str(count), rows_of(count)[0], StoreSettings(16), rows_of(count)[1])
+        write_store(tmp_path / str(count), rows_of(count)[0], StoreConfig(16), rows_of(count)[1])
         command = [sys.executable, "-c", READ_ALL, str(tmp_path / str(count)), str(ROOT)]
         kilobytes[count] = int(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     # 100,000 pictures at 16 px are 125 MB; the numbers of the rows themselves are 0.8 MB.
@@ -326,7 +326,7 @@ def test_writing_looks_only_a_block_ahead(tmp_path):
     """A list of a million pictures is never in memory: what is loaded and not yet written stays under two blocks."""
     from concurrent.futures import ThreadPoolExecutor
 
-    from helpers.data.store import BLOCK, _in_blocks
+    from helpers.data.store import CHUNK, _in_blocks
 
     made = SimpleNamespace(count=0)
 
@@ -336,7 +336,7 @@ def test_writing_looks_only_a_block_ahead(tmp_path):
 
     with ThreadPoolExecutor(2) as pool:
         for taken, item in enumerate(_in_blocks(pool, make, iter(range(2000)))):
-            assert item == taken and made.count - taken <= BLOCK
+            assert item == taken and made.count - taken <= CHUNK
     assert made.count == 2000
 
 
@@ -362,31 +362,34 @@ def test_named_rows_are_taken_from_any_split(store):
 
 
 def test_a_share_of_the_sketches_is_redrawn_by_hand(store):
-    plain, some = (balanced_batches(store, 200, seed=0, drawings=Drawings(by_hand=share))(0, 0) for share in (0.0, 0.3))
+    plain, some = (
+        balanced_batches(store, 200, seed=0, sketch_sampling=SketchSampling(hand_drawn_prob=share))(0, 0)
+        for share in (0.0, 0.3)
+    )
     changed = (plain["sketches"] != some["sketches"]).flatten(1).any(dim=1).float().mean()
     assert torch.equal(plain["images"], some["images"]) and 0.2 < changed < 0.4
 
 
-def flat(value: int, count: int, labels) -> Part:
+def flat(value: int, count: int, labels) -> ImageSource:
     """Pictures of one grey, labelled; their first is not among the rows."""
     images = np.full((count, 8, 8, 3), value, np.uint8)
-    return Part(images, np.arange(1, count), labels=np.array(labels))
+    return ImageSource(images, np.arange(1, count), labels=np.array(labels))
 
 
 def test_labelled_batches_take_classes_alike_then_parts_alike():
     real, made = flat(10, 7, [2, 0, 0, 0, 0, 0, 1]), flat(200, 4, [0, 1, 1, 1])
-    batch = labelled_batches([real, made], 4000, 0)(0, 0)
+    batch = labeled_batches([real, made], 4000, 0)(0, 0)
     drawn = batch["images"][:, 0, 0, 0] > 0
     assert set(batch) == {"images", "labels"} and batch["labels"].unique().tolist() == [0, 1], "2 is not among the rows"
     assert (batch["labels"] == 1).float().mean() == pytest.approx(0.5, abs=0.03)
     assert drawn[batch["labels"] == 1].float().mean() == pytest.approx(0.5, abs=0.03), "half of the rare class"
     assert not drawn[batch["labels"] == 0].any(), "none of a class that was not made"
-    natural = labelled_batches([real], 4000, 0, balanced=False)(0, 0)
+    natural = labeled_batches([real], 4000, 0, balanced=False)(0, 0)
     assert (natural["labels"] == 1).float().mean() == pytest.approx(1 / 6, abs=0.03), "as they come"
 
 
 def test_labelled_batches_are_the_same_again():
-    draw = labelled_batches([flat(10, 30, np.arange(30) % 3)], 16, 5)
+    draw = labeled_batches([flat(10, 30, np.arange(30) % 3)], 16, 5)
     assert torch.equal(draw(3, 0)["labels"], draw(3, 0)["labels"])
     assert not torch.equal(draw(3, 0)["labels"], draw(4, 0)["labels"])
     assert not torch.equal(draw(3, 0)["labels"], draw(3, 1)["labels"]), "another process sees other pictures"
@@ -394,7 +397,7 @@ def test_labelled_batches_are_the_same_again():
 
 def test_unpaired_batches_come_with_sketches_of_others(phantom_store):
     store, rows = phantom_store, phantom_store.rows("train", needs=["sketch", "label"])
-    batch = balanced_batches(store, 64, 0, drawings=Drawings(paired=False))(0, 0)
+    batch = balanced_batches(store, 64, 0, sketch_sampling=SketchSampling(paired=False))(0, 0)
     own = [any(np.array_equal(255 * s[0].numpy(), store.sketches[row]) for row in rows) for s in batch["sketches"]]
     assert all(own), "of the training split"
     paired = balanced_batches(store, 64, 0)(0, 0)
@@ -402,5 +405,7 @@ def test_unpaired_batches_come_with_sketches_of_others(phantom_store):
     assert (paired["sketches"] != batch["sketches"]).flatten(1).any(dim=1).float().mean() > 0.8
     others = np.zeros((2, 64, 64), np.uint8)
     others[:, 5] = 255
-    given = balanced_batches(store, 8, 0, drawings=Drawings(paired=False, others=others))(0, 0)["sketches"]
+    given = balanced_batches(store, 8, 0, sketch_sampling=SketchSampling(paired=False, unpaired_sketches=others))(0, 0)[
+        "sketches"
+    ]
     assert torch.equal(given, torch.from_numpy(others[:1, None] / 255).float().expand(8, 1, 64, 64))

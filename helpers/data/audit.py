@@ -17,19 +17,19 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 from tqdm.auto import tqdm
 
-from helpers.config import shown
-from helpers.data.files import DataError, picture_shape, read_image, read_mask, read_sketch, wrong_size
-from helpers.data.layouts import MISSING_LIMIT, Dataset
+from helpers.config import display_path
+from helpers.data.files import DataError, image_shape, read_image, read_mask, read_sketch, size_mismatch_message
+from helpers.data.layouts import MISSING_LIMIT, DatasetTable
 
-SIDE = 150  # pixels of the shorter side at which pictures are compared
+COMPARE_SIZE = 150  # pixels of the shorter side at which pictures are compared
 KEYPOINTS = 200
-NEIGHBOURS = 3  # candidates looked at for each picture
-LEAST_SIMILAR = 0.4  # correlation of signatures below which no candidate was ever confirmed
+NEIGHBORS = 3  # candidates looked at for each picture
+MIN_SIMILARITY = 0.4  # correlation of signatures below which no candidate was ever confirmed
 BEST_MATCHES = 60
 # Of these so many must agree, and so widely, in pixels, they must lie round their main axis. Set by eye on pairs that
 # HAM10000 (26,000 candidates) and ISIC 2017 confirm: fewer agree by chance, narrower is one ruler in two pictures.
-CONFIRMED = 21
-BREADTH = 5.0
+MIN_INLIERS = 21
+MIN_SPREAD = 5.0
 
 
 Pair = tuple[str, str]
@@ -45,29 +45,29 @@ class Fingerprint:
     points: np.ndarray | None = None  # (K, 2) float32
     descriptors: np.ndarray | None = None  # (K, 32) uint8
     foreground: float | None = None  # share of the mask, None without one
-    damage: str = ""  # sentences on what is wrong, empty where nothing is
-    mask_damage: str = ""
-    sketch_damage: str = ""
-    misfit: str = ""  # a mask or sketch that is not of this picture
+    error: str = ""  # sentences on what is wrong, empty where nothing is
+    mask_error: str = ""
+    sketch_error: str = ""
+    size_mismatch: str = ""  # a mask or sketch that is not of this picture
 
 
 @dataclass
 class Report:
     """What the audit found. Ids everywhere; `groups` numbers what must stay on one side of a split, row by row."""
 
-    dataset: Dataset
+    dataset: DatasetTable
     groups: np.ndarray
-    damaged: dict[str, str] = field(default_factory=dict)
-    damaged_masks: dict[str, str] = field(default_factory=dict)
-    damaged_sketches: dict[str, str] = field(default_factory=dict)
-    misfits: dict[str, str] = field(default_factory=dict)
+    unreadable: dict[str, str] = field(default_factory=dict)
+    unreadable_masks: dict[str, str] = field(default_factory=dict)
+    unreadable_sketches: dict[str, str] = field(default_factory=dict)
+    size_mismatches: dict[str, str] = field(default_factory=dict)
     empty_masks: list[str] = field(default_factory=list)
     full_masks: list[str] = field(default_factory=list)
-    exact: list[Pair] = field(default_factory=list)
-    near: list[Pair] = field(default_factory=list)
+    exact_duplicates: list[Pair] = field(default_factory=list)
+    near_duplicates: list[Pair] = field(default_factory=list)
     conflicts: list[list[str]] = field(default_factory=list)
     leaks: list[list[str]] = field(default_factory=list)
-    relabelled: list[str] = field(default_factory=list)  # lesion ids with several diagnoses
+    conflicting_labels: list[str] = field(default_factory=list)  # lesion ids with several diagnoses
     shapes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
@@ -75,16 +75,14 @@ class Report:
         """Why the data cannot be used, or nothing."""
         table = self.dataset.table
         for what, damaged, count in (
-            ("pictures", self.damaged, len(table)),
-            ("masks", self.damaged_masks, table["mask_path"].notna().sum()),
-            ("sketches", self.damaged_sketches, table["sketch_path"].notna().sum()),
+            ("pictures", self.unreadable, len(table)),
+            ("masks", self.unreadable_masks, table["mask_path"].notna().sum()),
+            ("sketches", self.unreadable_sketches, table["sketch_path"].notna().sum()),
         ):
             if len(damaged) > MISSING_LIMIT * count:
                 return f"{len(damaged)} of {count} {what} cannot be read"
-        if self.misfits:
-            return (
-                f"{len(self.misfits)} masks or sketches are not of their pictures: {next(iter(self.misfits.values()))}"
-            )
+        if self.size_mismatches:
+            return f"{len(self.size_mismatches)} masks or sketches are not of their pictures: {next(iter(self.size_mismatches.values()))}"
         return ""
 
     @property
@@ -92,10 +90,10 @@ class Report:
         return not self.unusable
 
     def __str__(self) -> str:
-        return "\n".join(_lines(self))
+        return "\n".join(_report_lines(self))
 
 
-def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
+def audit(dataset: DatasetTable, workers: int = 2, progress: bool = True) -> Report:
     """Open every picture and mask once and compare them all. Nothing is changed or written."""
     table = dataset.table
     with ThreadPoolExecutor(workers) as pool:
@@ -105,8 +103,8 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
         near = near_pairs(prints, pool)
     ids = table["image_id"].to_numpy()
     lesions = table["lesion_id"].to_numpy()
-    groups = group(len(table), lesions, exact + near)
-    copies = group(len(table), np.full(len(table), pd.NA), exact + near)
+    groups = lesion_groups(len(table), lesions, exact + near)
+    copies = lesion_groups(len(table), np.full(len(table), pd.NA), exact + near)
     # Repeat photographs that share a lesion id are known to be the same lesion: nothing to report.
     unexplained = [(a, b) for a, b in near if pd.isna(lesions[a]) or pd.isna(lesions[b]) or lesions[a] != lesions[b]]
 
@@ -119,18 +117,21 @@ def audit(dataset: Dataset, workers: int = 2, progress: bool = True) -> Report:
     return Report(
         dataset=dataset,
         groups=groups,
-        damaged=told("damage"),
-        damaged_masks=told("mask_damage"),
-        damaged_sketches=told("sketch_damage"),
-        misfits=told("misfit"),
+        unreadable=told("error"),
+        unreadable_masks=told("mask_error"),
+        unreadable_sketches=told("sketch_error"),
+        size_mismatches=told("size_mismatch"),
         empty_masks=[i for i, p in zip(ids, prints, strict=True) if p.foreground == 0],
         full_masks=[i for i, p in zip(ids, prints, strict=True) if p.foreground == 1],
-        exact=named(exact),
-        near=named(unexplained),
-        conflicts=[list(ids[rows]) for rows in _mixed(copies, table["label"])],
-        leaks=[list(ids[rows]) for rows in _mixed(groups, table["split"])],
-        relabelled=[str(lesions[rows[0]]) for rows in _mixed(group(len(table), lesions, []), table["label"])],
-        shapes=pd.Series([p.shape for p in prints if not p.damage]).value_counts().to_dict(),
+        exact_duplicates=named(exact),
+        near_duplicates=named(unexplained),
+        conflicts=[list(ids[rows]) for rows in _groups_with_conflict(copies, table["label"])],
+        leaks=[list(ids[rows]) for rows in _groups_with_conflict(groups, table["split"])],
+        conflicting_labels=[
+            str(lesions[rows[0]])
+            for rows in _groups_with_conflict(lesion_groups(len(table), lesions, []), table["label"])
+        ],
+        shapes=pd.Series([p.shape for p in prints if not p.error]).value_counts().to_dict(),
     )
 
 
@@ -143,17 +144,17 @@ def fingerprint(path: str, mask_path: str | None = None, sketch_path: str | None
     """Open one picture, its mask and its sketch; what is wrong with them is kept as a sentence, not raised."""
     try:
         content = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
-        image, shape = read_image(path, at_least=SIDE), picture_shape(path)
+        image, shape = read_image(path, min_size=COMPARE_SIZE), image_shape(path)
     except (OSError, DataError) as error:
-        return Fingerprint(damage=str(error))
-    grey = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
-    scale = SIDE / min(grey.shape)
+        return Fingerprint(error=str(error))
+    gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
+    scale = COMPARE_SIZE / min(gray.shape)
     if scale < 1:
-        grey = cv2.resize(grey, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+        gray = cv2.resize(gray, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
     if not hasattr(_tools, "orb"):
         _tools.orb = cv2.ORB_create(KEYPOINTS, 1.2, 4, 10, 0, 2, cv2.ORB_HARRIS_SCORE, 21, 5)
-    keypoints, descriptors = _tools.orb.detectAndCompute(grey, None)
-    found = Fingerprint(content, shape, signature(grey), np.float32([k.pt for k in keypoints]), descriptors)
+    keypoints, descriptors = _tools.orb.detectAndCompute(gray, None)
+    found = Fingerprint(content, shape, signature(gray), np.float32([k.pt for k in keypoints]), descriptors)
     _look_at_mask(found, mask_path)
     _look_at_sketch(found, sketch_path)
     return found
@@ -165,11 +166,11 @@ def _look_at_mask(found: Fingerprint, path: str | None) -> None:
     try:
         mask = read_mask(path)
     except DataError as error:
-        found.mask_damage = str(error)
+        found.mask_error = str(error)
         return
     found.foreground = float(mask.mean())
     if mask.shape != found.shape:
-        found.misfit = wrong_size(path, mask.shape, found.shape)
+        found.size_mismatch = size_mismatch_message(path, mask.shape, found.shape)
 
 
 def _look_at_sketch(found: Fingerprint, path: str | None) -> None:
@@ -178,20 +179,20 @@ def _look_at_sketch(found: Fingerprint, path: str | None) -> None:
     try:
         height, width = read_sketch(path).shape
     except DataError as error:
-        found.sketch_damage = str(error)
+        found.sketch_error = str(error)
         return
     # Sketches come at sizes of their own; what has another shape was not drawn from this picture.
     if abs(width * found.shape[0] / (height * found.shape[1]) - 1) > 0.02:
-        found.misfit = wrong_size(path, (height, width), found.shape)
+        found.size_mismatch = size_mismatch_message(path, (height, width), found.shape)
 
 
-def signature(grey: np.ndarray) -> np.ndarray:
+def signature(gray: np.ndarray) -> np.ndarray:
     """A perceptual hash in real numbers: gradients in eight directions over 8 x 8 cells, `float32 (512,)`.
 
     Each gradient is divided by those around it, so exposure and white balance do not count, and a small shift stays
     within a cell.
     """
-    small = cv2.GaussianBlur(cv2.resize(grey, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32), (0, 0), 1)
+    small = cv2.GaussianBlur(cv2.resize(gray, (64, 64), interpolation=cv2.INTER_AREA).astype(np.float32), (0, 0), 1)
     dx, dy = cv2.Sobel(small, cv2.CV_32F, 1, 0), cv2.Sobel(small, cv2.CV_32F, 0, 1)
     around = cv2.GaussianBlur(np.hypot(dx, dy), (0, 0), 8) + 2
     angles = np.arange(8, dtype=np.float32)[:, None, None] * np.float32(np.pi / 4)
@@ -226,8 +227,8 @@ def _candidates(signatures: np.ndarray, block: int = 1024) -> list[tuple[int, in
     for start in range(0, len(centred), block):
         similar = centred[start : start + block] @ centred.T
         np.fill_diagonal(similar[:, start:], -1)
-        nearest = np.argpartition(-similar, min(NEIGHBOURS, len(centred) - 1) - 1, axis=1)[:, :NEIGHBOURS]
-        for row, column in zip(*np.nonzero(np.take_along_axis(similar, nearest, 1) > LEAST_SIMILAR), strict=True):
+        nearest = np.argpartition(-similar, min(NEIGHBORS, len(centred) - 1) - 1, axis=1)[:, :NEIGHBORS]
+        for row, column in zip(*np.nonzero(np.take_along_axis(similar, nearest, 1) > MIN_SIMILARITY), strict=True):
             a, b = start + int(row), int(nearest[row, column])
             pairs.add((min(a, b), max(a, b)))
     return sorted(pairs)
@@ -241,24 +242,24 @@ def same_lesion(one: Fingerprint, other: Fingerprint) -> bool:
     if one.descriptors is None or other.descriptors is None:
         return False
     matches = cv2.BFMatcher(cv2.NORM_HAMMING, crossCheck=True).match(one.descriptors, other.descriptors)
-    if len(matches) < CONFIRMED:
+    if len(matches) < MIN_INLIERS:
         return False
     best = sorted(matches, key=lambda match: match.distance)[:BEST_MATCHES]
     here, there = one.points[[m.queryIdx for m in best]], other.points[[m.trainIdx for m in best]]
     cv2.setRNGSeed(0)  # RANSAC draws at random; an audit must say the same thing twice
     geometry, agreeing = cv2.estimateAffinePartial2D(here, there, ransacReprojThreshold=3, maxIters=300)
-    if geometry is None or agreeing.sum() < CONFIRMED:
+    if geometry is None or agreeing.sum() < MIN_INLIERS:
         return False
     zoom = np.hypot(geometry[0, 0], geometry[1, 0])
     breadth = np.sqrt(np.linalg.eigvalsh(np.cov(here[agreeing.ravel() > 0].T))[0])
     # All keypoints thrown onto one point "agree" too (a zoom near zero), and so do those of one small spot or a ruler.
-    return 0.5 < zoom < 2 and breadth > BREADTH
+    return 0.5 < zoom < 2 and breadth > MIN_SPREAD
 
 
 # ------------------------------------------------------------------------------------------------ groups and splits
 
 
-def group(count: int, lesions: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
+def lesion_groups(count: int, lesions: np.ndarray, pairs: list[tuple[int, int]]) -> np.ndarray:
     """A number per row, equal for rows of one lesion id and for rows joined by pairs, however indirectly."""
     first = pd.Series(np.arange(count)).groupby(pd.Series(lesions), dropna=True).transform("first")
     links = [(row, int(head)) for row, head in first.dropna().items()] + pairs
@@ -267,14 +268,14 @@ def group(count: int, lesions: np.ndarray, pairs: list[tuple[int, int]]) -> np.n
     return connected_components(graph, directed=False)[1]
 
 
-def _mixed(groups: np.ndarray, values: pd.Series) -> list[np.ndarray]:
+def _groups_with_conflict(groups: np.ndarray, values: pd.Series) -> list[np.ndarray]:
     """Rows of every group in which more than one known value stands."""
     kinds = values.groupby(groups).nunique()
     return [np.flatnonzero(groups == number) for number in kinds.index[kinds > 1]]
 
 
 def split_by_lesion(
-    splits: np.ndarray, groups: np.ndarray, labels: np.ndarray, share: float = 0.1, seed: int = 0
+    splits: np.ndarray, groups: np.ndarray, labels: np.ndarray, fraction: float = 0.1, seed: int = 0
 ) -> np.ndarray:
     """Complete splits: groups whole, official splits kept, and what has none goes to "train".
 
@@ -287,18 +288,18 @@ def split_by_lesion(
     frame = pd.DataFrame({"group": groups, "label": labels, "rank": whole})
     rng = np.random.default_rng(seed)
     for rank in sorted({1, 2} - set(ranks)):
-        drawn = _draw_groups(frame, share, rng)
+        drawn = _sample_groups(frame, fraction, rng)
         frame.loc[frame["group"].isin(drawn), "rank"] = rank
     return np.array(["train", "val", "test"], dtype=object)[frame["rank"]]
 
 
-def _draw_groups(frame: pd.DataFrame, share: float, rng: np.random.Generator) -> list[int]:
+def _sample_groups(frame: pd.DataFrame, fraction: float, rng: np.random.Generator) -> list[int]:
     """Groups of the training rows that together hold `share` of each class."""
     drawn: list[int] = []
     strata = frame.groupby("group").agg(label=("label", "first"), rank=("rank", "first"), size=("label", "size"))
     for _, stratum in strata.groupby("label"):
         free = stratum[stratum["rank"] == 0]
-        target = share * stratum["size"].sum()
+        target = fraction * stratum["size"].sum()
         order = free.iloc[rng.permutation(len(free))]
         # A group is taken while that brings the sum nearer to the target.
         before = order["size"].cumsum() - order["size"]
@@ -308,7 +309,7 @@ def _draw_groups(frame: pd.DataFrame, share: float, rng: np.random.Generator) ->
     return drawn
 
 
-def trusted(report: Report, seed: int = 0) -> Dataset:
+def clean(report: Report, seed: int = 0) -> DatasetTable:
     """The audited data set put right: damaged and contradicting pictures left out, empty masks unknown, splits whole.
 
     Everything done is said in `problems`, with counts. Raises `DataError` when the data cannot be used.
@@ -317,24 +318,24 @@ def trusted(report: Report, seed: int = 0) -> Dataset:
         raise DataError(f"{report.dataset.root}: {report.unusable}")
     dataset, table = report.dataset, report.dataset.table
     contradicting = {i for copies in report.conflicts for i in copies}
-    keep = ~table["image_id"].isin(set(report.damaged) | contradicting).to_numpy()
+    keep = ~table["image_id"].isin(set(report.unreadable) | contradicting).to_numpy()
     unknown = {
-        "mask_path": table["image_id"].isin([*report.empty_masks, *report.damaged_masks]),
-        "sketch_path": table["image_id"].isin(list(report.damaged_sketches)),
+        "mask_path": table["image_id"].isin([*report.empty_masks, *report.unreadable_masks]),
+        "sketch_path": table["image_id"].isin(list(report.unreadable_sketches)),
     }
     labels = table["label"].fillna(-1).to_numpy(int)
     splits = split_by_lesion(table["split"].to_numpy(), report.groups, labels, seed=seed)
     moved = table["split"].notna().to_numpy() & (splits != table["split"].fillna("").to_numpy()) & keep
     leaked = np.isin(table["image_id"], [i for ids in report.leaks for i in ids])
     done = [
-        _done(len(report.damaged), "unreadable pictures left out"),
-        _done(len(contradicting), "pictures left out because a copy of them has another label"),
-        _done(len(report.empty_masks), "empty masks taken as unknown"),
-        _done(len(report.damaged_masks), "unreadable masks taken as unknown"),
-        _done(len(report.damaged_sketches), "unreadable sketches taken as unknown"),
-        _done(int((moved & leaked).sum()), "pictures moved so that no lesion stands in two splits"),
+        _count_line(len(report.unreadable), "unreadable pictures left out"),
+        _count_line(len(contradicting), "pictures left out because a copy of them has another label"),
+        _count_line(len(report.empty_masks), "empty masks taken as unknown"),
+        _count_line(len(report.unreadable_masks), "unreadable masks taken as unknown"),
+        _count_line(len(report.unreadable_sketches), "unreadable sketches taken as unknown"),
+        _count_line(int((moved & leaked).sum()), "pictures moved so that no lesion stands in two splits"),
     ]
-    lesions = lesion_names(table, report.groups)
+    lesions = assign_lesion_ids(table, report.groups)
     table = table.assign(
         split=pd.array(splits, "string"), lesion_id=lesions, **{c: table[c].mask(gone) for c, gone in unknown.items()}
     )
@@ -342,7 +343,7 @@ def trusted(report: Report, seed: int = 0) -> Dataset:
     return replace(dataset, table=table, problems=dataset.problems + [line for line in done if line])
 
 
-def lesion_names(table: pd.DataFrame, groups: np.ndarray) -> pd.Series:
+def assign_lesion_ids(table: pd.DataFrame, groups: np.ndarray) -> pd.Series:
     """One `lesion_id` for all pictures of a group, the first of theirs (of a picture without one its `image_id`), so
     that whatever is split or resampled later keeps copies together too; still unknown for a picture alone."""
     names = table["lesion_id"].fillna(table["image_id"]).groupby(groups)
@@ -350,32 +351,32 @@ def lesion_names(table: pd.DataFrame, groups: np.ndarray) -> pd.Series:
     return names.transform("min").where(known).astype("string")
 
 
-def _done(count: int, what: str) -> str:
+def _count_line(count: int, what: str) -> str:
     return f"{count} {what}" if count else ""
 
 
 # ------------------------------------------------------------------------------------------------------- one screen
 
 
-def _lines(report: Report) -> Iterator[str]:
+def _report_lines(report: Report) -> Iterator[str]:
     yield from _heading(report)
     yield f"\n{report.dataset.counts().to_string()}\n"
     yield from (f"! {problem}" for problem in report.dataset.problems)
     for what, found in (
-        ("unreadable pictures", list(report.damaged.values())),
-        ("unreadable masks", list(report.damaged_masks.values())),
-        ("unreadable sketches", list(report.damaged_sketches.values())),
-        ("masks and sketches that are not of their picture", list(report.misfits.values())),
+        ("unreadable pictures", list(report.unreadable.values())),
+        ("unreadable masks", list(report.unreadable_masks.values())),
+        ("unreadable sketches", list(report.unreadable_sketches.values())),
+        ("masks and sketches that are not of their picture", list(report.size_mismatches.values())),
         ("empty masks", report.empty_masks),
         ("masks that cover the whole picture", report.full_masks),
-        ("exact copies", report.exact),
-        ("near duplicates that no lesion id explains", report.near),
+        ("exact copies", report.exact_duplicates),
+        ("near duplicates that no lesion id explains", report.near_duplicates),
         ("copies under another label", report.conflicts),
-        ("lesion ids with several diagnoses", report.relabelled),
+        ("lesion ids with several diagnoses", report.conflicting_labels),
         ("lesions or copies in several splits", report.leaks),
     ):
         yield f"{'!' if found else ' '} {len(found):5,} {what}{_examples(found)}"
-    faulty = any((report.damaged, report.damaged_masks, report.empty_masks, report.conflicts, report.leaks))
+    faulty = any((report.unreadable, report.unreadable_masks, report.empty_masks, report.conflicts, report.leaks))
     yield (
         "\nCANNOT BE USED: " + report.unusable
         if report.unusable
@@ -385,7 +386,7 @@ def _lines(report: Report) -> Iterator[str]:
 
 def _heading(report: Report) -> Iterator[str]:
     dataset, table = report.dataset, report.dataset.table
-    yield f"{dataset.name}: {len(table):,} pictures in {shown(dataset.root)}"
+    yield f"{dataset.name}: {len(table):,} pictures in {display_path(dataset.root)}"
     sizes = sorted(report.shapes.items(), key=lambda item: -item[1])
     facts = ["sizes " + ", ".join(f"{width} x {height}" for (height, width), _ in sizes[:3])]
     facts[0] += f" and {len(sizes) - 3} more" if len(sizes) > 3 else ""

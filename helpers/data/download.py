@@ -23,13 +23,13 @@ from urllib.request import Request, urlopen
 
 from tqdm.auto import tqdm
 
-from helpers.data.files import DataError, list_images, whole_folder
+from helpers.data.files import DataError, atomic_folder, list_images
 
 ISIC = "https://isic-challenge-data.s3.amazonaws.com"
 DATAVERSE = "https://dataverse.harvard.edu/api"
 # Dataverse's firewall answers 403 to the name urllib gives itself.
 AGENT = {"User-Agent": "sketch2lesion (course project)"}
-BLOCK = 1 << 18
+CHUNK = 1 << 18
 _UNFINISHED = ".download-unfinished"
 MAX_RATIO = 100  # JPEG and PNG hardly shrink in a zip; hundredfold is a zip bomb
 
@@ -88,7 +88,7 @@ ARCHIVES: dict[str, list[Archive]] = {
         Archive(f"{DATAVERSE}/access/datafile/4338392?format=original", "HAM10000_metadata.csv"),
     ],
 }
-LICENCES = {
+LICENSES = {
     "isic2016": "CC-0, no restrictions",
     "isic2017": "CC-0, no restrictions",
     "ham10000": "CC BY-NC 4.0, name the authors, no commercial use",
@@ -96,7 +96,7 @@ LICENCES = {
 LISTINGS = {"ham10000": f"{DATAVERSE}/datasets/:persistentId/?persistentId=doi:10.7910/DVN/DBW86T"}
 
 
-class _Cut(Exception):
+class _Interrupted(Exception):
     """The answer ended early or never came; another try may get further."""
 
 
@@ -122,7 +122,7 @@ def download(name: str, folder: str | Path, mirror: str | None = None) -> Path:
         file_id = urlsplit(archive.url).path.rpartition("/")[2]
         # The checksum listed for a table may be that of Dataverse's own conversion, not of the original.
         md5 = archive.md5 if archive.folder is None else published.get(file_id, archive.md5)
-        _bring(archive, folder, _address(archive.url, mirror), md5)
+        _fetch_archive(archive, folder, _address(archive.url, mirror), md5)
     (folder / _UNFINISHED).unlink()
     return folder
 
@@ -138,13 +138,13 @@ def _announce(name: str, missing: list[Archive], folder: Path, mirror: str | Non
     begun = sum(p.stat().st_size for f in files for p in (f, _part(f)) if p.is_file())
     print(
         f"{name}: {len(missing)} of {len(ARCHIVES[name])} files, about {_bytes(sum(sizes))}, "
-        f"from {urlsplit(_address(missing[0].url, mirror)).netloc} to {folder} (licence: {LICENCES[name]})"
+        f"from {urlsplit(_address(missing[0].url, mirror)).netloc} to {folder} (licence: {LICENSES[name]})"
     )
     # Pictures take as much room unpacked as zipped, and the largest zip stays until it is unpacked.
     _check_room(folder, sum(sizes) + max(sizes) - begun, name)
 
 
-def _bring(archive: Archive, folder: Path, url: str, md5: str | None) -> None:
+def _fetch_archive(archive: Archive, folder: Path, url: str, md5: str | None) -> None:
     path = folder / archive.name
     if archive.folder is None:
         path.unlink(missing_ok=True)  # only ever an empty file or an error page, see _is_whole
@@ -224,12 +224,12 @@ def fetch(
 
 
 def _receive_all(url: str, part: Path, timeout: float, retries: int, pause: float) -> None:
-    furthest, failures = _kept(part, url)[0], 0
+    furthest, failures = _resume_state(part, url)[0], 0
     with tqdm(desc=part.stem, initial=furthest, unit="B", unit_scale=True, unit_divisor=1024) as bar:
         while True:
             try:
                 return _receive(url, part, timeout, bar)
-            except _Cut as cut:
+            except _Interrupted as cut:
                 size = part.stat().st_size if part.exists() else 0
                 # Only new ground is progress: a server that cannot resume would otherwise keep us here for ever.
                 failures = 0 if size > furthest else failures + 1
@@ -244,12 +244,12 @@ def _receive_all(url: str, part: Path, timeout: float, retries: int, pause: floa
 
 def _receive(url: str, part: Path, timeout: float, bar: tqdm) -> None:
     """One request for what is still missing; returns when `part` is whole, else raises `_Cut`."""
-    size, validator, total = _kept(part, url)
+    size, validator, total = _resume_state(part, url)
     if size and size == total:
         return
     ask = {"Range": f"bytes={size}-", "If-Range": validator} if size else {}
     with _open(url, ask, timeout, part) as response:
-        size, total = _start(response, part, size, validator)
+        size, total = _response_start(response, part, size, validator)
         bar.reset(total)
         bar.n = bar.initial = size
         bar.refresh()
@@ -259,14 +259,14 @@ def _receive(url: str, part: Path, timeout: float, bar: tqdm) -> None:
                 note = {"url": url, "validator": _validator(response.headers), "total": total}
                 _note(part).write_text(json.dumps(note))
             while total is None or size < total:
-                block = _read(response, BLOCK if total is None else min(BLOCK, total - size))
+                block = _read(response, CHUNK if total is None else min(CHUNK, total - size))
                 if not block:
                     break
                 file.write(block)
                 size += len(block)
                 bar.update(len(block))
     if total is not None and size < total:
-        raise _Cut(f"the connection ended after {size:,} of {total:,} bytes")
+        raise _Interrupted(f"the connection ended after {size:,} of {total:,} bytes")
 
 
 def _open(url: str, headers: dict[str, str], timeout: float, part: Path):
@@ -277,18 +277,18 @@ def _open(url: str, headers: dict[str, str], timeout: float, part: Path):
             return error  # an answer like any other: `_start` judges it
         error.close()
         if error.code in (408, 429) or error.code >= 500:
-            raise _Cut(f"the server answered {error.code} {error.reason}") from error
+            raise _Interrupted(f"the server answered {error.code} {error.reason}") from error
         raise DataError(
             f"{url} answered {error.code} {error.reason}: the address may have moved or be closed to programs; "
             f"download it by hand to {part.with_suffix('')} and run the command again"
         ) from error
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(f"no connection ({error})") from error
+        raise _Interrupted(f"no connection ({error})") from error
     except ValueError as error:
         raise DataError(f"{url} is no web address ({error})") from error
 
 
-def _start(response, part: Path, size: int, validator: str | None) -> tuple[int, int | None]:
+def _response_start(response, part: Path, size: int, validator: str | None) -> tuple[int, int | None]:
     """Where in the file the answer starts (0 or `size`), and how long the file is, None if the server is silent."""
     if response.status == 200:
         length = response.headers.get("Content-Length", "")
@@ -301,14 +301,14 @@ def _start(response, part: Path, size: int, validator: str | None) -> tuple[int,
             return size, int(span[2])
     if response.status in (206, 416):
         _discard(part)
-    raise _Cut(f"the server answered {response.status} with nothing that could be used")
+    raise _Interrupted(f"the server answered {response.status} with nothing that could be used")
 
 
 def _read(response, size: int) -> bytes:
     try:
         return response.read1(size)  # unlike read, gives what has come before a stall
     except (OSError, http.client.HTTPException) as error:
-        raise _Cut(f"the connection was lost ({error!r})") from error
+        raise _Interrupted(f"the connection was lost ({error!r})") from error
 
 
 def _validator(headers) -> str | None:
@@ -317,7 +317,7 @@ def _validator(headers) -> str | None:
     return tag if tag.startswith('"') else headers.get("Last-Modified")
 
 
-def _kept(part: Path, url: str) -> tuple[int, str | None, int | None]:
+def _resume_state(part: Path, url: str) -> tuple[int, str | None, int | None]:
     """Bytes, validator and full length of an earlier part; (0, None, None) if it cannot be continued safely."""
     try:
         note, size = json.loads(_note(part).read_text()), part.stat().st_size
@@ -344,7 +344,7 @@ def _discard(part: Path) -> None:
 def _md5(path: Path) -> str:
     digest = hashlib.md5(usedforsecurity=False)
     with open(path, "rb") as file:
-        while block := file.read(BLOCK):
+        while block := file.read(CHUNK):
             digest.update(block)
     return digest.hexdigest()
 
@@ -359,12 +359,12 @@ def unpack(archive: str | Path, folder: str | Path, images: int | None = None, s
     archive, folder = Path(archive), Path(folder)
     try:
         with zipfile.ZipFile(archive) as bundle:
-            members = _judged(bundle.infolist(), archive, folder)
-            _sweep(folder)
-            with whole_folder(folder) as fresh:
+            members = _checked_members(bundle.infolist(), archive, folder)
+            _remove_leftovers(folder)
+            with atomic_folder(folder) as fresh:
                 for name, member in tqdm(members.items(), desc=f"unpacking {archive.name}", unit="file"):
                     with bundle.open(member) as source, open(fresh / name, "wb") as target:
-                        shutil.copyfileobj(source, target, BLOCK)
+                        shutil.copyfileobj(source, target, CHUNK)
                 found = _count(fresh, suffix)
                 if images is not None and found != images:
                     raise DataError(
@@ -383,12 +383,12 @@ def unpack(archive: str | Path, folder: str | Path, images: int | None = None, s
     return folder
 
 
-def _judged(infos: list[zipfile.ZipInfo], archive: Path, folder: Path) -> dict[str, zipfile.ZipInfo]:
+def _checked_members(infos: list[zipfile.ZipInfo], archive: Path, folder: Path) -> dict[str, zipfile.ZipInfo]:
     """File name -> member for all that is to be written; raises `DataError` naming the member that forbids it."""
     refused = f"{archive} was refused and nothing was unpacked"
     members: dict[str, zipfile.ZipInfo] = {}
     for info in infos:
-        if reason := _danger(info):
+        if reason := _unsafe_reason(info):
             raise DataError(f"{refused}: its member {info.orig_filename!r} {reason}")
         path = PurePosixPath(info.filename)
         if info.is_dir() or "__MACOSX" in path.parts or path.name.startswith("."):
@@ -405,7 +405,7 @@ def _judged(infos: list[zipfile.ZipInfo], archive: Path, folder: Path) -> dict[s
     return {PurePosixPath(info.filename).name: info for info in members.values()}
 
 
-def _danger(info: zipfile.ZipInfo) -> str | None:
+def _unsafe_reason(info: zipfile.ZipInfo) -> str | None:
     name = info.orig_filename
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "has an absolute name"
@@ -417,7 +417,7 @@ def _danger(info: zipfile.ZipInfo) -> str | None:
     return None
 
 
-def _sweep(folder: Path) -> None:
+def _remove_leftovers(folder: Path) -> None:
     """Remove the hidden siblings that `whole_folder` left when its process was killed."""
     for left in folder.parent.glob(f".{escape(folder.name)}-" + "?" * 8):
         shutil.rmtree(left, ignore_errors=True)

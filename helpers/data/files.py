@@ -32,7 +32,7 @@ def list_images(folder: Path) -> list[Path]:
     return [Path(folder) / n for n in sorted(names) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
 
 
-def read_image(path: str | Path, at_least: int | None = None, upright: bool = False) -> np.ndarray:
+def read_image(path: str | Path, min_size: int | None = None, upright: bool = False) -> np.ndarray:
     """Read a picture as RGB `uint8 (H, W, 3)`; transparency is shown on white.
 
     `at_least` lets the JPEG decoder skip detail: the result has both sides of at least that many pixels
@@ -42,22 +42,22 @@ def read_image(path: str | Path, at_least: int | None = None, upright: bool = Fa
     """
 
     def reduced(picture: Image.Image) -> np.ndarray:
-        if at_least:
-            picture.draft("RGB", (at_least, at_least))
-        return colours(ImageOps.exif_transpose(picture) if upright else picture)
+        if min_size:
+            picture.draft("RGB", (min_size, min_size))
+        return to_rgb(ImageOps.exif_transpose(picture) if upright else picture)
 
     return _decode(path, reduced)
 
 
-def colours(picture: Image.Image) -> np.ndarray:
+def to_rgb(image: Image.Image) -> np.ndarray:
     """A picture of any mode as RGB `uint8 (H, W, 3)`; transparency is shown on white."""
-    if picture.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
-        deep = np.asarray(picture, np.float32)
-        picture = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
-    if picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        picture = Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture)
-    return np.asarray(picture.convert("RGB"))
+    if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
+        deep = np.asarray(image, np.float32)
+        image = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
+    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return np.asarray(image.convert("RGB"))
 
 
 def _decode(path: str | Path, values: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
@@ -68,7 +68,7 @@ def _decode(path: str | Path, values: Callable[[Image.Image], np.ndarray]) -> np
         raise DataError(f"{path} is missing, damaged or not a picture ({error})") from error
 
 
-def picture_shape(path: str | Path) -> tuple[int, int]:
+def image_shape(path: str | Path) -> tuple[int, int]:
     """Height and width of a picture as its file states them, without decoding it."""
     with Image.open(path) as picture:
         return picture.size[::-1]
@@ -81,24 +81,24 @@ def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndar
     """
     mask = _decode(path, _mask_values)
     if shape is not None and mask.shape != tuple(shape):
-        raise DataError(wrong_size(path, mask.shape, shape))
+        raise DataError(size_mismatch_message(path, mask.shape, shape))
     peak = int(mask.max())
     if 1 < peak < 32:  # what compression leaves of an empty mask
         return np.zeros_like(mask)
     return (mask > peak / 2).astype(np.uint8)
 
 
-def wrong_size(path: str | Path, found: tuple[int, int], image: tuple[int, int]) -> str:
+def size_mismatch_message(path: str | Path, found: tuple[int, int], image: tuple[int, int]) -> str:
     """The sentence on a mask or sketch of shape `found` (H, W) that does not fit its image."""
     return f"{path} is {found[1]} x {found[0]} pixels but its image is {image[1]} x {image[0]}"
 
 
 def read_sketch(path: str | Path) -> np.ndarray:
     """Read a drawing as `uint8 (H, W)`, white lines on black, see `lines_of`."""
-    return lines_of(read_image(path))
+    return extract_lines(read_image(path))
 
 
-def lines_of(drawing: np.ndarray) -> np.ndarray:
+def extract_lines(drawing: np.ndarray) -> np.ndarray:
     """Lines of any colour on light paper, or light ones on dark, `uint8 (H, W, 3)` -> white on black `uint8 (H, W)`;
     the tone of the paper or board is taken away."""
     light = np.median(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY)) > 127
@@ -106,12 +106,12 @@ def lines_of(drawing: np.ndarray) -> np.ndarray:
     return cv2.subtract(lines, np.full_like(lines, int(np.median(lines))))
 
 
-def central_square(picture: np.ndarray) -> np.ndarray:
+def center_crop(image: np.ndarray) -> np.ndarray:
     """The largest centred square of `picture (H, W[, C])`, as a view."""
-    height, width = picture.shape[:2]
+    height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
-    return picture[top : top + side, left : left + side]
+    return image[top : top + side, left : left + side]
 
 
 def _mask_values(picture: Image.Image) -> np.ndarray:
@@ -121,7 +121,7 @@ def _mask_values(picture: Image.Image) -> np.ndarray:
 
 
 @contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
+def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty sibling of `folder` to write into; it takes the name `folder` only if the block succeeds.
 
     An earlier `folder` stays as it was until then, so a full disk or a killed process loses nothing.
@@ -132,12 +132,12 @@ def whole_folder(folder: str | Path) -> Iterator[Path]:
     try:
         yield fresh
         fresh.chmod(0o755)  # mkdtemp gives 0700, which a shared course folder cannot use
-        _take_place(fresh, folder)
+        _replace(fresh, folder)
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _take_place(fresh: Path, folder: Path) -> None:
+def _replace(fresh: Path, folder: Path) -> None:
     """Rename `fresh` to `folder`, an earlier one set aside first and put back if that fails."""
     if not folder.exists():
         fresh.rename(folder)

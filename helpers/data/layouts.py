@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.config import shown
+from helpers.config import display_path
 from helpers.data import sample
 from helpers.data.download import download, is_unfinished
 from helpers.data.files import IMAGE_SUFFIXES, DataError, list_images
@@ -30,7 +30,7 @@ MISSING_LIMIT = 0.2
 
 
 @dataclass
-class Dataset:
+class DatasetTable:
     """One row a picture; what is not known is `<NA>`, never made up.
 
     `table`: `image_id path mask_path sketch_path label lesion_id split source`; `label` is an index into `classes`.
@@ -44,7 +44,7 @@ class Dataset:
     problems: list[str] = field(default_factory=list)
     unpaired_sketches: list[Path] = field(default_factory=list)
 
-    def subset(self, classes: list[str]) -> "Dataset":
+    def subset(self, classes: list[str]) -> "DatasetTable":
         """Only pictures of the named classes, labels renumbered in that order. Raises `DataError` on unknown names."""
         unknown = [c for c in classes if c not in self.classes]
         if unknown or len(set(classes)) < len(classes):
@@ -58,7 +58,7 @@ class Dataset:
         return replace(self, table=table, classes=list(classes))
 
     @property
-    def has_outlines(self) -> bool:
+    def has_contours(self) -> bool:
         """Whether contour sketches can be had: from masks, or because they came with the pictures."""
         return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
 
@@ -80,7 +80,7 @@ class Dataset:
 
     def __repr__(self) -> str:
         classes = " ".join(self.classes)
-        return f"Dataset({self.name}: {len(self.table)} pictures, classes {classes}, from {shown(self.root)})"
+        return f"Dataset({self.name}: {len(self.table)} pictures, classes {classes}, from {display_path(self.root)})"
 
 
 @dataclass(frozen=True)
@@ -88,12 +88,12 @@ class Layout:
     """One published layout: how to recognise it and how to read it."""
 
     name: str
-    looked_for: str
-    recognise: Callable[[Path], bool]
-    read: Callable[[Path], Dataset]
+    expected: str
+    matches: Callable[[Path], bool]
+    read: Callable[[Path], DatasetTable]
 
 
-def read(folder: str | Path, classes: list[str] | None = None) -> Dataset:
+def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
     """Recognise the layout of `folder` and read its table; pictures are not opened.
 
     `classes` keeps a subset of the classes. Raises `DataError` when the folder is missing or of no known layout, when a
@@ -102,16 +102,16 @@ def read(folder: str | Path, classes: list[str] | None = None) -> Dataset:
     folder = Path(folder).expanduser()
     if not folder.is_dir():
         raise DataError(f"there is no folder {folder}")
-    for candidate in _unwrapped(folder):
+    for candidate in _nested_candidates(folder):
         for layout in LAYOUTS:
-            if layout.recognise(candidate):
+            if layout.matches(candidate):
                 dataset = layout.read(candidate)
                 return dataset.subset(classes) if classes else dataset
-    known = "\n".join(f"  {layout.name}: {layout.looked_for}" for layout in LAYOUTS)
+    known = "\n".join(f"  {layout.name}: {layout.expected}" for layout in LAYOUTS)
     raise DataError(f"{folder} has none of the known layouts. Looked for:\n{known}")
 
 
-def open_dataset(cfg, classes: list[str] | None = None) -> Dataset:
+def open_dataset(cfg, classes: list[str] | None = None) -> DatasetTable:
     """The data set that `get_config` chose: read from its folder, which is first made (the embedded sample) or
     downloaded (a published set) if it is not there. Raises `DataError` where neither is possible."""
     if cfg.dataset == "phantoms":
@@ -124,7 +124,7 @@ def open_dataset(cfg, classes: list[str] | None = None) -> Dataset:
     return dataset
 
 
-def _unwrapped(folder: Path) -> list[Path]:
+def _nested_candidates(folder: Path) -> list[Path]:
     """The folder, then what it wraps: an archive often unpacks to one folder inside another."""
     chain = [folder]
     while len(inner := _folders(chain[-1])) == 1 and len(chain) < 4:
@@ -142,7 +142,7 @@ def _folders(folder: Path) -> list[Path]:
         return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
 
 
-def _entry(folder: Path, *patterns: str) -> Path | None:
+def _find(folder: Path, *patterns: str) -> Path | None:
     """The first entry of `folder` whose whole name matches one of the patterns, in their order, whatever its case."""
     names = sorted(os.listdir(folder))
     for pattern in patterns:
@@ -154,15 +154,15 @@ def _entry(folder: Path, *patterns: str) -> Path | None:
 
 def _csv(folder: Path, pattern: str) -> Path | None:
     """A table called `pattern`, alone or inside a folder of its own name (as the 2018 archives unpack)."""
-    found = _entry(folder, pattern + r"\.(csv|tab|txt)", pattern)
-    return _entry(found, pattern + r"\.(csv|tab|txt)") if found and found.is_dir() else found
+    found = _find(folder, pattern + r"\.(csv|tab|txt)", pattern)
+    return _find(found, pattern + r"\.(csv|tab|txt)") if found and found.is_dir() else found
 
 
 # What publishers put around a picture's id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
 
 
-def pictures_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
+def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
     """Pictures in `folder` (or in the one folder inside it) by picture id, superpixel files left out. Of several files
     with one id the first is taken; the others are named in `problems`."""
     if folder is None:
@@ -173,7 +173,7 @@ def pictures_by_id(folder: Path | None, problems: list[str] | None = None) -> di
         if not path.stem.lower().endswith("_superpixels") and found.setdefault(_id_of(path.stem), path) != path:
             others.append(path.name)
     if problems is not None:
-        _tell(problems, "have the id of another file and are left out", others)
+        _report(problems, "have the id of another file and are left out", others)
     return found
 
 
@@ -197,9 +197,9 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
             f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
         )
     table["image_id"] = table["image_id"].map(_id_of)
-    table = _once(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
+    table = _drop_repeated_ids(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
     unknown = ~table["diagnosis"].isin(classes)
-    _tell(problems, f"have a label in {path.name} that is none of {' '.join(classes)}", table["image_id"][unknown])
+    _report(problems, f"have a label in {path.name} that is none of {' '.join(classes)}", table["image_id"][unknown])
     return dict(table[~unknown].itertuples(index=False))
 
 
@@ -227,58 +227,58 @@ def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list
     hot = table[classes].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
     table["diagnosis"] = pd.Series([classes[i] for i in hot.argmax(axis=1)], index=table.index, dtype="string")
     table.loc[hot.sum(axis=1) != 1, "diagnosis"] = pd.NA
-    _tell(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
+    _report(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
     return table
 
 
-def _once(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+def _drop_repeated_ids(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
     """Each id once. A doubled id with one diagnosis is reported, with several it stops."""
-    _tell(problems, "stand in the label file more than once", table["image_id"][table["image_id"].duplicated()])
+    _report(problems, "stand in the label file more than once", table["image_id"][table["image_id"].duplicated()])
     table = table.drop_duplicates(["image_id", "diagnosis"])
     doubled = table["image_id"][table["image_id"].duplicated()]
     if len(doubled):
-        raise DataError(f"{_some(doubled)} stand in the label file under different labels")
+        raise DataError(f"{_format_ids(doubled)} stand in the label file under different labels")
     return table
 
 
-def _some(ids: pd.Series | list, most: int = 5) -> str:
+def _format_ids(ids: pd.Series | list, most: int = 5) -> str:
     ids = list(dict.fromkeys(ids))
     return f"{len(ids)} ({', '.join(map(str, ids[:most]))}{', ...' if len(ids) > most else ''})"
 
 
-def _tell(problems: list[str], what: str, ids: pd.Series | list) -> None:
+def _report(problems: list[str], what: str, ids: pd.Series | list) -> None:
     if len(ids):
-        problems.append(f"{_some(ids)} {what}")
+        problems.append(f"{_format_ids(ids)} {what}")
 
 
-def _assemble(
+def _build_table(
     name: str, root: Path, rows: pd.DataFrame, classes: list[str], problems: list[str], unpaired: list[Path] = ()
-) -> Dataset:
+) -> DatasetTable:
     """Rows (`image_id diagnosis split path ...`) -> Dataset of all columns, right types, missing pictures left out."""
     rows = rows.reindex(columns=[*rows.columns, *(c for c in COLUMNS if c not in rows)])
     here = rows["path"].notna()
-    _tell(problems, "are named in the label file but there is no such picture", rows["image_id"][~here])
+    _report(problems, "are named in the label file but there is no such picture", rows["image_id"][~here])
     if len(rows) == 0 or (~here).mean() > MISSING_LIMIT:
         raise DataError(f"{root}: {int((~here).sum())} of {len(rows)} {name} pictures are missing")
     rows = rows[here].reset_index(drop=True)
     unknown = ~rows["diagnosis"].isin(classes) & rows["diagnosis"].notna()
-    _tell(problems, f"have a diagnosis that is none of {' '.join(classes)}", rows["image_id"][unknown])
+    _report(problems, f"have a diagnosis that is none of {' '.join(classes)}", rows["image_id"][unknown])
     rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-    _tell(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
+    _report(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
     rows["source"] = rows["source"].astype("string").fillna(name)
     for column in COLUMNS:
         if column != "label":
             rows[column] = rows[column].astype("string")
-    _tell_masks(rows, problems)
-    return Dataset(name, root, rows[COLUMNS], classes, problems, list(unpaired))
+    _report_masks(rows, problems)
+    return DatasetTable(name, root, rows[COLUMNS], classes, problems, list(unpaired))
 
 
-def _tell_masks(rows: pd.DataFrame, problems: list[str]) -> None:
+def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
     without = rows["mask_path"].isna()
     if without.all():
         problems.append("no masks: contour sketches and segmentation need them, structure sketches do not")
     else:
-        _tell(problems, "have no mask", rows["image_id"][without])
+        _report(problems, "have no mask", rows["image_id"][without])
 
 
 def _join(
@@ -287,7 +287,7 @@ def _join(
     """Pictures, labels and further files by id (`mask_path=`, `sketch_path=`) -> rows, a row for every id of either."""
     labels = pd.DataFrame({"image_id": sorted(pictures), "diagnosis": pd.NA}) if labels is None else labels
     unlabelled = sorted(set(pictures) - set(labels["image_id"]))
-    _tell(problems, "are in the picture folder but not in the label file", unlabelled)
+    _report(problems, "are in the picture folder but not in the label file", unlabelled)
     rows = pd.concat([labels, pd.DataFrame({"image_id": unlabelled})], ignore_index=True)
     rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(pictures))
     rows = rows.assign(**{column: rows["image_id"].map(files) for column, files in more.items()})
@@ -308,44 +308,44 @@ def _challenge_split(
         return None
     if labels is None:
         problems.append(f"the {split} labels are not in {folder.name}")
-    return _join(pictures_by_id(pictures), labels, problems, split, mask_path=pictures_by_id(masks))
+    return _join(images_by_id(pictures), labels, problems, split, mask_path=images_by_id(masks))
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
 
 
-def _read_phantoms(folder: Path) -> Dataset:
+def _read_phantoms(folder: Path) -> DatasetTable:
     settings = json.loads((folder / "phantoms.json").read_text())
     problems: list[str] = []
-    labels = _once(_read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split"]), problems)
-    files = {"path": pictures_by_id(folder / "images"), "mask_path": pictures_by_id(folder / "masks")}
+    labels = _drop_repeated_ids(_read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split"]), problems)
+    files = {"path": images_by_id(folder / "images"), "mask_path": images_by_id(folder / "masks")}
     rows = labels.assign(**{column: labels["image_id"].map(found) for column, found in files.items()})
-    return _assemble("phantoms", folder, rows, settings["classes"], problems)
+    return _build_table("phantoms", folder, rows, settings["classes"], problems)
 
 
-def _read_isic2016(folder: Path) -> Dataset:
+def _read_isic2016(folder: Path) -> DatasetTable:
     problems: list[str] = []
     splits = []
     # The training file says benign/malignant, the test file 0/1 or 0.0/1.0.
     words = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"}
     for published, split in (("Training", "train"), ("Test", "test")):
-        pictures = _entry(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
-        masks = _entry(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
-        path = _entry(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
+        pictures = _find(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
+        masks = _find(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
+        path = _find(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
         labels = _read_labels(path, ["image_id", "diagnosis"], header=False) if path else None
         if labels is not None:
             labels["diagnosis"] = labels["diagnosis"].str.strip().replace(words)
-            labels = _once(labels, problems)
+            labels = _drop_repeated_ids(labels, problems)
         splits.append(_challenge_split(folder, pictures, masks, labels, split, problems))
-    return _assemble("isic2016", folder, pd.concat(splits), ["benign", "malignant"], problems)
+    return _build_table("isic2016", folder, pd.concat(splits), ["benign", "malignant"], problems)
 
 
-def _read_isic2017(folder: Path) -> Dataset:
+def _read_isic2017(folder: Path) -> DatasetTable:
     problems: list[str] = []
     splits = []
     for published, split in (("Training", "train"), ("Validation", "val"), ("Test(_v2)?", "test")):
-        pictures = _entry(folder, f"ISIC-2017_{published}_Data")
-        masks = _entry(folder, f"ISIC-2017_{published}_Part1_GroundTruth")
+        pictures = _find(folder, f"ISIC-2017_{published}_Data")
+        masks = _find(folder, f"ISIC-2017_{published}_Part1_GroundTruth")
         path = _csv(folder, f"ISIC-2017_{published}_Part3_GroundTruth")
         labels = None
         if path:
@@ -354,45 +354,47 @@ def _read_isic2017(folder: Path) -> Dataset:
             kinds = labels[["melanoma", "seborrheic_keratosis"]].apply(pd.to_numeric, errors="coerce")
             other = (kinds.sum(axis=1, skipna=False) == 0).astype(float)
             labels = labels.rename(columns={"melanoma": "MEL", "seborrheic_keratosis": "SK"}).assign(NV=other)
-            labels = _once(_one_hot(labels, path, ["MEL", "SK", "NV"], problems), problems)
+            labels = _drop_repeated_ids(_one_hot(labels, path, ["MEL", "SK", "NV"], problems), problems)
         splits.append(_challenge_split(folder, pictures, masks, labels, split, problems))
-    return _assemble("isic2017", folder, pd.concat(splits), ["MEL", "SK", "NV"], problems)
+    return _build_table("isic2017", folder, pd.concat(splits), ["MEL", "SK", "NV"], problems)
 
 
 def _ham_metadata(folder: Path) -> Path | None:
     return _csv(folder, "HAM10000_metadata")
 
 
-def _read_ham10000(folder: Path) -> Dataset:
+def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
     labels = _read_labels(_ham_metadata(folder), ["dx", "lesion_id"])
-    labels = _once(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
+    labels = _drop_repeated_ids(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
     pictures: dict[str, Path] = {}
     for inner in _folders(folder):
         if re.match(r"ham10000_images", inner.name, re.IGNORECASE):
-            pictures = {**pictures_by_id(inner), **pictures}
-    masks = pictures_by_id(_entry(folder, "HAM10000_segmentations_lesion_tschandl"))
+            pictures = {**images_by_id(inner), **pictures}
+    masks = images_by_id(_find(folder, "HAM10000_segmentations_lesion_tschandl"))
     rows = _join(pictures, labels, problems, None, mask_path=masks)
-    return _assemble("ham10000", folder, rows, HAM_CLASSES, problems)
+    return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
 
-def _read_isic2018(folder: Path) -> Dataset:
+def _read_isic2018(folder: Path) -> DatasetTable:
     problems: list[str] = []
     splits = []
     for published, split in (("Training", "train"), ("Validation", "val"), ("Test", "test")):
-        pictures = _entry(folder, f"ISIC2018_Task3_{published}_Input")
+        pictures = _find(folder, f"ISIC2018_Task3_{published}_Input")
         path = _csv(folder, f"ISIC2018_Task3_{published}_GroundTruth")
         if pictures is None and path is None:
             continue
         labels = (
-            _once(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems) if path else None
+            _drop_repeated_ids(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems)
+            if path
+            else None
         )
-        masks = _entry(folder, "HAM10000_segmentations_lesion_tschandl")
+        masks = _find(folder, "HAM10000_segmentations_lesion_tschandl")
         splits.append(_challenge_split(folder, pictures, masks, labels, split, problems))
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if len(splits) == 1:  # the training set alone has no official test split
         rows["split"] = pd.NA
-    return _assemble("ham10000", folder, rows, HAM_CLASSES, problems)
+    return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
@@ -412,7 +414,7 @@ def _course_csv(folder: Path, split: str) -> Path | None:
     """`Train_labels.csv`, beside the pictures or in folders called after a split, `Train/` for instance."""
     named = [f for f in _folders(folder) if _is_split_name(f)]
     for place in [folder, *named, *(f for outer in named for f in _folders(outer) if _is_split_name(f))]:
-        if found := _entry(place, rf"{split}_labels?\.csv"):
+        if found := _find(place, rf"{split}_labels?\.csv"):
             return found
     return None
 
@@ -434,7 +436,7 @@ def _course_files(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
     return found
 
 
-def _read_course(folder: Path) -> Dataset:
+def _read_course(folder: Path) -> DatasetTable:
     problems: list[str] = []
     found = _course_files(folder)
     splits, unpaired = [], []
@@ -442,7 +444,9 @@ def _read_course(folder: Path) -> Dataset:
         pictures, sketches = found.get((split, "image"), {}), found.get((split, "sketch"), {})
         path, labels = _course_csv(folder, split), None
         if path:
-            labels = _once(_one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems)
+            labels = _drop_repeated_ids(
+                _one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems
+            )
         elif pictures:
             problems.append(f"the {split} labels are not in {folder.name}")
         if path or pictures:
@@ -454,7 +458,7 @@ def _read_course(folder: Path) -> Dataset:
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if rows["image_id"].str.match(r"ISIC_00(2[4-9]|3[0-4])\d{3}$").mean() > 0.9:
         problems.insert(0, "these are HAM10000's pictures and seven labels (ISIC 2018 task 3), not ISIC 2016's")
-    return _assemble("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
+    return _build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
 
 
 # Folders of pictures whose names say what they are in another layout, not which diagnosis.
@@ -471,7 +475,7 @@ def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
     return [(split, c) for split, tree in trees for c in _folders(tree) if list_images(c)]
 
 
-def _read_folders(folder: Path) -> Dataset:
+def _read_folders(folder: Path) -> DatasetTable:
     problems: list[str] = []
     rows = [
         {"image_id": path.stem, "diagnosis": c.name, "split": split or pd.NA, "path": path}
@@ -486,8 +490,10 @@ def _read_folders(folder: Path) -> Dataset:
     again = rows["image_id"].duplicated(keep=False)
     full = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))
     rows["image_id"] = rows["image_id"].where(~again, full)
-    _tell(problems, "pictures share their name with another and are called by folder and name", rows["image_id"][again])
-    return _assemble("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
+    _report(
+        problems, "pictures share their name with another and are called by folder and name", rows["image_id"][again]
+    )
+    return _build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
 
 
 LAYOUTS = [
@@ -497,19 +503,19 @@ LAYOUTS = [
     ),
     Layout(
         "isic2016", "ISBI2016_ISIC_Part1_Training_Data/ or ISBI2016_ISIC_Part1_Test_Data/, Part3 label files",
-        lambda f: _entry(f, r"ISBI2016_ISIC_Part[13]B?_(Training|Test)_Data") is not None, _read_isic2016,
+        lambda f: _find(f, r"ISBI2016_ISIC_Part[13]B?_(Training|Test)_Data") is not None, _read_isic2016,
     ),
     Layout(
         "isic2017", "ISIC-2017_Training_Data/, ISIC-2017_Training_Part3_GroundTruth.csv, or validation, or test",
-        lambda f: _entry(f, r"ISIC-2017_(Training|Validation|Test(_v2)?)_Data") is not None, _read_isic2017,
+        lambda f: _find(f, r"ISIC-2017_(Training|Validation|Test(_v2)?)_Data") is not None, _read_isic2017,
     ),
     Layout(
         "ham10000", "HAM10000_metadata.csv and HAM10000_images_part_1/ (Dataverse, Kaggle)",
-        lambda f: _ham_metadata(f) is not None and _entry(f, r"HAM10000_images.*") is not None, _read_ham10000,
+        lambda f: _ham_metadata(f) is not None and _find(f, r"HAM10000_images.*") is not None, _read_ham10000,
     ),
     Layout(
         "ham10000", "ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth.csv",
-        lambda f: _entry(f, r"ISIC2018_Task3_(Training|Validation|Test)_Input") is not None, _read_isic2018,
+        lambda f: _find(f, r"ISIC2018_Task3_(Training|Validation|Test)_Input") is not None, _read_isic2018,
     ),
     Layout(
         "course", "Train_labels.csv with columns image,MEL,NV,BCC,AKIEC,BKL,DF,VASC, Train_data/, ..._sketch/Contours/",

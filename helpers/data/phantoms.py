@@ -657,7 +657,7 @@ def _light(rng: np.random.Generator, size: int) -> np.ndarray:
     return light
 
 
-def draw(label: int, seed: int, size: int = 128, photograph: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def render(label: int, seed: int, size: int = 128, photograph: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Photograph number `photograph` of the lesion `(label, seed)`.
 
     Returns the image, `uint8 (size, size, 3)` RGB, and its exact mask, `uint8 (size, size)` in {0, 1}.

@@ -9,14 +9,14 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from helpers.data.files import DataError, whole_folder
-from helpers.data.phantoms import CLASSES, draw
+from helpers.data.files import DataError, atomic_folder
+from helpers.data.phantoms import CLASSES, render
 
 # The shares of HAM10000.
-SHARES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
-_LEAST = 4  # lesions of every class: one for val, one for test, two to learn from
+CLASS_FREQUENCIES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
+_MIN_LESIONS = 4  # lesions of every class: one for val, one for test, two to learn from
 _VERSION = 3  # of the pictures: raise it when the drawing changes, and old samples are drawn anew
-_OURS = {"phantoms.json", "metadata.csv", "planted.json", "images", "masks"}
+_OURS = {"phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks"}
 
 
 def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0) -> Path:
@@ -36,7 +36,7 @@ def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0)
     settings = {"version": _VERSION, "images": images, "size": size, "seed": seed, "classes": CLASSES}
     if _settings_in(folder) == settings and _complete(folder, images):
         return folder
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         (fresh / "images").mkdir()
         (fresh / "masks").mkdir()
         rows, planted = _write_pictures(fresh, images, size, seed)
@@ -44,7 +44,7 @@ def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0)
             table = csv.DictWriter(file, ["image_id", "lesion_id", "diagnosis", "split"], lineterminator="\n")
             table.writeheader()
             table.writerows(sorted(rows, key=lambda row: row["image_id"]))
-        (fresh / "planted.json").write_text(json.dumps(planted, indent=1), encoding="utf-8")
+        (fresh / "injected_faults.json").write_text(json.dumps(planted, indent=1), encoding="utf-8")
         (fresh / "phantoms.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return folder
 
@@ -73,14 +73,14 @@ def _settings_in(folder: Path) -> dict | None:
 
 def _complete(folder: Path, images: int) -> bool:
     """Whether nobody has deleted pictures or tables since."""
-    tables = all((folder / name).is_file() for name in ("metadata.csv", "planted.json"))
+    tables = all((folder / name).is_file() for name in ("metadata.csv", "injected_faults.json"))
     return tables and all(len(list((folder / name).glob("PH_*"))) == images for name in ("images", "masks"))
 
 
 def _lesions(rng: np.random.Generator, pictures: int) -> list[dict]:
     """Lesions with diagnosis, split and number of photographs (`pictures` in all), as common as in HAM10000."""
     total = round(pictures * 7470 / 10015)  # lesions per picture there
-    counts = {name: max(_LEAST, round(total * share)) for name, share in SHARES.items()}
+    counts = {name: max(_MIN_LESIONS, round(total * share)) for name, share in CLASS_FREQUENCIES.items()}
     counts["NV"] += total - sum(counts.values())
     lesions = []
     for label, name in enumerate(CLASSES):
@@ -118,7 +118,7 @@ def _write_pictures(folder: Path, images: int, size: int, seed: int) -> tuple[li
     spare = [ids.pop(i) for i in sorted(rng.choice(images, copies, replace=False), reverse=True)]
     rows, contrast = [], {}
     for image_id, (lesion, photograph) in zip(ids, _shuffled(rng, lesions), strict=True):
-        image, mask = draw(lesion["label"], 1_000_000 * seed + lesion["number"], size, photograph)
+        image, mask = render(lesion["label"], 1_000_000 * seed + lesion["number"], size, photograph)
         _save(folder, image_id, image, mask)
         rows.append({"image_id": image_id} | {key: lesion[key] for key in ("lesion_id", "diagnosis", "split")})
         contrast[image_id] = np.ptp([cv2.mean(image, mask)[1], cv2.mean(image, 1 - mask)[1]]) * (mask.mean() < 0.7)
@@ -128,11 +128,11 @@ def _write_pictures(folder: Path, images: int, size: int, seed: int) -> tuple[li
     photographs = Counter(row["lesion_id"] for row in rows)
     once = [r for r in rows if r["split"] == "train" and r["diagnosis"] in large and photographs[r["lesion_id"]] == 1]
     once.sort(key=lambda row: contrast[row["image_id"]])
-    copied, planted = _plant(folder, once[-sum(faults) :], spare, faults, len(lesions))
+    copied, planted = _inject_faults(folder, once[-sum(faults) :], spare, faults, len(lesions))
     return rows + copied, planted
 
 
-def _plant(
+def _inject_faults(
     folder: Path, sources: list[dict], spare: list[str], faults: tuple[int, int, int], lesions: int
 ) -> tuple[list[dict], dict[str, list]]:
     """Copies of the first `sources` under the `spare` ids, masks of the last ones emptied; new rows and the truth."""

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 
 STYLES = ("contour", "structure", "hand")
-MOSTLY_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exceeds it, a line drawing does not
+MAX_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exceeds it, a line drawing does not
 
 
 def sketch(
@@ -27,18 +27,18 @@ def sketch(
         raise ValueError(f"sketch style {style!r} is not one of {', '.join(STYLES)}")
     if mask is None:
         raise ValueError(f"a sketch of style {style!r} is drawn from the mask, and this picture has none")
-    return contour(mask) if style == "contour" else hand(contour(mask), rng or np.random.default_rng(0))
+    return contour(mask) if style == "contour" else hand_drawn(contour(mask), rng or np.random.default_rng(0))
 
 
 # -------------------------------------------------------------------------------------------------------- contour
 
 
-def line_width(shape: tuple[int, ...]) -> int:
+def stroke_width(shape: tuple[int, ...]) -> int:
     """Stroke width in pixels: 2 at 128 px, in proportion elsewhere."""
     return max(1, round(min(shape[:2]) / 64))
 
 
-def filled(mask: np.ndarray) -> np.ndarray:
+def fill(mask: np.ndarray) -> np.ndarray:
     """What the outline of a mask `(H, W)` in {0, 1} encloses, in {0, 1}: without its holes and crumbs."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
     smallest = 1e-3 * mask.size  # crumbs of a hand-made mask are not a second lesion
@@ -48,8 +48,8 @@ def filled(mask: np.ndarray) -> np.ndarray:
 
 def contour(mask: np.ndarray) -> np.ndarray:
     """Outline of a mask `(H, W)` in {0, 1}; closed along the frame where the lesion leaves the picture."""
-    solid = 255 * filled(mask)
-    width = line_width(mask.shape)
+    solid = 255 * fill(mask)
+    width = stroke_width(mask.shape)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
     # Beyond the frame counts as skin, so the outline runs along the frame instead of ending at it.
     return solid - cv2.erode(solid, disc, borderType=cv2.BORDER_CONSTANT, borderValue=0)
@@ -117,7 +117,7 @@ def remove_hair(image: np.ndarray) -> np.ndarray:
     hairs = hair_mask(image)
     if not hairs.any():
         return image
-    radius = line_width(image.shape)
+    radius = stroke_width(image.shape)
     wider = cv2.dilate(hairs, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))  # with the hair's soft edge
     return cv2.inpaint(image, wider, 2 * radius, cv2.INPAINT_TELEA)
 
@@ -137,7 +137,7 @@ def structure(image: np.ndarray, mask: np.ndarray | None = None, method: str = "
         # Nothing says where the lesion is: find its soft border too, and be stricter with small things.
         return _keep_long(cv2.max(edges, canny(grey, sigma=1 / 40)), 2.5 * shortest)
     # Just inside the outline the border itself would be drawn a second time.
-    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2 * line_width(mask.shape))
+    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2 * stroke_width(mask.shape))
     return cv2.max(_keep_long(edges * inside, shortest), contour(mask))
 
 
@@ -167,7 +167,7 @@ def canny(grey: np.ndarray, sigma: float = 1 / 80) -> np.ndarray:
 # ------------------------------------------------------------------------------------------- hand, and new sketches
 
 
-def hand(drawing: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
+def hand_drawn(drawing: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
     """A sketch as a person draws it: lines that wander, swell, thin out and break; `strength` 0 changes nothing."""
     if strength <= 0:
         return drawing.copy()
@@ -175,7 +175,7 @@ def hand(drawing: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -
     wander = sum(smooth_noise(drawing.shape, n, rng, 2) * a for n, a in ((4, 0.012), (10, 0.006)))
     moved = _warp(drawing, _identity(drawing.shape) + strength * size * wander.astype(np.float32))
     thick = cv2.dilate(moved, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    thin = cv2.erode(moved, np.ones((2, 2), np.uint8)) if line_width(drawing.shape) > 1 else moved
+    thin = cv2.erode(moved, np.ones((2, 2), np.uint8)) if stroke_width(drawing.shape) > 1 else moved
     pressure, lift = smooth_noise(drawing.shape, 6, rng, 2).transpose(2, 0, 1)
     stroke = np.where(pressure > 0.7, thick, np.where(pressure < -0.7, thin, moved))
     # The pen leaves the paper where the second field peaks: a few gaps along a closed outline.

@@ -1,7 +1,7 @@
 """`Dataset` -> memory-mapped arrays -> batches.
 
 A store is a folder: `images.npy (N, H, W, 3)`, `masks.npy` and `sketches.npy (N, H, W)`, small columns beside them,
-`table.csv` and `settings.json`. Row i of every one of them is the same picture. Arrays are mapped, not loaded, so a
+`table.csv` and `config.json`. Row i of every one of them is the same picture. Arrays are mapped, not loaded, so a
 store of a million pictures takes no more memory than one of a hundred.
 """
 
@@ -20,35 +20,35 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from helpers.data.audit import Report, audit, trusted
+from helpers.data.audit import Report, audit, clean
 from helpers.data.files import (
     DataError,
-    central_square,
-    picture_shape,
+    atomic_folder,
+    center_crop,
+    image_shape,
     read_image,
     read_mask,
     read_sketch,
-    whole_folder,
 )
-from helpers.data.layouts import Dataset
-from helpers.data.sketches import hand, sketch
+from helpers.data.layouts import DatasetTable
+from helpers.data.sketches import hand_drawn, sketch
 
 BATCH = ("images", "masks", "sketches", "labels")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
 SPLITS = ["train", "val", "test"]
-VERSION = 2  # raise it when the same data and settings would give another store
-BLOCK = 256  # rows held in memory while writing
-FAINT = 25  # of 255: less is paper. A thin line fades when it is made smaller; a tenth of white is still a line
+VERSION = 3  # raise it when the same data and settings would give another store
+CHUNK = 256  # rows held in memory while writing
+INK_THRESHOLD = 25  # of 255: less is paper. A thin line fades when it is made smaller; a tenth of white is still a line
 
 
 @dataclass(frozen=True)
-class StoreSettings:
-    """`geometry`: "square" takes the central square (generation, classification), "whole" the whole picture squeezed
+class StoreConfig:
+    """`geometry`: "center" takes the central square (generation, classification), "none" the whole picture squeezed
     to a square (segmentation). `style`: "contour" or "structure", see `sketches`. `seed` is that of the split."""
 
     size: int = 128
     style: str = "contour"
-    geometry: str = "square"
+    crop: str = "center"
     seed: int = 0
 
     def __post_init__(self):
@@ -56,8 +56,8 @@ class StoreSettings:
             raise ValueError(f"size {self.size} is not between 16 and 1024 pixels")
         if self.style not in ("contour", "structure"):
             raise ValueError(f"style {self.style!r} is not 'contour' or 'structure' ('hand' is drawn at batch time)")
-        if self.geometry not in ("square", "whole"):
-            raise ValueError(f"geometry {self.geometry!r} is not 'square' or 'whole'")
+        if self.crop not in ("center", "none"):
+            raise ValueError(f"geometry {self.crop!r} is not 'square' or 'whole'")
 
 
 class Store:
@@ -70,9 +70,9 @@ class Store:
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        about = self.folder / "settings.json"
+        about = self.folder / "config.json"
         if not about.is_file():
-            raise DataError(f"{self.folder} is not a store: no settings.json in it")
+            raise DataError(f"{self.folder} is not a store: no config.json in it")
         try:
             facts = json.loads(about.read_text())
             arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
@@ -84,7 +84,7 @@ class Store:
         if not whole:
             raise DataError(f"the store {self.folder} is damaged (rows are missing): delete it, it will be made again")
         self.name, self.classes, self.problems = facts["name"], facts["classes"], facts["problems"]
-        self.settings = StoreSettings(**facts["settings"])
+        self.config = StoreConfig(**facts["config"])
         for name, array in arrays.items():
             setattr(self, name, array)
 
@@ -99,7 +99,7 @@ class Store:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split} {len(self.rows(split)):,}" for split in SPLITS)
-        return f"Store({self.name}: {len(self):,} pictures at {self.settings.size} px, {counts})"
+        return f"Store({self.name}: {len(self):,} pictures at {self.config.size} px, {counts})"
 
     def rows(self, split: str | None = None, needs: Iterable[str] = (), classes: list[str] | None = None) -> np.ndarray:
         """Row numbers of a split, of pictures that have what is needed: any of "label", "mask", "sketch"."""
@@ -148,52 +148,54 @@ def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
 
 
 @dataclass(frozen=True)
-class Drawings:
+class SketchSampling:
     """Which sketches come with the pictures of a batch."""
 
-    by_hand: float = 0.0  # share that is redrawn as by hand
+    hand_drawn_prob: float = 0.0  # share that is redrawn as by hand
     paired: bool = True  # each picture's own; else any
-    others: np.ndarray | None = None  # (M, H, W) in {0, 255}, where not `paired`; None: of the same rows of the store
+    unpaired_sketches: np.ndarray | None = (
+        None  # (M, H, W) in {0, 255}, where not `paired`; None: of the same rows of the store
+    )
 
     def needs(self) -> list[str]:
         """What a picture must have."""
-        return ["label"] if self.others is not None else ["sketch", "label"]
+        return ["label"] if self.unpaired_sketches is not None else ["sketch", "label"]
 
 
 def balanced_batches(
     store: Store,
-    batch: int,
+    batch_size: int,
     seed: int,
     rows: np.ndarray | None = None,
-    drawings: Drawings = Drawings(),
+    sketch_sampling: SketchSampling = SketchSampling(),
     balanced: bool = True,
 ) -> Callable[[int, int], dict]:
     """`draw(step, process)` for the training loop, images, sketches and labels: every class of the training split (or
     of these `rows` of any) equally likely, within it every picture; not `balanced`: every picture. Random by the
     step."""
-    usable = store.rows("train" if rows is None else None, needs=drawings.needs())
+    usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
     rows = usable if rows is None else np.intersect1d(rows, usable)
     by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))] if balanced else [rows]
     by_class = [members for members in by_class if len(members)]
-    pool = store.sketches if drawings.others is None else drawings.others
-    places = rows if drawings.others is None else np.arange(len(pool))
+    pool = store.sketches if sketch_sampling.unpaired_sketches is None else sketch_sampling.unpaired_sketches
+    places = rows if sketch_sampling.unpaired_sketches is None else np.arange(len(pool))
 
-    def draw(step: int, process: int) -> dict:
-        rng = np.random.default_rng([seed, step, process])
-        chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch)]
+    def get_batch(step: int, rank: int) -> dict:
+        rng = np.random.default_rng([seed, step, rank])
+        chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch_size)]
         found = store.batch(np.array(chosen), ("images", "sketches", "labels"))
-        if not drawings.paired:
-            found["sketches"] = np.array(pool[rng.choice(places, batch)])
-        if drawings.by_hand:
-            for k in np.flatnonzero(rng.random(batch) < drawings.by_hand):
-                found["sketches"][k] = hand(found["sketches"][k], rng)
+        if not sketch_sampling.paired:
+            found["sketches"] = np.array(pool[rng.choice(places, batch_size)])
+        if sketch_sampling.hand_drawn_prob:
+            for k in np.flatnonzero(rng.random(batch_size) < sketch_sampling.hand_drawn_prob):
+                found["sketches"][k] = hand_drawn(found["sketches"][k], rng)
         return to_tensors(found)
 
-    return draw
+    return get_batch
 
 
 @dataclass(frozen=True)
-class Part:
+class ImageSource:
     """Where training images come from: these `rows` of arrays, of a store or drawn."""
 
     images: np.ndarray  # uint8 (N, H, W, 3)
@@ -202,44 +204,49 @@ class Part:
     labels: np.ndarray | None = None  # (N,)
 
 
-def pair_batches(parts: Sequence[Part], batch: int, seed: int) -> Callable[[int, int], dict]:
+def pair_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> Callable[[int, int], dict]:
     """`draw(step, process)` for the training loop, images and masks: each part equally likely, within it each row;
     random by the step."""
 
-    def draw(step: int, process: int) -> dict:
-        rng = np.random.default_rng([seed, step, process])
-        chosen = [(part, rng.choice(part.rows)) for part in (parts[k] for k in rng.integers(len(parts), size=batch))]
+    def get_batch(step: int, rank: int) -> dict:
+        rng = np.random.default_rng([seed, step, rank])
+        chosen = [
+            (source, rng.choice(source.rows))
+            for source in (sources[k] for k in rng.integers(len(sources), size=batch_size))
+        ]
         return to_tensors({name: np.stack([getattr(part, name)[row] for part, row in chosen])
                            for name in ("images", "masks")})  # fmt: skip
 
-    return draw
+    return get_batch
 
 
-def labelled_batches(parts: Sequence[Part], batch: int, seed: int, balanced: bool = True) -> Callable[[int, int], dict]:
+def labeled_batches(
+    sources: Sequence[ImageSource], batch_size: int, seed: int, balanced: bool = True
+) -> Callable[[int, int], dict]:
     """`draw(step, process)` for the training loop, images and labels: every class equally likely, then every part that
     has it, then each of its rows there. Not `balanced`: each part equally likely, within it each row."""
-    known = np.unique(np.concatenate([part.labels[part.rows] for part in parts]))
-    by_class = {k: [(part, rows) for part in parts if len(rows := part.rows[part.labels[part.rows] == k])]
+    known = np.unique(np.concatenate([part.labels[part.rows] for part in sources]))
+    by_class = {k: [(part, rows) for part in sources if len(rows := part.rows[part.labels[part.rows] == k])]
                 for k in known}  # fmt: skip
-    kinds = list(by_class.values()) if balanced else [[(part, part.rows)] for part in parts]
+    kinds = list(by_class.values()) if balanced else [[(part, part.rows)] for part in sources]
 
-    def draw(step: int, process: int) -> dict:
-        rng = np.random.default_rng([seed, step, process])
-        sources = [kinds[k][rng.integers(len(kinds[k]))] for k in rng.integers(len(kinds), size=batch)]
-        chosen = [(part, rows[rng.integers(len(rows))]) for part, rows in sources]
+    def get_batch(step: int, rank: int) -> dict:
+        rng = np.random.default_rng([seed, step, rank])
+        picked = [kinds[k][rng.integers(len(kinds[k]))] for k in rng.integers(len(kinds), size=batch_size)]
+        chosen = [(part, rows[rng.integers(len(rows))]) for part, rows in picked]
         return to_tensors({"images": np.stack([part.images[row] for part, row in chosen]),
                            "labels": np.array([part.labels[row] for part, row in chosen])})  # fmt: skip
 
-    return draw
+    return get_batch
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
 
 
 def prepare(
-    dataset: Dataset,
+    dataset: DatasetTable,
     stores: str | Path,
-    settings: StoreSettings = StoreSettings(),
+    config: StoreConfig = StoreConfig(),
     report: Report | None = None,
     workers: int = 2,
     progress: bool = True,
@@ -250,18 +257,18 @@ def prepare(
     Its name holds the settings and a hash of the data: other data, another store. A store of the same data under other
     settings spares the audit. Raises `DataError` for data that cannot be used.
     """
-    key = data_key(dataset, settings.seed)
-    folder = Path(stores) / f"{dataset.name}-{key}-{settings.size}-{settings.style}-{settings.geometry}"
+    key = data_key(dataset, config.seed)
+    folder = Path(stores) / f"{dataset.name}-{key}-{config.size}-{config.style}-{config.crop}"
     if not folder.is_dir():
-        check_style(dataset, settings)
+        check_style(dataset, config)
         sibling = next(Path(stores).glob(f"{dataset.name}-{key}-*"), None)
         if sibling is not None:
             known = Store(sibling)
-            clean = replace(dataset, table=known.table, problems=known.problems)
+            cleaned = replace(dataset, table=known.table, problems=known.problems)
         else:
-            clean = trusted(report or audit(dataset, workers, progress), settings.seed)
+            cleaned = clean(report or audit(dataset, workers, progress), config.seed)
         try:
-            build_store(clean, folder, settings, workers, progress)
+            build_store(cleaned, folder, config, workers, progress)
         except OSError:
             if not folder.is_dir():  # else another process was first with the same store
                 raise
@@ -269,25 +276,25 @@ def prepare(
 
 
 def build_store(
-    dataset: Dataset, folder: str | Path, settings: StoreSettings, workers: int = 2, progress: bool = True
+    dataset: DatasetTable, folder: str | Path, config: StoreConfig, workers: int = 2, progress: bool = True
 ) -> Store:
     """Write the data set as it stands, row by row, to `folder`. Raises `DataError` for a picture that cannot be read, a
     mask of another size than its picture, or contours of a set without masks; `folder` then stays as it was."""
-    check_style(dataset, settings)
+    check_style(dataset, config)
     with ThreadPoolExecutor(workers) as pool:
-        arrays = _in_blocks(pool, partial(load_row, settings=settings), dataset.table.itertuples(index=False))
+        arrays = _in_blocks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
         counted = tqdm(arrays, "storing", len(dataset.table), disable=not progress, leave=False)
-        write_store(folder, dataset, settings, counted)
+        write_store(folder, dataset, config, counted)
     return Store(folder)
 
 
-def check_style(dataset: Dataset, settings: StoreSettings) -> None:
+def check_style(dataset: DatasetTable, config: StoreConfig) -> None:
     """Raise `DataError` when the style needs masks and the data set has none."""
-    if settings.style == "contour" and not dataset.has_outlines:
+    if config.style == "contour" and not dataset.has_contours:
         raise DataError(f"{dataset.name} has no masks to draw contours from: prepare it with style 'structure'")
 
 
-def data_key(dataset: Dataset, seed: int) -> str:
+def data_key(dataset: DatasetTable, seed: int) -> str:
     """Twelve hexadecimal digits that change with the table, size or date of a file it names, or the split's seed."""
     digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
     digest.update(dataset.table.to_csv(index=False).encode())
@@ -298,16 +305,16 @@ def data_key(dataset: Dataset, seed: int) -> str:
     return digest.hexdigest()[:12]
 
 
-def write_store(folder: str | Path, dataset: Dataset, settings: StoreSettings, arrays: Iterable[tuple]) -> None:
+def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, arrays: Iterable[tuple]) -> None:
     """Write `(image, mask or None, sketch or None)` per row of the table as a store, whole or not at all.
 
     Written as plain files, not through a map: a full disk is then an error and not a crash, and memory stays flat.
     """
-    count, size = len(dataset.table), settings.size
+    count, size = len(dataset.table), config.size
     shapes = {"images": (count, size, size, 3), "masks": (count, size, size), "sketches": (count, size, size)}
     empty = np.zeros((size, size), np.uint8)
     has = {"has_mask": np.zeros(count, bool), "has_sketch": np.zeros(count, bool)}
-    with whole_folder(folder) as fresh:
+    with atomic_folder(folder) as fresh:
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(fresh / f"{name}.npy", "wb")) for name in shapes}
             for name, shape in shapes.items():
@@ -320,8 +327,8 @@ def write_store(folder: str | Path, dataset: Dataset, settings: StoreSettings, a
         for name, column in {**_columns(dataset.table), **has}.items():
             np.save(fresh / f"{name}.npy", column)
         dataset.table.to_csv(fresh / "table.csv", index=False)
-        about = {"name": dataset.name, "rows": count, "classes": dataset.classes, "settings": asdict(settings)}
-        (fresh / "settings.json").write_text(json.dumps({**about, "problems": dataset.problems}, indent=1))
+        about = {"name": dataset.name, "rows": count, "classes": dataset.classes, "config": asdict(config)}
+        (fresh / "config.json").write_text(json.dumps({**about, "problems": dataset.problems}, indent=1))
 
 
 def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
@@ -335,36 +342,36 @@ def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
 
 def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:
     """`pool.map` that looks only `BLOCK` items ahead, so memory does not grow with their number."""
-    while block := [item for _, item in zip(range(BLOCK), items, strict=False)]:
+    while block := [item for _, item in zip(range(CHUNK), items, strict=False)]:
         yield from pool.map(function, block)
 
 
-def load_row(row, settings: StoreSettings) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
+def load_row(row, config: StoreConfig) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """A row of the table -> image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None"""
-    image = fit(read_image(row.path, at_least=settings.size), settings)
-    mask = drawing = None
+    image = resize(read_image(row.path, min_size=config.size), config)
+    mask = sketch_array = None
     if pd.notna(row.mask_path):
-        mask = (fit(255 * read_mask(row.mask_path, picture_shape(row.path)), settings) > 127).astype(np.uint8)
-    if settings.style == "contour" and pd.notna(row.sketch_path):
-        drawing = load_sketch(row.sketch_path, settings)
-    elif settings.style == "structure" or mask is not None:
-        drawing = sketch(image, mask, settings.style)
-    return image, mask, drawing
+        mask = (resize(255 * read_mask(row.mask_path, image_shape(row.path)), config) > 127).astype(np.uint8)
+    if config.style == "contour" and pd.notna(row.sketch_path):
+        sketch_array = load_sketch(row.sketch_path, config)
+    elif config.style == "structure" or mask is not None:
+        sketch_array = sketch(image, mask, config.style)
+    return image, mask, sketch_array
 
 
-def load_sketch(path: str | Path, settings: StoreSettings) -> np.ndarray:
+def load_sketch(path: str | Path, config: StoreConfig) -> np.ndarray:
     """A drawing in a file -> `(S, S)` in {0, 255}."""
-    return fit_lines(read_sketch(path), settings)
+    return resize_sketch(read_sketch(path), config)
 
 
-def fit_lines(lines: np.ndarray, settings: StoreSettings) -> np.ndarray:
+def resize_sketch(lines: np.ndarray, config: StoreConfig) -> np.ndarray:
     """White lines on black `(H, W)` -> `(S, S)` in {0, 255}."""
-    return np.where(fit(lines, settings) > FAINT, 255, 0).astype(np.uint8)
+    return np.where(resize(lines, config) > INK_THRESHOLD, 255, 0).astype(np.uint8)
 
 
-def fit(picture: np.ndarray, settings: StoreSettings) -> np.ndarray:
+def resize(image: np.ndarray, config: StoreConfig) -> np.ndarray:
     """A picture `(H, W[, C])` brought to `(S, S[, C])` by the settings' geometry."""
-    picture = central_square(picture) if settings.geometry == "square" else picture
-    smaller = min(picture.shape[:2]) >= settings.size
+    image = center_crop(image) if config.crop == "center" else image
+    smaller = min(image.shape[:2]) >= config.size
     how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    return cv2.resize(picture, (settings.size, settings.size), interpolation=how)
+    return cv2.resize(image, (config.size, config.size), interpolation=how)

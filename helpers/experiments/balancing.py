@@ -15,15 +15,15 @@ import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
 from helpers.data.files import DataError
-from helpers.data.store import Part, Store
-from helpers.experiments.cells import Arm, run_cells
-from helpers.experiments.diagnosis import diagnose, probabilities
-from helpers.experiments.synthetic import blended_images, drawn_images, noise_images, small_lesions
-from helpers.metrics.diagnosis import recalls
-from helpers.models.cgan import CGANSettings, train_cgan
-from helpers.models.classifier import ClassifierSettings, load_classifier, named, train_on_labelled
-from helpers.models.dcgan import DCGANSettings, train_dcgan
-from helpers.models.training import Run
+from helpers.data.store import ImageSource, Store
+from helpers.experiments.real_vs_synthetic import predict_table, probabilities
+from helpers.experiments.runner import Arm, run_grid
+from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
+from helpers.metrics.classification import recalls
+from helpers.models.cgan import CGANConfig, train_cgan
+from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
+from helpers.models.dcgan import DCGANConfig, train_dcgan
+from helpers.models.trainer import TrainConfig
 
 RARE = 0.05  # of all labelled images, at most
 
@@ -51,53 +51,57 @@ def lesion_folds(store: Store, count: int) -> list[tuple[np.ndarray, np.ndarray]
 class BalancingPlan:
     """Sizes of the experiment; all arms take the same number of optimiser steps."""
 
-    classifier: ClassifierSettings
-    cgan: CGANSettings
-    dcgan: DCGANSettings
-    run: Run
-    draw_run: Run  # of the CGAN
-    noise_run: Run  # of the DCGAN
-    made: int  # images, of all rare classes together, in each fold
+    classifier: ClassifierConfig
+    cgan: CGANConfig
+    dcgan: DCGANConfig
+    train_config: TrainConfig
+    gan_train_config: TrainConfig  # of the CGAN
+    dcgan_train_config: TrainConfig  # of the DCGAN
+    num_synthetic: int  # images, of all rare classes together, in each fold
     folds: int
     seeds: tuple[int, ...]
-    often: tuple[int, ...] = (1,)  # how many real images of a rare class are seen for each made one; an arm for each
+    real_per_synthetic: tuple[int, ...] = (
+        1,
+    )  # how many real images of a rare class are seen for each made one; an arm for each
 
 
 def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
     """From `get_config("balancing")` or `("folds")`."""
     classes = tuple(store.classes)
     return BalancingPlan(
-        classifier=ClassifierSettings(cfg.size, classes, cfg.network),
-        cgan=CGANSettings(cfg.size, classes, store.settings.style, cfg.width, projected=cfg.projected),
-        dcgan=DCGANSettings(cfg.size, classes, cfg.width, projected=cfg.projected),
-        run=Run(cfg.steps, cfg.batch),
-        draw_run=Run(cfg.draw_steps, cfg.draw_batch),
-        noise_run=Run(cfg.noise_steps, cfg.noise_batch),
-        made=cfg.made,
+        classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
+        cgan=CGANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
+        dcgan=DCGANConfig(cfg.size, classes, cfg.base_channels, projected=cfg.projected),
+        train_config=TrainConfig(cfg.steps, cfg.batch_size),
+        gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
+        dcgan_train_config=TrainConfig(cfg.dcgan_steps, cfg.dcgan_batch_size),
+        num_synthetic=cfg.num_synthetic,
         folds=cfg.folds,
         seeds=cfg.seeds,
-        often=cfg.often,
+        real_per_synthetic=cfg.real_per_synthetic,
     )
 
 
-def made_arms(often: tuple[int, ...] = (1,)) -> dict[str, tuple[str, int]]:
+def synthetic_arms(real_per_synthetic: tuple[int, ...] = (1,)) -> dict[str, tuple[str, int]]:
     """Arms with images that nobody photographed: how they are made, and how many real ones are seen for each."""
     return {
-        how if n == 1 else f"{how}, one in {n + 1}": (how, n) for n in often for how in ("DCGAN", "CGAN", "blended")
+        how if n == 1 else f"{how}, one in {n + 1}": (how, n)
+        for n in real_per_synthetic
+        for how in ("DCGAN", "CGAN", "blended")
     }
 
 
-def compared(best: str, often: tuple[int, ...] = (1,)) -> list[tuple[str, str]]:
+def comparison_pairs(best: str, real_per_synthetic: tuple[int, ...] = (1,)) -> list[tuple[str, str]]:
     """What is compared: the usual remedies with none, images that nobody photographed with the better of these."""
-    usual = [(arm, "as they are") for arm in ("class weights", "oversampled")]
-    return usual + [(arm, best) for arm in made_arms(often)]
+    baselines = [(arm, "unbalanced") for arm in ("class-weighted", "oversampled")]
+    return baselines + [(arm, best) for arm in synthetic_arms(real_per_synthetic)]
 
 
-def better_remedy(summary: pd.DataFrame) -> str:
+def best_baseline(summary: pd.DataFrame) -> str:
     """Class weights or oversampling, whichever has the higher measure in a `summary`; oversampling where neither was
     asked."""
-    usual = summary.xs(summary.index[0][0])[lambda table: table.index.isin(["class weights", "oversampled"])]
-    return str(usual.iloc[:, 2].idxmax()) if len(usual) else "oversampled"
+    baselines = summary.xs(summary.index[0][0])[lambda table: table.index.isin(["class-weighted", "oversampled"])]
+    return str(baselines.iloc[:, 2].idxmax()) if len(baselines) else "oversampled"
 
 
 def balancing_experiment(
@@ -116,44 +120,44 @@ def balancing_experiment(
     if not np.isin(store.labels[with_mask], rare).any():
         raise DataError(f"{store.name} has no masks of its rare classes: nothing to draw or to blend them from")
 
-    def made(how: str, fold: int, seed: int) -> Part:
+    def synthetic_source(how: str, fold: int, seed: int) -> ImageSource:
         train, folder = folds[fold][0], out / f"fold-{fold}" / how
         outlined = np.intersect1d(train, with_mask)
-        few = train if how == "DCGAN" else outlined
-        few = few[np.isin(store.labels[few], rare)]
+        rare_rows = train if how == "DCGAN" else outlined
+        rare_rows = rare_rows[np.isin(store.labels[rare_rows], rare)]
         if how == "DCGAN":
-            train_dcgan(store, plan.dcgan, folder, plan.noise_run, train)
-            return noise_images(folder / "checkpoint.pt", store, few, plan.made, seed)
+            train_dcgan(store, plan.dcgan, folder, plan.dcgan_train_config, train)
+            return dcgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed)
         if how == "CGAN":
-            train_cgan(store, plan.cgan, folder, plan.draw_run, outlined)
-            return drawn_images(folder / "checkpoint.pt", store, few, plan.made, seed, balanced=True)
-        return blended_images(store, few, plan.made, small_lesions(store, outlined), seed)
+            train_cgan(store, plan.cgan, folder, plan.gan_train_config, outlined)
+            return cgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed, balanced=True)
+        return blended_images(store, rare_rows, plan.num_synthetic, small_lesions(store, outlined), seed)
 
-    def arm(balance: str, how: str | None = None, often: int = 1) -> Arm:
-        def cell(share: float, seed: int, work: Path) -> pd.DataFrame:
+    def arm(balance: str, how: str | None = None, real_per_synthetic: int = 1) -> Arm:
+        def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
             tables, seconds = [], 0.0
             for fold, (train, test) in enumerate(folds):
-                parts = often * [Part(store.images, train, labels=store.labels)] + (
-                    [made(how, fold, seed)] if how else []
+                sources = real_per_synthetic * [ImageSource(store.images, train, labels=store.labels)] + (
+                    [synthetic_source(how, fold, seed)] if how else []
                 )
-                settings, names = replace(plan.classifier, balance=balance), named(store.table.iloc[train])
+                settings, names = replace(plan.classifier, balance=balance), ids_of(store.table.iloc[train])
                 start = time.perf_counter()
-                train_on_labelled(parts, settings, work / f"{fold}", replace(plan.run, seed=seed), names)
+                fit_classifier(sources, settings, work / f"{fold}", replace(plan.train_config, seed=seed), names)
                 seconds += time.perf_counter() - start
                 classifier, _ = load_classifier(work / f"{fold}" / "checkpoint.pt")
-                tables.append(diagnose(classifier, store, test).assign(fold=fold, start=classifier.backbone.start))
+                tables.append(predict_table(classifier, store, test).assign(fold=fold, init=classifier.backbone.init))
             return pd.concat(tables).assign(seconds=round(seconds, 1))
 
-        return cell
+        return run_one
 
     arms = {
-        "as they are": arm("none"),
-        "class weights": arm("loss"),
+        "unbalanced": arm("none"),
+        "class-weighted": arm("loss"),
         "oversampled": arm("sampling"),
-    } | {name: arm("sampling", how, often) for name, (how, often) in made_arms(plan.often).items()}
+    } | {name: arm("sampling", how, often) for name, (how, often) in synthetic_arms(plan.real_per_synthetic).items()}
     facts = asdict(plan) | {"data": store.folder.name}
     decides = {name: value for name, value in facts.items() if name not in ("seeds", "often")}
-    return run_cells(arms, [1.0], plan.seeds, out, decides, only)
+    return run_grid(arms, [1.0], plan.seeds, out, decides, only)
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:

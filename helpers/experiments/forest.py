@@ -9,23 +9,25 @@ import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
 
 from helpers.config import cpu_count
-from helpers.metrics.diagnosis import balanced_accuracy
-from helpers.metrics.features import Judge, features, pictures_of
+from helpers.metrics.classification import balanced_accuracy
+from helpers.metrics.extractors import FeatureExtractor, ImageSet, extract_features
 
 SOURCES = ("real", "synthetic")
 SETS = {"real": ["real"], "synthetic": ["synthetic"], "combined": list(SOURCES)}
 
 
-def feature_table(images: np.ndarray, labels: np.ndarray, judge: Judge, classes: list[str], **about) -> pd.DataFrame:
+def feature_table(
+    images: np.ndarray, labels: np.ndarray, extractor: FeatureExtractor, classes: list[str], **about
+) -> pd.DataFrame:
     """A row per image `uint8 (N, H, W, 3)`: columns of `about` (source and split, say), `diagnosis`, then `f0
     f1 ...` as the judge sees it; ready for `to_csv`."""
     side = images.shape[1]
-    values = features(pictures_of(images), judge, side).values
+    values = extract_features(ImageSet.from_array(images), extractor, side).values
     named = {**about, "diagnosis": np.array(classes)[labels]}
     return pd.concat([pd.DataFrame(named), pd.DataFrame(values).add_prefix("f")], axis=1)
 
 
-def values_of(table: pd.DataFrame) -> np.ndarray:
+def feature_values(table: pd.DataFrame) -> np.ndarray:
     """`(N, D)` of a `feature_table`."""
     return table.filter(regex=r"^f\d+$").to_numpy()
 
@@ -38,11 +40,11 @@ def forest_scores(table: pd.DataFrame, trees: int = 300, seed: int = 0) -> pd.Da
         train = table[table["source"].isin(sources) & (table["split"] == "train")]
         forest = RandomForestClassifier(
             trees, class_weight="balanced", min_samples_leaf=5, n_jobs=cpu_count(), random_state=seed
-        ).fit(values_of(train), train["diagnosis"])
+        ).fit(feature_values(train), train["diagnosis"])
         for tested, others in SETS.items():
             test = table[table["source"].isin(others) & (table["split"] == "test")]
             p = np.zeros((len(test), len(classes)))
-            p[:, [classes.index(name) for name in forest.classes_]] = forest.predict_proba(values_of(test))
+            p[:, [classes.index(name) for name in forest.classes_]] = forest.predict_proba(feature_values(test))
             labels = np.array([classes.index(name) for name in test["diagnosis"]])
             found[trained, tested] = balanced_accuracy(p, labels, np.ones((1, len(test)))).item()
     scores = pd.Series(found).unstack()[list(SETS)].loc[list(SETS)]

@@ -7,24 +7,24 @@ import numpy as np
 from scipy.spatial.distance import pdist
 
 
-def follows_sketch(
-    drawn: np.ndarray, masks: np.ndarray, segment: Callable[[np.ndarray], Sequence[np.ndarray]]
+def sketch_dice(
+    images: np.ndarray, masks: np.ndarray, segment: Callable[[np.ndarray], Sequence[np.ndarray]]
 ) -> np.ndarray:
     """Dice of the region that each sketch encloses, `masks (N, H, W)` in {0, 1}, and the lesion that `segment` finds in
     what was drawn from it, `drawn uint8 (N, H, W, 3)` -> `(N,)` in [0, 1]; 1 where both are empty."""
-    found = np.stack(segment(drawn))
+    found = np.stack(segment(images))
     both = (found * masks).sum(axis=(1, 2), dtype=float)
     sizes = found.sum(axis=(1, 2), dtype=float) + masks.sum(axis=(1, 2), dtype=float)
     return np.where(sizes > 0, 2 * both / np.maximum(sizes, 1), 1.0)
 
 
-def looks_like(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def label_accuracy(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """Whether a classifier, trained on real images, names the label: probabilities `(N, K)`, labels `(N,)` -> `(N,)` in
     {0, 1}."""
     return (probabilities.argmax(axis=1) == labels).astype(float)
 
 
-def spread(features: np.ndarray) -> float:
+def mean_pairwise_distance(features: np.ndarray) -> float:
     """Mean distance of all pairs among features `(N, D)`: of drawings from one sketch under several noises, say, or of
     real images of a class. Raises `ValueError` for fewer than two."""
     if len(features) < 2:

@@ -10,34 +10,34 @@ import numpy as np
 THRESHOLD = 0.65
 
 
-def scores(found: np.ndarray, true: np.ndarray) -> dict[str, float]:
+def scores(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
     """`jaccard thresholded dice sensitivity specificity hd95` of one image. Raises `ValueError` for unequal shapes."""
-    if found.shape != true.shape:
-        raise ValueError(f"masks of {found.shape} and {true.shape} cannot be compared")
-    found, true = found.astype(bool), true.astype(bool)
-    both, either = np.sum(found & true), np.sum(found | true)
-    jaccard = share(both, either)
+    if pred.shape != target.shape:
+        raise ValueError(f"masks of {pred.shape} and {target.shape} cannot be compared")
+    pred, target = pred.astype(bool), target.astype(bool)
+    intersection, union = np.sum(pred & target), np.sum(pred | target)
+    jaccard = safe_ratio(intersection, union)
     return {
         "jaccard": jaccard,
-        "thresholded": jaccard if jaccard >= THRESHOLD else 0.0,
-        "dice": share(2 * both, both + either),
-        "sensitivity": share(both, np.sum(true)),
-        "specificity": share(np.sum(~(found | true)), np.sum(~true)),
-        "hd95": boundary_distance(found, true),
+        "thresholded_jaccard": jaccard if jaccard >= THRESHOLD else 0.0,
+        "dice": safe_ratio(2 * intersection, intersection + union),
+        "sensitivity": safe_ratio(intersection, np.sum(target)),
+        "specificity": safe_ratio(np.sum(~(pred | target)), np.sum(~target)),
+        "hd95": boundary_distance(pred, target),
     }
 
 
-def share(part: float, whole: float) -> float:
+def safe_ratio(numerator: float, denominator: float) -> float:
     """`part / whole`; 1 where there was nothing to find, and nothing was missed."""
-    return float(part / whole) if whole else 1.0
+    return float(numerator / denominator) if denominator else 1.0
 
 
-def boundary_distance(found: np.ndarray, true: np.ndarray, level: float = 0.95) -> float:
+def boundary_distance(pred: np.ndarray, target: np.ndarray, level: float = 0.95) -> float:
     """Hausdorff distance at 95 % in pixels: most of each border is nearer than this to the other (Huttenlocher et al.
     1993). 0 when both are empty, the diagonal of the picture when only one is."""
-    if not found.any() or not true.any():
-        return 0.0 if found.any() == true.any() else float(np.hypot(*found.shape))
-    borders = [mask & ~eroded(mask) for mask in (found, true)]
+    if not pred.any() or not target.any():
+        return 0.0 if pred.any() == target.any() else float(np.hypot(*pred.shape))
+    borders = [mask & ~eroded(mask) for mask in (pred, target)]
     to = [cv2.distanceTransform((~border).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for border in borders]
     return float(np.quantile(np.concatenate([to[1][borders[0]], to[0][borders[1]]]), level))
 

@@ -20,12 +20,12 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from helpers.data.files import DataError
-from helpers.metrics.features import INCEPTION, Features, Judge, Pictures, features
-from helpers.metrics.stats import percentiles, weights
+from helpers.metrics.extractors import INCEPTION, FeatureExtractor, Features, ImageSet, extract_features
+from helpers.metrics.stats import bootstrap_weights, percentile_ci
 
-FEWEST = 10  # images of a set; below that no distance means anything
-FEWEST_FOR_SCORE = 1000  # ten parts of a hundred; the score of smaller parts mostly tells their size
-SUBSET = 1000  # images that KID compares at a time
+MIN_IMAGES = 10  # images of a set; below that no distance means anything
+MIN_IMAGES_FOR_IS = 1000  # ten parts of a hundred; the score of smaller parts mostly tells their size
+KID_SUBSET_SIZE = 1000  # images that KID compares at a time
 VERSION = 1  # raise it when the same features would give another number: older ones are then not taken from the cache
 
 # ----------------------------------------------------------------------------------------------- measures of two sets
@@ -35,7 +35,7 @@ def kid(one: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
     """Kernel distance (Bińkowski et al. 2018) of features `(N, D)` and `(M, D)`: unbiased, so near 0 for two samples of
     one kind, and sometimes below. All images at once when both sets have the same number, up to `SUBSET`; else the
     mean over 50 random subsets as large as the smaller set allows, `SUBSET` at most."""
-    size = min(len(one), len(other), SUBSET)
+    size = min(len(one), len(other), KID_SUBSET_SIZE)
     subsets = 1 if len(one) == len(other) == size else 50
     kernel = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
     kernel |= {"kid_kernel_poly_coef0": 1, "rng_seed": seed, "verbose": False}
@@ -53,7 +53,7 @@ def kid_interval(
     """
     rng = np.random.default_rng(seed)
     x, y = (f[rng.permutation(len(f))[:most]].astype(np.float32) for f in (one, other))
-    v, w = (weights(len(f), rounds, rng).astype(np.float32) for f in (x, y))
+    v, w = (bootstrap_weights(len(f), rounds, rng).astype(np.float32) for f in (x, y))
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / a.shape[1] + 1) ** 3
@@ -63,7 +63,7 @@ def kid_interval(
         return (((u @ k) * u).sum(axis=1) - squares @ np.diag(k)) / (u.sum(axis=1) ** 2 - squares.sum(axis=1))
 
     across = ((v @ kernel(x, y)) * w).sum(axis=1) / (v.sum(axis=1) * w.sum(axis=1))
-    return percentiles(within(kernel(x, x), v) + within(kernel(y, y), w) - 2 * across)
+    return percentile_ci(within(kernel(x, x), v) + within(kernel(y, y), w) - 2 * across)
 
 
 def frechet(one: np.ndarray, other: np.ndarray) -> float:
@@ -83,13 +83,13 @@ def mean_and_covariance(values: np.ndarray, block: int = 4096) -> tuple[np.ndarr
 
 
 def precision_recall(
-    synthetic: np.ndarray, real: np.ndarray, neighbours: int = 3, most: int = 10_000
+    synthetic: np.ndarray, real: np.ndarray, neighbors: int = 3, most: int = 10_000
 ) -> tuple[float, float]:
     """Share of synthetic images among the real ones, share of real images among the synthetic (Kynkäänniemi et al.
     2019), of at most `most` random ones each. They change with N: compare them with those of a floor of the same N."""
     rng = np.random.default_rng(0)
     sets = [f if len(f) <= most else f[rng.permutation(len(f))[:most]] for f in (synthetic, real)]
-    how = {"prc_neighborhood": neighbours, "prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
+    how = {"prc_neighborhood": neighbors, "prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
     found = prc_features_to_metric(*_tensors(*sets), **how)
     return found["precision"], found["recall"]
 
@@ -103,26 +103,26 @@ def _tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in arrays]
 
 
-def compare(compared: Features, real: Features, cache: Path | None = None) -> dict[str, float]:
+def compute_metrics(synthetic: Features, real: Features, cache: Path | None = None) -> dict[str, float]:
     """All measures of one set against real images, kept in `cache` by the content of both. Raises `DataError` when
     either has fewer than `FEWEST` images."""
-    for found in (compared, real):
-        if len(found) < FEWEST:
-            raise DataError(f"{len(found)} images are too few to measure, {FEWEST} are the least")
+    for found in (synthetic, real):
+        if len(found) < MIN_IMAGES:
+            raise DataError(f"{len(found)} images are too few to measure, {MIN_IMAGES} are the least")
 
     def measure() -> dict[str, float]:
-        low, high = kid_interval(compared.values, real.values)
-        exact, covered = precision_recall(compared.values, real.values)
-        found = {"kid": kid(compared.values, real.values), "kid_low": low, "kid_high": high}
-        found |= {"fd": frechet(compared.values, real.values), "precision": exact, "recall": covered}
-        scored = compared.logits.size and len(compared) >= FEWEST_FOR_SCORE
-        return found | ({"is": inception_score(compared.logits)} if scored else {})
+        low, high = kid_interval(synthetic.values, real.values)
+        exact, covered = precision_recall(synthetic.values, real.values)
+        found = {"kid": kid(synthetic.values, real.values), "kid_low": low, "kid_high": high}
+        found |= {"fd": frechet(synthetic.values, real.values), "precision": exact, "recall": covered}
+        scored = synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS
+        return found | ({"is": inception_score(synthetic.logits)} if scored else {})
 
-    counted = {"n": len(compared), "n_real": len(real)}
-    return counted | (kept(cache / f"{VERSION}-{compared.key}-{real.key}.json", measure) if cache else measure())
+    counted = {"n": len(synthetic), "n_real": len(real)}
+    return counted | (cached(cache / f"{VERSION}-{synthetic.key}-{real.key}.json", measure) if cache else measure())
 
 
-def kept(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+def cached(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
     """What the file says, else what `make` says, written to it."""
     if path.is_file():
         return json.loads(path.read_text())
@@ -145,8 +145,8 @@ class Quality:
     table: pd.DataFrame
     notes: list[str]
 
-    def row(self, compared: str = "synthetic", kind: str = "all", extractor: str | None = None) -> dict:
-        found = self.table[(self.table["compared"] == compared) & (self.table["class"] == kind)]
+    def row(self, compared: str = "synthetic", class_name: str = "all", extractor: str | None = None) -> dict:
+        found = self.table[(self.table["compared"] == compared) & (self.table["class"] == class_name)]
         found = found if extractor is None else found[found["extractor"] == extractor]
         return found.iloc[0].dropna().to_dict() if len(found) else {}
 
@@ -169,10 +169,10 @@ class Quality:
 
 
 def quality(
-    real: Pictures,
-    synthetic: Pictures,
-    judges: list[Judge],
-    floor: Pictures | None = None,
+    real: ImageSet,
+    synthetic: ImageSet,
+    extractors: list[FeatureExtractor],
+    floor: ImageSet | None = None,
     cache: Path | None = None,
 ) -> Quality:
     """Synthetic against real images by every judge, overall and per class where both sets have classes, and a scale for
@@ -185,33 +185,42 @@ def quality(
     """
     check_counts(real, synthetic)
     sets = [pictures for pictures in (real, synthetic, floor) if pictures is not None]
-    side, notes, rows = min(p.side for p in sets), [], []
-    if len({p.side for p in sets}) > 1:
-        sizes = ", ".join(f"{p.name} {p.side}" for p in sets)
+    side, notes, rows = min(p.image_size for p in sets), [], []
+    if len({p.image_size for p in sets}) > 1:
+        sizes = ", ".join(f"{p.name} {p.image_size}" for p in sets)
         notes.append(f"sizes differ ({sizes} pixels): all are compared at {side}")
-    for judge in judges:
-        judged = [features(pictures, judge, side, cache) for pictures in sets]
+    for judge in extractors:
+        judged = [extract_features(pictures, judge, side, cache) for pictures in sets]
         rows += _rows(judge, sets, judged, side, cache, notes)
     problems = [problem for pictures in sets for problem in pictures.problems]
-    if alone := sorted(set(real.kinds) ^ set(synthetic.kinds)) if real.kinds and synthetic.kinds else []:
+    if (
+        alone := sorted(set(real.class_names) ^ set(synthetic.class_names))
+        if real.class_names and synthetic.class_names
+        else []
+    ):
         problems.append(f"not in both sets, so without a row: {', '.join(alone)}")
-    return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + overlaps(sets, judged))))
+    return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + shared_images(sets, judged))))
 
 
 def _rows(
-    judge: Judge, sets: list[Pictures], judged: list[Features], side: int, cache: Path | None, notes: list[str]
+    judge: FeatureExtractor,
+    sets: list[ImageSet],
+    judged: list[Features],
+    side: int,
+    cache: Path | None,
+    notes: list[str],
 ) -> list[dict]:
     """What one judge says. Real images, synthetic ones, and perhaps those of the floor, as pictures and as features."""
     real, synthetic, others = judged[0], judged[1], judged[2] if len(judged) > 2 else judged[0]
     near, far = floor_rows(len(synthetic), len(others), half=others is real)
     if len(near) < len(synthetic):
         notes.append(f"the floor has {len(near)} images for {len(synthetic)} synthetic ones: read its FD with care")
-    reference = real.take(far) if others is real else real
-    softened = features(sets[2 if len(sets) > 2 else 0].blurred(others.rows[near]), judge, side, cache)
+    reference = real.select(far) if others is real else real
+    softened = extract_features(sets[2 if len(sets) > 2 else 0].blurred(others.rows[near]), judge, side, cache)
     rows = []
-    for what, kind, one, other in pairs_to_compare(real, synthetic, others.take(near), reference, softened):
+    for what, kind, one, other in comparison_sets(real, synthetic, others.select(near), reference, softened):
         try:
-            row = compare(one, other, cache)
+            row = compute_metrics(one, other, cache)
         except DataError as error:
             if (what, kind) == ("synthetic", "all"):
                 raise
@@ -223,11 +232,13 @@ def _rows(
     return rows
 
 
-def check_counts(*sets: Pictures) -> None:
+def check_counts(*sets: ImageSet) -> None:
     """Before anything is computed. Raises `DataError` naming the set that is too small."""
     for pictures in sets:
-        if len(pictures) < FEWEST:
-            raise DataError(f"{pictures.name}: {len(pictures)} images are too few to measure, {FEWEST} are the least")
+        if len(pictures) < MIN_IMAGES:
+            raise DataError(
+                f"{pictures.name}: {len(pictures)} images are too few to measure, {MIN_IMAGES} are the least"
+            )
 
 
 def floor_rows(n: int, others: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -237,29 +248,29 @@ def floor_rows(n: int, others: int, half: bool) -> tuple[np.ndarray, np.ndarray]
     return order[:n], order[n:]
 
 
-def pairs_to_compare(
-    real: Features, synthetic: Features, floor: Features, reference: Features, softened: Features
+def comparison_sets(
+    real: Features, synthetic: Features, floor: Features, reference: Features, blurred: Features
 ) -> Iterator[tuple[str, str, Features, Features]]:
     """What stands in the table: what is compared, of which class, the two sets. One at a time, for each is a copy."""
     yield "synthetic", "all", synthetic, real
     yield "floor", "all", floor, reference
-    yield "blurred real", "all", softened, reference
-    kinds = sorted(set(real.kinds) & set(synthetic.kinds), key=real.kinds.index)
+    yield "blurred real", "all", blurred, reference
+    kinds = sorted(set(real.class_names) & set(synthetic.class_names), key=real.class_names.index)
     for kind in kinds:
-        yield "synthetic", kind, synthetic.of_kind(kind), real.of_kind(kind)
-        if kind in floor.kinds and kind in reference.kinds:
-            yield "floor", kind, floor.of_kind(kind), reference.of_kind(kind)
-    if len(set(real.kinds)) > 1:
-        largest = max(sorted(set(real.kinds)), key=real.kinds.count)
-        yield "other classes", largest, real.of_kind(largest, without=True), real.of_kind(largest)
+        yield "synthetic", kind, synthetic.of_class(kind), real.of_class(kind)
+        if kind in floor.class_names and kind in reference.class_names:
+            yield "floor", kind, floor.of_class(kind), reference.of_class(kind)
+    if len(set(real.class_names)) > 1:
+        largest = max(sorted(set(real.class_names)), key=real.class_names.count)
+        yield "other classes", largest, real.of_class(largest, without=True), real.of_class(largest)
 
 
-def overlaps(sets: list[Pictures], judged: list[Features]) -> list[str]:
+def shared_images(sets: list[ImageSet], judged: list[Features]) -> list[str]:
     """A sentence for every two sets that share images, pixel for pixel."""
     told = []
     for k, one in enumerate(judged):
         for m in range(k + 1, len(judged)):
-            if shared := int(np.isin(one.marks, judged[m].marks).sum()):
+            if shared := int(np.isin(one.pixel_hashes, judged[m].pixel_hashes).sum()):
                 told.append(
                     f"{shared} images of {sets[k].name} are also in {sets[m].name}, which flatters the distance"
                 )

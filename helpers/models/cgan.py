@@ -1,22 +1,21 @@
-"""Sketch + label + noise -> image: a conditional GAN, its two updates, and drawing with it.
+"""Conditional GAN: sketch + label + latent z -> image; its two updates, and sampling.
 
-Networks are in `networks.py`, losses in `losses.py`: non-saturating logistic with R1 (Mescheder et al. 2018).
+Networks are in `networks.py`, losses in `losses.py`: non-saturating logistic loss with R1.
 
-Taught by a discriminator alone, first tries still painted flat skin after 32,000 pictures. Three things help: an
-encoder reads off each photograph the noise that would have drawn it, so the drawing can be compared with it pixel by
-pixel without averaging over all that the sketch leaves open; roughness is compared scale by scale; and both networks
-are told where lines lie around each pixel, hence what is inside.
+With the adversarial loss alone, early models still produced textureless skin after 32,000 images. Three additions help:
+an encoder predicts the latent of each real image, so the fake can be compared with it pixel by pixel (cVAE-GAN); a
+texture loss compares gradient energy at several scales; generator and discriminator see which pixels a sketch line
+encloses.
 
-Where no sketch belongs to any photograph (`paired=False`) nothing can be compared pixel by pixel, and no discriminator
-could tell which sketch is obeyed: see `UnpairedCGAN`.
+Without pairs of image and sketch (`paired=False`) there is no pixel-wise loss and no discriminator could check the
+sketch: see `UnpairedCGAN`.
 """
 
 import pickle
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
@@ -24,371 +23,413 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
-from helpers.config import shown
+from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.store import Drawings, Store, balanced_batches, to_tensors
-from helpers.models.augment import augment, turn_and_shift
+from helpers.data.store import SketchSampling, Store, balanced_batches, to_tensors
+from helpers.models.augment import augment, random_d4_translate
+from helpers.models.checkpoint import read_checkpoint
 from helpers.models.losses import (
     d_loss,
-    darker_part,
-    divergence,
     g_loss,
-    middle,
+    inscribed_circle,
+    kl_divergence,
+    otsu_mask,
+    otsu_separability,
     r1_penalty,
-    separation,
-    texture_difference,
-    tones,
+    region_means,
+    texture_loss,
 )
-from helpers.models.networks import COARSEST, Discriminator, Encoder, Generator, inside
-from helpers.models.released import read_checkpoint
-from helpers.models.training import Batch, Method, Run, best_device, train
+from helpers.models.networks import MIN_SIZE, Discriminator, Encoder, Generator, soft_fill
+from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, train
 
-# By the size of the pictures, weight of R1. At 256 px 0.02 lets the discriminator run away from the generator, which
-# still painted bare outlines after 2,800 pictures; with 1 it painted lesions after 1,200 (ISIC 2017).
-PENALTIES = {64: 0.02, 128: 0.02, 256: 1.0}
+# R1 weight by image size. At 256 px and 0.02 the discriminator overpowers the generator, which still produced bare
+# outlines after 2,800 images; with 1.0 it produced lesions after 1,200 (ISIC 2017).
+R1_GAMMA = {64: 0.02, 128: 0.02, 256: 1.0}
 
 
 @dataclass(frozen=True)
-class CGANSettings:
-    """Everything that shapes the networks or a step. `width` is the channels at half the resolution, doubled at each
-    further halving up to eight times that."""
+class CGANConfig:
+    """Settings of the networks and of one step. Raises `ValueError` for a size that is not in `R1_GAMMA`."""
 
-    size: int
+    size: int  # pixels per side
     classes: tuple[str, ...]
-    style: str = "contour"  # of the sketches, see `sketches.py`
-    width: int = 32
-    noise: int = 16
-    rate: float = 2e-4  # of generator and encoder; the discriminator learns twice as fast (Heusel et al. 2017)
-    penalty: float | None = None  # weight of R1 per picture; None takes that of `PENALTIES`
-    penalty_every: int = 8  # steps
-    adversary: float = 1.0  # weight of what the discriminator says
-    rebuild: float = 10.0  # weight of the absolute difference to a photograph whose noise is known
-    texture: float = 3.0  # weight of the difference of its texture
-    prior: float = 0.1  # weight of what keeps the noises of photographs normally distributed
-    matching: float = 2.0  # weight of the difference of mean discriminator features
-    colour: float = 0.05  # strength of the augmentation, see `augment`
-    shift: float = 0.1
-    turned: bool = False  # pictures, with their sketches, come in all eight positions
-    hand: float = 0.2  # share of sketches redrawn as by hand
-    paired: bool = True  # else the sketches belong to none of the photographs, see `UnpairedCGAN`
-    agreement: float = 10.0  # weight of how far an unpaired sketch is from being obeyed
-    clear: float = 0.65  # how clearly it has to be: what outlines reach of the best cut in photographs of HAM10000
-    projected: bool = False  # the discriminator also looks through a pretrained network: three more kinds of logits
+    style: str = "contour"  # sketch style, see `sketches.py`
+    base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
+    z_dim: int = 16
+    lr: float = 2e-4  # of generator and encoder; twice that for the discriminator (TTUR, arXiv 1706.08500)
+    r1_gamma: float | None = None  # None: by size, see `R1_GAMMA`
+    d_reg_interval: int = 8  # steps between R1 penalties
+    lambda_gan: float = 1.0
+    lambda_l1: float = 10.0  # fake against the real image whose z was encoded
+    lambda_texture: float = 3.0
+    lambda_kl: float = 0.1
+    lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
+    color_jitter: float = 0.05  # augmentation strength, see `augment`
+    translate: float = 0.1
+    d4_augment: bool = False  # random 90-degree rotations and flips of image and sketch
+    hand_drawn_prob: float = 0.2  # fraction of sketches deformed to look hand-drawn
+    paired: bool = True  # False: sketches belong to none of the images, see `UnpairedCGAN`
+    lambda_sketch: float = 10.0  # unpaired only
+    separation_target: float = 0.65  # unpaired only; what expert outlines reach of Otsu's best split (HAM10000)
+    projected: bool = False  # adds heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
-        if self.size not in PENALTIES:
-            raise ValueError(f"size {self.size} is not one of {', '.join(map(str, PENALTIES))}")
-        if self.penalty is None:
-            object.__setattr__(self, "penalty", PENALTIES[self.size])
+        if self.size not in R1_GAMMA:
+            raise ValueError(f"size must be one of {', '.join(map(str, R1_GAMMA))}, got {self.size}")
+        if self.r1_gamma is None:
+            object.__setattr__(self, "r1_gamma", R1_GAMMA[self.size])
 
     def channels(self) -> list[int]:
-        """Channels at half the resolution, at a quarter, ... down to `COARSEST` pixels."""
-        halvings = (self.size // 2 // COARSEST).bit_length() - 1
-        return [self.width * min(2**k, 8) for k in range(halvings + 1)]
+        """Channels at 1/2, 1/4, ... of the size, down to `MIN_SIZE` pixels."""
+        halvings = (self.size // 2 // MIN_SIZE).bit_length() - 1
+        return [self.base_channels * min(2**k, 8) for k in range(halvings + 1)]
 
     def generator(self) -> Generator:
-        return Generator(self.channels(), len(self.classes), self.noise)
+        """A new generator."""
+        return Generator(self.channels(), len(self.classes), self.z_dim)
 
 
-class CGAN(Method):
-    """The two networks and how they are updated in turn."""
+class CGAN(TrainTask):
+    """Generator, encoder and discriminator with their updates."""
 
-    averaged = ("generator",)
-    defaults: ClassVar[dict] = {f.name: f.default for f in fields(CGANSettings)}
+    ema_names = ("generator",)
 
-    def __init__(self, settings: CGANSettings, preview: dict[str, Tensor] | None = None):
-        """`preview`: sketches, labels and noises that are drawn with every checkpoint."""
-        self.s, self.preview, self.kept = settings, preview, {"start": "random init", "trained_on": []}
-        self.settings = asdict(settings) | {"classes": list(settings.classes)}
+    def __init__(self, config: CGANConfig, preview: dict[str, Tensor] | None = None):
+        """`preview`: inputs of the grid that is saved with every checkpoint, see `make_preview`."""
+        self.config, self.preview = config, preview
+        self.extra_state = {"init_from": "random init", "trained_on": []}
         self.networks = {
-            "generator": settings.generator(),
-            "encoder": Encoder(len(settings.classes), settings.noise),
-            "discriminator": discriminator(settings.channels(), len(settings.classes), settings.projected),
+            "generator": config.generator(),
+            "encoder": Encoder(len(config.classes), config.z_dim),
+            "discriminator": build_discriminator(config.channels(), len(config.classes), config.projected),
         }
-        painters = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
-        judges = [p for p in self.networks["discriminator"].parameters() if p.requires_grad]
-        self.optimisers = {
-            "generator": torch.optim.Adam(painters, settings.rate, betas=(0.5, 0.99), fused=True),
-            "discriminator": torch.optim.Adam(judges, 2 * settings.rate, betas=(0.5, 0.99), fused=True),
+        g_params = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
+        d_params = [p for p in self.networks["discriminator"].parameters() if p.requires_grad]
+        self.optimizers = {
+            "generator": torch.optim.Adam(g_params, config.lr, betas=(0.5, 0.99), fused=True),
+            "discriminator": torch.optim.Adam(d_params, 2 * config.lr, betas=(0.5, 0.99), fused=True),
         }
 
-    def begin_with(self, checkpoint: str | Path) -> None:
-        """Take the weights of another training: of a checkpoint all that it has, where eyes and heads of a projected
-        discriminator may be new; of a released file its generator, whose adversary begins anew. Raises `DataError`
-        when it is none of a CGAN, `ValueError` when its classes, sketches or sizes differ."""
+    def init_from(self, checkpoint: str | Path) -> None:
+        """Initialize from another training: from a checkpoint all networks (feature network and heads may be missing),
+        from a released file only the generator; the discriminator then starts from scratch.
+
+        Raises `DataError` if the file is not a CGAN's, `ValueError` if its classes, sketch style or sizes differ.
+        """
+        path = display_path(checkpoint)
         try:
             saved = read_checkpoint(checkpoint)
-            there = {name: saved["settings"][name] for name in ("classes", "style")}
-            if differing := [f"{k} {v!r}" for k, v in there.items() if v != self.settings[k]]:
-                raise ValueError(f"{shown(checkpoint)} has {', '.join(differing)}, unlike the settings")
-            for name, weights in saved.get("networks", saved["averages"]).items():
+            given = self.config_dict()
+            for name in ("classes", "style"):
+                if saved["config"][name] != given[name]:
+                    raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {given[name]!r}")
+            for name, weights in saved.get("networks", saved["ema_models"]).items():
                 missing = self.networks[name].load_state_dict(weights, strict=False).missing_keys
-                if unknown := [key for key in missing if not key.startswith(("eyes.", "heads."))]:
-                    raise KeyError(f"no {unknown[0]} in its {name}")
+                if absent := [key for key in missing if not key.startswith(("feature_network.", "heads."))]:
+                    raise KeyError(f"{absent[0]} is missing in its {name}")
         except RuntimeError as error:
-            raise ValueError(f"{shown(checkpoint)} has networks of other sizes ({error})"[:400]) from error
+            raise ValueError(f"{path} has networks of other sizes ({error})"[:400]) from error
         except (EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-            raise DataError(f"{shown(checkpoint)} is not a checkpoint of `train cgan` ({error})"[:400]) from error
-        self.kept = {"start": shown(checkpoint), "trained_on": saved.get("kept", {}).get("trained_on", [])}
+            raise DataError(f"{path} is not a checkpoint of `train cgan` ({error})"[:400]) from error
+        self.extra_state = {"init_from": path, "trained_on": saved.get("extra_state", {}).get("trained_on", [])}
 
-    def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        """Half of the batch is drawn with the noise that the encoder reads off its photograph, so it can be compared
-        with it; the other half with any noise, as later (cVAE-GAN; Larsen et al. 2016, Zhu et al. 2017)."""
-        batch = turned(batch) if self.s.turned else batch
-        known = max(1, len(batch["labels"]) // 2)
-        noise = torch.randn(len(batch["labels"]), self.s.noise).to(batch["labels"].device)
-        read = self.networks["encoder"](batch["images"][:known], batch["labels"][:known])
-        mean, log_variance = read
-        noise = torch.cat([mean + (log_variance / 2).exp() * noise[:known], noise[known:]])
-        plain(self.networks["generator"]).remember(noise[:known].detach())
-        drawn = self.paint(batch, noise)
-        told = self.update_d(batch, drawn.detach(), number, backward)
-        return told | self.update_g(batch, drawn, read, backward)
+    def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
+        """Update D, then G and the encoder.
 
-    def paint(self, batch: Batch, noise: Tensor) -> Tensor:
-        return self.networks["generator"](batch["sketches"], batch["labels"], noise)
+        First half of the batch: z encoded from the real image, for the reconstruction losses (cVAE-GAN: Larsen et al.,
+        arXiv 1512.09300; BicycleGAN, Zhu et al., arXiv 1711.11586). Second half: z ~ N(0, I), as at inference.
+        """
+        batch = d4_augment(batch) if self.config.d4_augment else batch
+        images, labels = batch["images"], batch["labels"]  # (B, 3, H, W), (B,)
+        num_encoded = max(1, len(labels) // 2)
+        z = torch.randn(len(labels), self.config.z_dim).to(labels.device)  # (B, Z)
+        mu, logvar = self.networks["encoder"](images[:num_encoded], labels[:num_encoded])
+        z_encoded = mu + (logvar / 2).exp() * z[:num_encoded]
+        unwrap(self.networks["generator"]).update_stats(z_encoded.detach())
+        fake = self.generate(batch, torch.cat([z_encoded, z[num_encoded:]]))
+        losses = self.update_d(batch, fake.detach(), step, backward)
+        return losses | self.update_g(batch, fake, mu, logvar, backward)
 
-    def weights(self) -> dict[str, float]:
-        weights = {"g": self.s.adversary, "matched": self.s.matching, "rebuilt": self.s.rebuild}
-        return weights | {"texture": self.s.texture, "prior": self.s.prior}
+    def generate(self, batch: Batch, z: Tensor) -> Tensor:
+        """Fake images (B, 3, H, W) for the batch's sketches and labels, and z (B, Z)."""
+        return self.networks["generator"](batch["sketches"], batch["labels"], z)
 
-    def compare(self, drawn: Tensor, batch: Batch, known: int) -> dict[str, Tensor]:
-        """Of the first `known`, drawn with the noise of a photograph, to that photograph."""
-        drawn, real = drawn[:known], batch["images"][:known].detach()
-        return {"rebuilt": self.difference(drawn, real), "texture": texture_difference(drawn, real)}
+    def update_d(self, batch: Batch, fake: Tensor, step: int, backward: Backward) -> dict[str, Tensor]:
+        """One step of the discriminator: logistic loss, and R1 every `d_reg_interval` steps.
 
-    def difference(self, drawn: Tensor, real: Tensor) -> Tensor:
-        return (drawn - real).abs().mean()
+        fake: (B, 3, H, W), detached. Returns `loss_d` and the mean global logits `real_score`, `fake_score`.
+        """
+        real = batch["images"].requires_grad_(step % self.config.d_reg_interval == 0)
+        pred_real, features = self.run_discriminator(self.networks["discriminator"], real, batch)
+        pred_fake, _ = self.run_discriminator(self.networks["discriminator"], fake, batch)
+        loss = d_loss(pred_real, pred_fake)
+        losses = {"loss_d": loss, "real_score": pred_real[1].mean(), "fake_score": pred_fake[1].mean()}
+        if real.requires_grad:
+            # Lazy regularization (Karras et al., arXiv 1912.04958): less often, weighted by the interval.
+            r1 = r1_penalty(pred_real[1] + pred_real[0].mean(dim=1), real)
+            loss = loss + self.config.r1_gamma * self.config.d_reg_interval * r1
+        self._optimizer_step("discriminator", loss, backward)
+        # From D before its update, unlike the fake features in `update_g`: saves a forward pass.
+        self.real_features = features.detach().mean(dim=0)
+        return losses
 
-    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Logits and features of pictures, seen through augmentation."""
-        images, sketches = augment(images, batch["sketches"], self.s.colour, self.s.shift)
+    def update_g(self, batch: Batch, fake: Tensor, mu: Tensor, logvar: Tensor, backward: Backward) -> dict[str, Tensor]:
+        """One step of generator and encoder: adversarial, feature matching, KL and reconstruction losses.
+
+        fake: (B, 3, H, W); mu, logvar: (N, Z) of the first N images, whose z was encoded. Returns every loss.
+        """
+        with requires_grad_off(unwrap(self.networks["discriminator"])) as discriminator:
+            pred_fake, features = self.run_discriminator(discriminator, fake, batch)
+        losses = {
+            "loss_g": g_loss(pred_fake),
+            "feature_matching": (features.mean(dim=0) - self.real_features).abs().mean(),
+            "kl": kl_divergence(mu, logvar),
+        } | self.reconstruction_losses(fake, batch, num_encoded=len(mu))
+        weights = self.loss_weights()
+        self._optimizer_step("generator", sum(weights[name] * loss for name, loss in losses.items()), backward)
+        return losses
+
+    def run_discriminator(
+        self, discriminator: nn.Module, images: Tensor, batch: Batch
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """Augment images (B, 3, H, W) together with their sketches, then return D's logits and features."""
+        images, sketches = augment(images, batch["sketches"], self.config.color_jitter, self.config.translate)
         return discriminator(images, sketches, batch["labels"])
 
-    def update_d(
-        self, batch: Batch, drawn: Tensor, number: int, backward: Callable[[Tensor], None]
-    ) -> dict[str, Tensor]:
-        real = batch["images"].requires_grad_(number % self.s.penalty_every == 0)
-        on_real, features = self.judge(self.networks["discriminator"], real, batch)
-        on_drawn, _ = self.judge(self.networks["discriminator"], drawn, batch)
-        loss = d_loss(on_real, on_drawn)
-        told = {"d": loss, "on_real": on_real[1].mean(), "on_drawn": on_drawn[1].mean()}
-        if real.requires_grad:
-            # Applied seldom and weighted up in turn: the same pull for less work (Karras et al. 2020).
-            slope = r1_penalty(on_real[1] + on_real[0].mean(dim=1), real)
-            loss = loss + self.s.penalty * self.s.penalty_every * slope
-        self._apply("discriminator", loss, backward)
-        # Of the discriminator before its update, unlike those of the drawn pictures: near enough, and a pass saved.
-        self.real_features = features.detach().mean(dim=0)
-        return told
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the losses in `update_g`, by name."""
+        return {
+            "loss_g": self.config.lambda_gan,
+            "feature_matching": self.config.lambda_feat,
+            "l1": self.config.lambda_l1,
+            "texture": self.config.lambda_texture,
+            "kl": self.config.lambda_kl,
+        }
 
-    def update_g(
-        self, batch: Batch, drawn: Tensor, read: tuple[Tensor, Tensor], backward: Callable[[Tensor], None]
-    ) -> dict[str, Tensor]:
-        with frozen(plain(self.networks["discriminator"])) as judge:
-            on_drawn, features = self.judge(judge, drawn, batch)
-        parts = {
-            "g": g_loss(on_drawn),
-            "matched": (features.mean(dim=0) - self.real_features).abs().mean(),
-            "prior": divergence(*read),
-        } | self.compare(drawn, batch, known=len(read[0]))
-        weights = self.weights()
-        self._apply("generator", sum(weights[name] * part for name, part in parts.items()), backward)
-        return parts
+    def reconstruction_losses(self, fake: Tensor, batch: Batch, num_encoded: int) -> dict[str, Tensor]:
+        """L1 and texture loss of the first `num_encoded` fakes against the real images that their z encodes."""
+        fake, real = fake[:num_encoded], batch["images"][:num_encoded].detach()
+        return {"l1": self.l1_loss(fake, real), "texture": texture_loss(fake, real)}
+
+    def l1_loss(self, fake: Tensor, real: Tensor) -> Tensor:
+        """Mean absolute difference; fake, real: (N, 3, H, W)."""
+        return (fake - real).abs().mean()
 
     @torch.no_grad()
-    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> None:
-        """`grid-<step>.png`: the preview, drawn by the averaged generator."""
-        if self.preview is not None:
-            torch.manual_seed(0)  # the grain too is the same in every grid
-            generator = averages["generator"]
-            device = next(generator.parameters()).device
-            images = generator(*(self.preview[k].to(device) for k in ("sketches", "labels", "noises")))
-            save_image(
-                images,
-                folder / f"grid-{number:06d}.png",
-                nrow=self.preview["columns"],
-                value_range=(-1, 1),
-                normalize=True,
-            )
+    def on_checkpoint(self, ema_models: dict[str, nn.Module], folder: Path, step: int) -> None:
+        """Save `grid-<step>.png`: the preview inputs through the EMA generator."""
+        if self.preview is None:
+            return
+        torch.manual_seed(0)  # the same per-pixel noise in every grid
+        generator = ema_models["generator"]
+        device = next(generator.parameters()).device
+        images = generator(*(self.preview[k].to(device) for k in ("sketches", "labels", "latents")))
+        save_grid(images, folder / f"grid-{step:06d}.png", self.preview["columns"])
+
+
+def save_grid(images: Tensor, path: Path, columns: int) -> None:
+    """Write images (B, 3, H, W) in [-1, 1] as one PNG."""
+    save_image(images, path, nrow=columns, value_range=(-1, 1), normalize=True)
 
 
 class UnpairedCGAN(CGAN):
-    """Taught by photographs and sketches that do not belong together; no mask and no other network takes part.
+    """CGAN trained on images and sketches that do not belong together; needs no mask and no other network.
 
-    The discriminator sees pictures without sketches. That a drawing obeys its sketch is asked by Otsu's measure (1979):
-    cut along the sketch, the drawing has to fall into two tones `clear` times as clearly as photographs do when cut
-    where they fall apart best. A photograph whose noise is known gives both tones, and texture wherever it may be.
+    The discriminator gets blank sketches. The sketch loss uses Otsu's criterion instead: with the sketch's outline as
+    border, the fake must reach `separation_target` times the separability that real images have at Otsu's threshold.
+    Images with an encoded z give the mean colors of both regions, and the texture wherever it lies.
     """
 
-    def weights(self) -> dict[str, float]:
-        return super().weights() | {"obeys": self.s.agreement}
+    def loss_weights(self) -> dict[str, float]:
+        """Weights of the losses in `update_g`, by name, with that of the sketch loss."""
+        return super().loss_weights() | {"sketch": self.config.lambda_sketch}
 
-    def judge(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> tuple[tuple[Tensor, ...], Tensor]:
-        return super().judge(discriminator, images, batch | {"sketches": torch.zeros_like(batch["sketches"])})
+    def run_discriminator(
+        self, discriminator: nn.Module, images: Tensor, batch: Batch
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        """D's logits and features of augmented images with blank sketches."""
+        blank = torch.zeros_like(batch["sketches"])
+        return super().run_discriminator(discriminator, images, batch | {"sketches": blank})
 
-    def compare(self, drawn: Tensor, batch: Batch, known: int) -> dict[str, Tensor]:
-        size = drawn.shape[-1] // 32  # of blocks: tones and layout, not texture
-        small, real = (middle(F.avg_pool2d(images, size)) for images in (drawn, batch["images"].detach()))
-        region, dark = middle(inside(F.max_pool2d(batch["sketches"], size))), darker_part(real)
-        wanted = self.s.clear * separation(real, dark).mean()
+    def reconstruction_losses(self, fake: Tensor, batch: Batch, num_encoded: int) -> dict[str, Tensor]:
+        """Losses without positions, on 32 x 32 block means: L1 of the region colors, global texture, sketch."""
+        block = fake.shape[-1] // 32
+        small, real = (inscribed_circle(F.avg_pool2d(x, block)) for x in (fake, batch["images"].detach()))
+        region, dark = inscribed_circle(soft_fill(F.max_pool2d(batch["sketches"], block))), otsu_mask(real)
+        target = self.config.separation_target * otsu_separability(real, dark).mean()
+        n = num_encoded
         return {
-            "rebuilt": (tones(small[:known], region[:known]) - tones(real[:known], dark[:known])).abs().mean(),
-            "texture": texture_difference(drawn[:known], batch["images"][:known].detach(), cells=1),
-            "obeys": F.relu(wanted - separation(small, region)).mean(),
+            "l1": (region_means(small[:n], region[:n]) - region_means(real[:n], dark[:n])).abs().mean(),
+            "texture": texture_loss(fake[:n], batch["images"][:n].detach(), grid_size=1),
+            "sketch": F.relu(target - otsu_separability(small, region)).mean(),
         }
 
 
-def turned(batch: Batch) -> Batch:
-    """Each picture with its sketch in one of the eight positions of the square: what lies in a corner of a photograph,
-    a ruler perhaps, is not learnt to belong there."""
-    both = turn_and_shift(torch.cat([batch["images"], batch["sketches"]], dim=1), shift=0.0)
+def d4_augment(batch: Batch) -> Batch:
+    """One of the 8 rotations and flips of the square per image, with its sketch: the position of a ruler or dark corner
+    is not learned."""
+    both = random_d4_translate(torch.cat([batch["images"], batch["sketches"]], dim=1), translate=0.0)
     return batch | {"images": both[:, :3], "sketches": both[:, 3:]}
 
 
-def discriminator(widths: list[int], classes: int, projected: bool) -> Discriminator:
+def build_discriminator(channels: list[int], num_classes: int, projected: bool) -> Discriminator:
+    """A new discriminator, with heads on pretrained features if `projected`."""
     if not projected:
-        return Discriminator(widths, classes)
-    from helpers.models.projected import Projected  # seconds to load: not for everybody
+        return Discriminator(channels, num_classes)
+    from helpers.models.projected import ProjectedDiscriminator  # imports timm, which takes seconds
 
-    return Projected(widths, classes)
+    return ProjectedDiscriminator(channels, num_classes)
 
 
 @contextmanager
-def frozen(network: nn.Module) -> Iterator[nn.Module]:
-    """Inside no gradients of its weights are wanted."""
-    learning = [weight for weight in network.parameters() if weight.requires_grad]
-    for weight in learning:
-        weight.requires_grad_(False)
+def requires_grad_off(network: nn.Module) -> Iterator[nn.Module]:
+    """Temporarily sets requires_grad=False on all parameters."""
+    trainable = [p for p in network.parameters() if p.requires_grad]
+    for p in trainable:
+        p.requires_grad_(False)
     try:
         yield network
     finally:
-        for weight in learning:
-            weight.requires_grad_(True)
+        for p in trainable:
+            p.requires_grad_(True)
 
 
-def plain(network: nn.Module) -> nn.Module:
-    """Without the wrapper that averages gradients over processes."""
+def unwrap(network: nn.Module) -> nn.Module:
+    """The network without DistributedDataParallel."""
     return getattr(network, "module", network)
 
 
 def train_cgan(
     store: Store,
-    settings: CGANSettings,
+    config: CGANConfig,
     out: str | Path,
-    run: Run,
+    train_config: TrainConfig,
     rows: np.ndarray | None = None,
     sketches: np.ndarray | None = None,
-    start: str | Path | None = None,
+    init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
-    """Train on the store's training split, or on these `rows` of any; checkpoint, history and grids go to `out`.
-    Returns the history. Not `settings.paired`: `sketches (M, H, W)` in {0, 255} are drawn and pictures need none, or
-    any of the store's are. `start`: a checkpoint or released file to begin with.
+    """Train on the store's training split, or on these `rows` of any split; checkpoint, history and grids go to `out`.
+    Returns the history.
 
-    Raises `ValueError` when the settings are not those of the store or of the start, `DataError` when there is nothing
-    to learn from or the start was taught by pictures of this store that it is not taught by here.
+    With `config.paired` False, `sketches uint8 (M, H, W)` in {0, 255} are used and images need none; without `sketches`
+    each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from.
+
+    Raises `ValueError` if the config does not fit the store or the initial checkpoint, `DataError` if there are no
+    training images, or if `init_from` was trained on images of this store that are held out here.
     """
-    here = {"size": store.settings.size, "style": store.settings.style, "classes": tuple(store.classes)}
+    check_config(store, config, sketches)
+    sketch_sampling = SketchSampling(config.hand_drawn_prob, config.paired, sketches)
+    usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
+    train_rows = usable if rows is None else np.intersect1d(rows, usable)
+    if not len(train_rows):
+        raise DataError(f"{store.name} needs at least one training image with a sketch and a label, got none")
+    torch.manual_seed(train_config.seed)
+    preview = make_preview(store, config, train_config.seed, unpaired_sketches=sketches)
+    task = (CGAN if config.paired else UnpairedCGAN)(config, preview)
+    train_ids = set(store.table["image_id"].iloc[train_rows])
+    if init_from:
+        task.init_from(init_from)
+        held_out = set(store.table["image_id"]) - train_ids
+        if leaked := set(task.extra_state["trained_on"]) & held_out:
+            path = display_path(init_from)
+            raise DataError(f"{path} was trained on {len(leaked)} images that are held out in {store.name}")
+    task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *train_ids})
+    get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sketch_sampling)
+    return train(task, get_batch, out, train_config)
+
+
+def check_config(store: Store, config: CGANConfig, sketches: np.ndarray | None) -> None:
+    """Raise `ValueError` if store or unpaired sketches do not have the size, style and classes of the config."""
+    has = {"size": store.config.size, "style": store.config.style, "classes": tuple(store.classes)}
     if sketches is not None:
-        if settings.paired or sketches.shape[1:] != (settings.size, settings.size) or not sketches.any():
+        expected = (config.size, config.size)
+        if config.paired or sketches.shape[1:] != expected or not sketches.any():
             raise ValueError(
-                f"sketches {sketches.shape} are for training without pairs, at {settings.size} px, not empty"
+                f"unpaired sketches need paired=False, size {expected} and lines; got paired={config.paired}, "
+                f"shape {sketches.shape}"
             )
-        here["style"] = settings.style  # theirs, which the store does not know
-    if differing := [f"{k} {v!r}, not {getattr(settings, k)!r}" for k, v in here.items() if v != getattr(settings, k)]:
-        raise ValueError(f"the store has {', '.join(differing)} as the settings say")
-    drawings = Drawings(settings.hand, settings.paired, sketches)
-    usable = store.rows("train" if rows is None else None, needs=drawings.needs())
-    taught = usable if rows is None else np.intersect1d(rows, usable)
-    if not len(taught):
-        raise DataError(
-            f"{store.name} has no training picture with a sketch and a label: there is nothing to learn from"
-        )
-    torch.manual_seed(run.seed)
-    preview = preview_of(store, settings, run.seed, others=sketches)
-    method = (CGAN if settings.paired else UnpairedCGAN)(settings, preview)
-    taught_by = set(store.table["image_id"].iloc[taught])
-    if start:
-        method.begin_with(start)
-        if known := set(method.kept["trained_on"]) & (set(store.table["image_id"]) - taught_by):
-            raise DataError(f"{shown(start)} was trained on {len(known)} pictures that are held out in {store.name}")
-    method.kept["trained_on"] = sorted({*method.kept["trained_on"], *taught_by})
-    return train(method, balanced_batches(store, run.batch, run.seed, rows, drawings), out, run)
+        has["style"] = config.style  # the style of the given sketches is not recorded in the store
+    given = {name: getattr(config, name) for name in has}
+    if differing := [f"{name} {has[name]!r}, the config {given[name]!r}" for name in has if has[name] != given[name]]:
+        raise ValueError(f"the store has {'; '.join(differing)}")
 
 
-def load_cgan(path: str | Path) -> tuple[Generator, CGANSettings]:
-    """The averaged generator of a checkpoint, ready to draw, and its settings. Raises `DataError` for another file."""
+def load_cgan(path: str | Path) -> tuple[Generator, CGANConfig]:
+    """The EMA generator of a checkpoint, in eval mode on the best device, and its config. Raises `DataError` if the
+    file is not a CGAN's."""
     try:
         saved = read_checkpoint(path)
-        settings = CGANSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
-        generator = settings.generator()
-        generator.load_state_dict(saved["averages"]["generator"])
+        config = CGANConfig(**saved["config"] | {"classes": tuple(saved["config"]["classes"])})
+        generator = config.generator()
+        generator.load_state_dict(saved["ema_models"]["generator"])
     except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
         raise DataError(f"{path} is not a checkpoint of this version's `train cgan` ({error})") from error
-    return generator.to(best_device()).eval().requires_grad_(False), settings
+    return generator.to(best_device()).eval().requires_grad_(False), config
 
 
 @torch.no_grad()
-def draw(
+def sample(
     generator: Generator,
     sketches: np.ndarray,
     labels: Sequence[int] | np.ndarray,
     seed: int = 0,
-    noise: Tensor | None = None,
-    batch: int = 32,
+    latent: Tensor | None = None,
+    batch_size: int = 32,
 ) -> np.ndarray:
-    """`sketches uint8 (N, H, W)` in {0, 255} under `labels (N,)` -> images `uint8 (N, H, W, 3)`, the same for the same
-    seed. Each gets its own noise and grain; with `noise (N, Z)` given, all have the seed's grain, so that pictures
-    differ in what was asked for and in nothing else.
+    """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255} and `labels (N,)`; repeatable by `seed`.
 
-    Raises `ValueError` when there are not as many labels (or noises) as sketches, or their size is not the network's.
+    By default every image has its own z and per-pixel noise. With `latent (N, Z)` all images share the per-pixel noise
+    of `seed`, so that they differ only in sketch, label and z.
+
+    Raises `ValueError` if sketches, labels and latents differ in number, or sketches are not of the generator's size.
     """
-    if len(sketches) != len(labels) or (noise is not None and len(noise) != len(sketches)):
-        noises = "any" if noise is None else len(noise)
-        raise ValueError(f"{len(sketches)} sketches, {len(labels)} labels, {noises} noises")
+    if len(sketches) != len(labels) or (latent is not None and len(latent) != len(sketches)):
+        latents = "no" if latent is None else len(latent)
+        raise ValueError(f"need one label (and latent) per sketch, got {len(sketches)} sketches, {len(labels)} labels, "
+                         f"{latents} latents")  # fmt: skip
     size, device = generator.size, next(generator.parameters()).device
     if np.shape(sketches)[1:] != (size, size):
-        raise ValueError(f"sketches are {np.shape(sketches)[1:]} pixels, the network draws ({size}, {size})")
-    batch = batch if noise is None else 1
+        raise ValueError(f"sketches must be ({size}, {size}) pixels, got {np.shape(sketches)[1:]}")
+    batch_size = batch_size if latent is None else 1
     images = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        noises = torch.randn(len(sketches), generator.noise) if noise is None else noise
-        for start in range(0, len(sketches), batch):
-            if noise is not None:
+        latents = torch.randn(len(sketches), generator.z_dim) if latent is None else latent
+        for start in range(0, len(sketches), batch_size):
+            if latent is not None:
                 torch.manual_seed(seed)
-            part = slice(start, start + batch)
-            given = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
-            images.append(as_images(generator(given["sketches"], given["labels"], noises[part].to(device))))
+            part = slice(start, start + batch_size)
+            inputs = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
+            images.append(to_uint8(generator(inputs["sketches"], inputs["labels"], latents[part].to(device))))
     return np.concatenate(images)
 
 
-def as_images(drawn: Tensor) -> np.ndarray:
-    """(B, 3, H, W) in [-1, 1] -> `uint8 (B, H, W, 3)`"""
-    return ((drawn + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
+def to_uint8(images: Tensor) -> np.ndarray:
+    """(B, 3, H, W) in [-1, 1] -> `uint8 (B, H, W, 3)`."""
+    return ((images + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def preview_of(
-    store: Store, settings: CGANSettings, seed: int, sketches: int = 4, others: np.ndarray | None = None
+def make_preview(
+    store: Store, config: CGANConfig, seed: int, num_sketches: int = 4, unpaired_sketches: np.ndarray | None = None
 ) -> dict[str, Tensor]:
-    """Sketches of the val split, or some of `others`, (rows) under every label (columns), and the same sketch under two
-    more noises."""
-    needs = Drawings(others=others).needs()
+    """Inputs of the preview grid: rows are sketches of the val split (or `unpaired_sketches`), columns all labels with
+    one z, then the image's own label with two other z. Keys `sketches labels latents columns`."""
+    needs = SketchSampling(unpaired_sketches=unpaired_sketches).needs()
     rows = store.rows("val", needs=needs)
     rows = rows if len(rows) else store.rows("train", needs=needs)
-    rows = np.random.default_rng(seed).permutation(rows)[:sketches]
+    rows = np.random.default_rng(seed).permutation(rows)[:num_sketches]
     batch = store.batch(rows, ("sketches", "labels"))
-    if others is not None:
-        batch["sketches"] = others[np.arange(len(rows)) % len(others)]
+    if unpaired_sketches is not None:
+        batch["sketches"] = unpaired_sketches[np.arange(len(rows)) % len(unpaired_sketches)]
     batch = to_tensors(batch)
-    classes = len(settings.classes)
-    noise = torch.randn(3, settings.noise, generator=torch.Generator().manual_seed(seed))
-    labels = [torch.cat([torch.arange(classes), label.repeat(2)]) for label in batch["labels"]]
-    which = torch.tensor([0] * classes + [1, 2]).repeat(len(rows))
-    columns = classes + 2
+    num_classes = len(config.classes)
+    columns = num_classes + 2
+    latents = torch.randn(3, config.z_dim, generator=torch.Generator().manual_seed(seed))
+    latent_index = torch.tensor([0] * num_classes + [1, 2]).repeat(len(rows))
+    labels = [torch.cat([torch.arange(num_classes), label.repeat(2)]) for label in batch["labels"]]
     return {
         "sketches": batch["sketches"].repeat_interleave(columns, dim=0),
         "labels": torch.cat(labels),
-        "noises": noise[which],
+        "latents": latents[latent_index],
         "columns": columns,
     }

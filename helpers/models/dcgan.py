@@ -1,187 +1,196 @@
-"""Label + noise -> image: a conditional DCGAN (Radford et al. 2016) by today's recipe for small data.
+"""Class-conditional GAN without a sketch: label + latent z -> image. Named after Radford et al., arXiv 1511.06434, with
+a recipe for small data.
 
-What keeps it stable on a few thousand pictures: a discriminator that sees everything through the same random changes
-(Zhao et al. 2020), R1, averaged weights, classes drawn equally often, projection of the label. Without more it painted
-one picture per class whatever the noise (HAM10000, 8,000 pictures). So for half of each batch an encoder reads the
-noise off a photograph, which then has to come out again in tone and layout (VAE/GAN, Larsen et al. 2016). The
-discriminator is the CGAN's before an empty sheet of paper.
+Stable on a few thousand images by differentiable augmentation (Zhao et al., arXiv 2006.10738), R1, EMA, class-balanced
+sampling and label projection. With these alone the generator collapsed to one image per class (HAM10000, 8,000 images).
+Therefore, for half of each batch, an encoder predicts z from the real image, whose tone and layout the generator must
+reconstruct (VAE-GAN: Larsen et al., arXiv 1512.09300). Reuses the CGAN's discriminator with a blank sketch.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.utils import save_image
 
-from helpers.config import shown
+from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.store import Part, Store, labelled_batches
-from helpers.models.cgan import CGAN, PENALTIES, as_images
-from helpers.models.networks import COARSEST, Noisy, Paint, conv
-from helpers.models.released import read_checkpoint
-from helpers.models.training import Batch, Run, best_device, train
+from helpers.data.store import ImageSource, Store, labeled_batches
+from helpers.models.cgan import CGAN, R1_GAMMA, save_grid, to_uint8
+from helpers.models.checkpoint import read_checkpoint
+from helpers.models.networks import MIN_SIZE, LatentStats, StyledConvBlock, conv
+from helpers.models.trainer import Backward, Batch, TrainConfig, best_device, train
 
 
 @dataclass(frozen=True)
-class DCGANSettings:
-    """Everything that shapes the networks or a step; `width` as in `CGANSettings`."""
+class DCGANConfig:
+    """Settings of the networks and of one step, as in `CGANConfig`. Raises `ValueError` for a size that is not in
+    `R1_GAMMA`."""
 
-    size: int
+    size: int  # pixels per side
     classes: tuple[str, ...]
-    width: int = 32
-    noise: int = 32
-    rate: float = 2e-4  # of the generator; the discriminator learns twice as fast (Heusel et al. 2017)
-    penalty: float = 0.1  # weight of R1 per picture
-    penalty_every: int = 8  # steps
-    adversary: float = 1.0  # weight of what the discriminator says
-    rebuild: float = 10.0  # weight of the difference in tone and layout to a photograph whose noise is known
-    texture: float = 1.0  # weight of the difference of its texture
-    prior: float = 0.1  # weight of what keeps the noises of photographs normally distributed
-    matching: float = 2.0  # weight of the difference of mean discriminator features
-    colour: float = 0.1  # strength of the augmentation, see `augment`
-    shift: float = 0.1
-    turned: bool = False  # pictures come in all eight positions
-    projected: bool = False  # the discriminator also looks through a pretrained network: three more kinds of logits
+    base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
+    z_dim: int = 32
+    lr: float = 2e-4  # of generator and encoder; twice that for the discriminator (TTUR, arXiv 1706.08500)
+    r1_gamma: float = 0.1
+    d_reg_interval: int = 8  # steps between R1 penalties
+    lambda_gan: float = 1.0
+    lambda_l1: float = 10.0  # at 1/4 resolution, fake against the real image whose z was encoded
+    lambda_texture: float = 1.0
+    lambda_kl: float = 0.1
+    lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
+    color_jitter: float = 0.1  # augmentation strength, see `augment`
+    translate: float = 0.1
+    d4_augment: bool = False  # random 90-degree rotations and flips
+    projected: bool = False  # adds heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
-        if self.size not in PENALTIES:
-            raise ValueError(f"size {self.size} is not one of {', '.join(map(str, PENALTIES))}")
+        if self.size not in R1_GAMMA:
+            raise ValueError(f"size must be one of {', '.join(map(str, R1_GAMMA))}, got {self.size}")
 
     def channels(self) -> list[int]:
-        """Channels at half the resolution, at a quarter, ... down to `COARSEST` pixels."""
-        halvings = (self.size // 2 // COARSEST).bit_length() - 1
-        return [self.width * min(2**k, 8) for k in range(halvings + 1)]
+        """Channels at 1/2, 1/4, ... of the size, down to `MIN_SIZE` pixels."""
+        halvings = (self.size // 2 // MIN_SIZE).bit_length() - 1
+        return [self.base_channels * min(2**k, 8) for k in range(halvings + 1)]
 
-    def generator(self) -> "NoiseGenerator":
-        return NoiseGenerator(self.channels(), len(self.classes), self.noise)
+    def generator(self) -> "LatentGenerator":
+        """A new generator."""
+        return LatentGenerator(self.channels(), len(self.classes), self.z_dim)
 
 
-class NoiseGenerator(Noisy):
-    """label (B,), noise (B, Z) -> image (B, 3, H, W) in [-1, 1]. Noise is unfolded to a coarse picture, which is
-    painted ever finer; noise and label style it at every scale."""
+class LatentGenerator(LatentStats):
+    """label (B,), z (B, Z) -> image (B, 3, H, W) in [-1, 1]; H = W = `size`.
 
-    def __init__(self, widths: list[int], classes: int, noise: int, style: int = 128):
-        super().__init__(noise)
-        self.size = COARSEST * 2 ** len(widths)
-        self.label = nn.Embedding(classes, 64)
-        self.style = nn.Sequential(
-            nn.Linear(64 + noise, style), nn.LeakyReLU(0.2), nn.Linear(style, style), nn.LeakyReLU(0.2)
+    Label and z are projected to an 8 x 8 map and modulate the block of every resolution. Training mode does not clamp.
+    """
+
+    def __init__(self, channels: list[int], num_classes: int, z_dim: int, w_dim: int = 128):
+        super().__init__(z_dim)
+        self.size = MIN_SIZE * 2 ** len(channels)
+        self.class_embed = nn.Embedding(num_classes, 64)
+        self.mapping = nn.Sequential(
+            nn.Linear(64 + z_dim, w_dim), nn.LeakyReLU(0.2), nn.Linear(w_dim, w_dim), nn.LeakyReLU(0.2)
         )
-        self.first = nn.Linear(64 + noise, widths[-1] * COARSEST**2)
-        self.chance = nn.Parameter(torch.ones(widths[-1], 1, 1))
-        self.turn = Paint(widths[-1], style)
-        self.narrow = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(list(pairwise(widths))))
-        self.up = nn.ModuleList(Paint(a, style) for a in widths[-2::-1])
-        self.paint = conv(widths[0], 12, 3)
-        with torch.no_grad():  # all four pixels of a block begin alike, else a screen pattern has to be unlearnt
-            self.paint.weight.copy_(self.paint.weight[::4].repeat_interleave(4, dim=0))
-            self.paint.bias.zero_()
+        self.stem = nn.Linear(64 + z_dim, channels[-1] * MIN_SIZE**2)
+        self.const_noise_strength = nn.Parameter(torch.ones(channels[-1], 1, 1))
+        self.bottleneck = StyledConvBlock(channels[-1], w_dim)
+        self.reduce = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(list(pairwise(channels))))
+        self.up = nn.ModuleList(StyledConvBlock(a, w_dim) for a in channels[-2::-1])
+        self.to_rgb = conv(channels[0], 12, 3)
+        with torch.no_grad():  # ICNR init (Aitken et al., arXiv 1707.02937): avoids checkerboard artifacts
+            self.to_rgb.weight.copy_(self.to_rgb.weight[::4].repeat_interleave(4, dim=0))
+            self.to_rgb.bias.zero_()
 
-    def forward(self, label: Tensor, noise: Tensor) -> Tensor:
-        given = torch.cat([self.label(label), self.as_known(noise)], dim=1)
-        style = self.style(given)
-        x = self.first(given).unflatten(1, (-1, COARSEST, COARSEST))
-        # A hair lies anywhere: what no noise number tells needs a coarse chance, or it would lie in one place for ever.
-        x = self.turn(x + self.chance * torch.randn_like(x), style)
-        for narrow, up in zip(self.narrow, self.up, strict=True):
-            x = up(F.interpolate(narrow(x), scale_factor=2, mode="bilinear", align_corners=False), style)
-        image = F.pixel_shuffle(self.paint(x), 2)
+    def forward(self, label: Tensor, z: Tensor) -> Tensor:
+        embedding = torch.cat([self.class_embed(label), self.match_stats(z)], dim=1)  # (B, 64 + Z)
+        w = self.mapping(embedding)  # (B, W_DIM)
+        x = self.stem(embedding).unflatten(1, (-1, MIN_SIZE, MIN_SIZE))  # (B, C, 8, 8)
+        # Per-pixel noise at the coarsest scale lets details that z does not encode (hair) change position.
+        x = self.bottleneck(x + self.const_noise_strength * torch.randn_like(x), w)
+        for reduce, up in zip(self.reduce, self.up, strict=True):
+            x = up(F.interpolate(reduce(x), scale_factor=2, mode="bilinear", align_corners=False), w)
+        image = F.pixel_shuffle(self.to_rgb(x), 2)  # (B, 12, H/2, W/2) -> (B, 3, H, W)
         return image if self.training else image.clamp(-1, 1)
 
 
 class DCGAN(CGAN):
-    """The same two networks in turn, before an empty sheet of paper."""
+    """The CGAN's updates with a generator that gets no sketch."""
 
-    defaults: ClassVar[dict] = {f.name: f.default for f in fields(DCGANSettings)}
+    config: DCGANConfig
 
-    def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        return super().step(batch | {"sketches": torch.zeros_like(batch["images"][:, :1])}, number, backward)
+    def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
+        """Update D with blank sketches, then G and the encoder; see `CGAN.training_step`."""
+        return super().training_step(batch | {"sketches": torch.zeros_like(batch["images"][:, :1])}, step, backward)
 
-    def paint(self, batch: Batch, noise: Tensor) -> Tensor:
-        return self.networks["generator"](batch["labels"], noise)
+    def generate(self, batch: Batch, z: Tensor) -> Tensor:
+        """Fake images (B, 3, H, W) for the batch's labels and z (B, Z)."""
+        return self.networks["generator"](batch["labels"], z)
 
-    def difference(self, drawn: Tensor, real: Tensor) -> Tensor:
-        """In tone and layout: without a sketch no noise tells where every line was."""
-        return (F.avg_pool2d(drawn, 4) - F.avg_pool2d(real, 4)).abs().mean()
+    def l1_loss(self, fake: Tensor, real: Tensor) -> Tensor:
+        """Mean absolute difference at 1/4 resolution: without a sketch, z cannot encode the position of every line."""
+        return (F.avg_pool2d(fake, 4) - F.avg_pool2d(real, 4)).abs().mean()
 
     @torch.no_grad()
-    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> None:
-        """`grid-<step>.png`: six noises (columns) under every label (rows), drawn by the averaged generator."""
-        generator = averages["generator"]
-        torch.manual_seed(0)  # noise and grain are the same in every grid
-        noise = torch.randn(6, self.s.noise).repeat(len(self.s.classes), 1)
-        labels = torch.arange(len(self.s.classes)).repeat_interleave(6)
+    def on_checkpoint(self, ema_models: dict[str, nn.Module], folder: Path, step: int) -> None:
+        """Save `grid-<step>.png`: every label (rows) with 6 z (columns) through the EMA generator."""
+        generator = ema_models["generator"]
+        torch.manual_seed(0)  # the same z and per-pixel noise in every grid
+        z = torch.randn(6, self.config.z_dim).repeat(len(self.config.classes), 1)
+        labels = torch.arange(len(self.config.classes)).repeat_interleave(6)
         device = next(generator.parameters()).device
-        images = generator(labels.to(device), noise.to(device))
-        save_image(images, folder / f"grid-{number:06d}.png", nrow=6, value_range=(-1, 1), normalize=True)
+        save_grid(generator(labels.to(device), z.to(device)), folder / f"grid-{step:06d}.png", columns=6)
 
 
 def train_dcgan(
-    store: Store, settings: DCGANSettings, out: str | Path, run: Run, rows: np.ndarray | None = None
+    store: Store, config: DCGANConfig, out: str | Path, train_config: TrainConfig, rows: np.ndarray | None = None
 ) -> dict[str, list[float]]:
-    """Train on the store's training split, or on these `rows` of any, every class equally often; checkpoint, history
-    and grids go to `out`. Returns the history. Raises `ValueError` when the settings are not those of the store,
-    `DataError` when nothing in it has a label."""
-    if (settings.size, settings.classes) != (store.settings.size, tuple(store.classes)):
-        raise ValueError(f"the store has {store.settings.size} px and {store.classes}, the settings say otherwise")
+    """Train on the store's training split, or on these `rows` of any split, every class equally often; checkpoint,
+    history and grids go to `out`. Returns the history. Raises `ValueError` if the config does not fit the store,
+    `DataError` if there are no training images."""
+    if (config.size, config.classes) != (store.config.size, tuple(store.classes)):
+        raise ValueError(
+            f"config and store must have the same size and classes: {config.size} px and {config.classes}, "
+            f"got {store.config.size} px and {tuple(store.classes)}"
+        )
     rows = store.rows("train", needs=["label"]) if rows is None else rows
     if not len(rows):
-        raise DataError(f"{store.name} has no training picture with a label: there is nothing to learn from")
-    torch.manual_seed(run.seed)
-    draw = labelled_batches([Part(store.images, rows, labels=store.labels)], run.batch, run.seed)
-    method = DCGAN(settings)
-    method.kept["trained_on"] = sorted(store.table["image_id"].iloc[rows])
-    return train(method, draw, out, run)
+        raise DataError(f"{store.name} needs at least one training image with a label, got none")
+    torch.manual_seed(train_config.seed)
+    source = ImageSource(store.images, rows, labels=store.labels)
+    task = DCGAN(config)
+    task.extra_state["trained_on"] = sorted(store.table["image_id"].iloc[rows])
+    return train(task, labeled_batches([source], train_config.batch_size, train_config.seed), out, train_config)
 
 
-def load_dcgan(path: str | Path) -> tuple[NoiseGenerator, DCGANSettings]:
-    """The averaged generator of a checkpoint, ready to draw, and its settings. Raises `DataError` for another file."""
+def load_dcgan(path: str | Path) -> tuple[LatentGenerator, DCGANConfig]:
+    """The EMA generator of a checkpoint, in eval mode on the best device, and its config. Raises `DataError` if the
+    file is not a DCGAN's."""
     try:
         saved = read_checkpoint(path)
-        settings = DCGANSettings(**saved["settings"] | {"classes": tuple(saved["settings"]["classes"])})
-        generator = settings.generator()
-        generator.load_state_dict(saved["averages"]["generator"])
+        config = DCGANConfig(**saved["config"] | {"classes": tuple(saved["config"]["classes"])})
+        generator = config.generator()
+        generator.load_state_dict(saved["ema_models"]["generator"])
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{shown(path)} is not a checkpoint of a DCGAN of this version ({error})"[:400]) from error
-    return generator.to(best_device()).eval().requires_grad_(False), settings
+        raise DataError(f"{display_path(path)} is not a DCGAN checkpoint of this version ({error})"[:400]) from error
+    return generator.to(best_device()).eval().requires_grad_(False), config
 
 
 @torch.no_grad()
-def draw_dcgan(
-    generator: NoiseGenerator,
+def sample_dcgan(
+    generator: LatentGenerator,
     labels: Sequence[int] | np.ndarray,
     seed: int = 0,
-    noise: Tensor | None = None,
-    batch: int = 32,
+    latent: Tensor | None = None,
+    batch_size: int = 32,
 ) -> np.ndarray:
-    """Labels `(N,)` -> images `uint8 (N, H, W, 3)`, the same for the same seed. Each gets its own noise and grain; with
-    `noise (N, Z)` given, all have the seed's grain, so that pictures differ in what was asked for and in nothing else.
-    Raises `ValueError` when there are not as many noises as labels."""
-    if noise is not None and len(noise) != len(labels):
-        raise ValueError(f"{len(labels)} labels, {len(noise)} noises")
-    device, images, batch = next(generator.parameters()).device, [], batch if noise is None else 1
+    """Generate `uint8 (N, H, W, 3)` from `labels (N,)`; repeatable by `seed`. By default every image has its own z and
+    per-pixel noise. With `latent (N, Z)` all images share the per-pixel noise of `seed`, so that they differ only in
+    label and z. Raises `ValueError` if labels and latents differ in number."""
+    if latent is not None and len(latent) != len(labels):
+        raise ValueError(f"need one latent per label, got {len(labels)} labels, {len(latent)} latents")
+    device, images, batch_size = next(generator.parameters()).device, [], batch_size if latent is None else 1
     labels = torch.as_tensor(np.asarray(labels, np.int64))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
-        noises = torch.randn(len(labels), generator.noise) if noise is None else noise
-        for start in range(0, len(labels), batch):
-            if noise is not None:
+        latents = torch.randn(len(labels), generator.z_dim) if latent is None else latent
+        for start in range(0, len(labels), batch_size):
+            if latent is not None:
                 torch.manual_seed(seed)
-            part = slice(start, start + batch)
-            images.append(as_images(generator(labels[part].to(device), noises[part].to(device))))
+            part = slice(start, start + batch_size)
+            images.append(to_uint8(generator(labels[part].to(device), latents[part].to(device))))
     return np.concatenate(images)
 
 
-def between(one: Tensor, other: Tensor, steps: int) -> Tensor:
-    """`steps` noises (steps, Z) from `one` to `other`, both (Z,), along the sphere: half way on a straight line a noise
-    would be shorter than any the generator has seen (White 2016)."""
-    where = torch.linspace(0, 1, steps)[:, None]
-    angle = torch.arccos(torch.clamp(F.cosine_similarity(one, other, dim=0), -0.9999, 0.9999))
-    return (torch.sin((1 - where) * angle) * one + torch.sin(where * angle) * other) / torch.sin(angle)
+def slerp(z0: Tensor, z1: Tensor, steps: int) -> Tensor:
+    """Spherical interpolation (White, arXiv 1609.04468): `steps` latents (steps, Z) from `z0` to `z1`, both (Z,).
+
+    Linear interpolation would pass through latents that are shorter than those of training.
+    """
+    t = torch.linspace(0, 1, steps)[:, None]
+    angle = torch.arccos(torch.clamp(F.cosine_similarity(z0, z1, dim=0), -0.9999, 0.9999))
+    return (torch.sin((1 - t) * angle) * z0 + torch.sin(t * angle) * z1) / torch.sin(angle)

@@ -16,14 +16,14 @@ def grad_cam(classifier: Classifier, image: np.ndarray, label: int) -> np.ndarra
     where nothing does. It is as coarse as the network's last map, some 32 pixels a cell."""
     device = next(classifier.parameters()).device
     given = to_tensors({"images": image[None]}, device)["images"].requires_grad_()
-    found = LayerGradCam(classifier, last_map(classifier)).attribute(given, target=label, relu_attributions=True)
+    found = LayerGradCam(classifier, last_conv_layer(classifier)).attribute(given, target=label, relu_attributions=True)
     coarse = found[0, 0].detach().float().cpu().numpy()
     heat = cv2.resize(coarse, image.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0)
     return heat / heat.max() if heat.any() else heat
 
 
 @torch.no_grad()
-def last_map(classifier: Classifier) -> nn.Module:
+def last_conv_layer(classifier: Classifier) -> nn.Module:
     """The last layer of the backbone that still tells places apart."""
     maps = []
 

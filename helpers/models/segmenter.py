@@ -5,8 +5,8 @@ average of the weights, from the moment when it did best on the val split.
 """
 
 import pickle
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
@@ -17,17 +17,17 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor, nn
 
-from helpers.config import shown
+from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.sketches import filled
-from helpers.data.store import Part, Store, StoreSettings, fit, pair_batches, to_tensors
+from helpers.data.sketches import fill
+from helpers.data.store import ImageSource, Store, StoreConfig, pair_batches, resize, to_tensors
 from helpers.models.augment import augment
-from helpers.models.classifier import DEVIATION, MEAN, imagenet_weights, patience
-from helpers.models.released import read_checkpoint
-from helpers.models.training import Batch, Method, Run, best_device, train, warm_then_cosine
+from helpers.models.checkpoint import read_checkpoint
+from helpers.models.classifier import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
+from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
 
 # Networks of the library, and what of them `width` decides; at 256 they are as the library has them.
-NETWORKS = {
+ARCHS = {
     "Unet": lambda width: {"decoder_channels": [width >> k for k in range(5)]},
     "UnetPlusPlus": lambda width: {"decoder_channels": [width >> k for k in range(5)]},
     "MAnet": lambda width: {"decoder_channels": [width >> k for k in range(5)]},
@@ -35,39 +35,46 @@ NETWORKS = {
     "DeepLabV3": lambda width: {"decoder_channels": width},
     "DeepLabV3Plus": lambda width: {"decoder_channels": width},
 }
-COARSEST = 32  # sides are multiples of this: encoders halve five times
+SIZE_MULTIPLE = 32  # sides are multiples of this: encoders halve five times
 
 
 @dataclass(frozen=True)
-class SegmenterSettings:
+class SegmenterConfig:
     """Everything that shapes the network or a step."""
 
     size: int  # pixels of a side; the whole image is squeezed into it
-    network: str = "Unet"  # one of `NETWORKS`
-    encoder: str = "mobilenet_v2"  # any name the library knows
-    width: int = 128  # channels of the decoder where it is widest
+    arch: str = "Unet"  # one of `NETWORKS`
+    encoder_name: str = "mobilenet_v2"  # any name the library knows
+    decoder_channels: int = 128  # channels of the decoder where it is widest
     pretrained: bool = True  # start the encoder from ImageNet where its weights can be had
-    rate: float = 1e-3  # at its highest, see `warm_then_cosine`
-    overlap: float = 1.0  # weight of the Jaccard loss beside cross-entropy
-    colour: float = 0.2  # strength of the augmentation, see `augment`; 0 switches each off
-    shift: float = 0.1
-    zoom: float = 0.2
-    flips: bool = True  # average over mirror images when used
+    lr: float = 1e-3  # at its highest, see `warm_then_cosine`
+    lambda_jaccard: float = 1.0  # weight of the Jaccard loss beside cross-entropy
+    color_jitter: float = 0.2  # strength of the augmentation, see `augment`; 0 switches each off
+    translate: float = 0.1
+    scale: float = 0.2
+    tta: bool = True  # average over mirror images when used
 
     def __post_init__(self):
-        if self.network not in NETWORKS:
-            raise ValueError(f"network {self.network!r} is not one of {', '.join(NETWORKS)}")
-        if self.width < 32:
-            raise ValueError(f"width {self.width} is below 32")
-        if self.size % COARSEST or self.size < 64:
-            raise ValueError(f"size {self.size} is not a multiple of {COARSEST} from 64 up")
+        if self.arch not in ARCHS:
+            raise ValueError(f"network {self.arch!r} is not one of {', '.join(ARCHS)}")
+        if self.decoder_channels < 32:
+            raise ValueError(f"width {self.decoder_channels} is below 32")
+        if self.size % SIZE_MULTIPLE or self.size < 64:
+            raise ValueError(f"size {self.size} is not a multiple of {SIZE_MULTIPLE} from 64 up")
 
 
-def plain(settings: SegmenterSettings) -> SegmenterSettings:
+def baseline_config(config: SegmenterConfig) -> SegmenterConfig:
     """The usual recipe to compare with: the library's own width, random start, cross-entropy alone, no augmentation, no
-    mirror images. (Its `Run` should not average either: `average_over=1`.)"""
-    without = {"pretrained": False, "overlap": 0.0, "colour": 0.0, "shift": 0.0, "zoom": 0.0, "flips": False}
-    return replace(settings, width=256, **without)
+    mirror images. (Its `Run` should not average either: `ema_nimg=1`.)"""
+    changes = {
+        "pretrained": False,
+        "lambda_jaccard": 0.0,
+        "color_jitter": 0.0,
+        "translate": 0.0,
+        "scale": 0.0,
+        "tta": False,
+    }
+    return replace(config, decoder_channels=256, **changes)
 
 
 class Segmenter(nn.Module):
@@ -76,25 +83,25 @@ class Segmenter(nn.Module):
     Raises `ValueError` for an encoder that the library does not know.
     """
 
-    def __init__(self, settings: SegmenterSettings, pretrained: bool = True):
+    def __init__(self, config: SegmenterConfig, pretrained: bool = True):
         super().__init__()
-        self.size, self.flips = settings.size, settings.flips
-        build, decoder = getattr(smp, settings.network), NETWORKS[settings.network](settings.width)
+        self.size, self.tta = config.size, config.tta
+        build, decoder = getattr(smp, config.arch), ARCHS[config.arch](config.decoder_channels)
         try:
-            self.network = build(settings.encoder, encoder_weights=None, in_channels=3, classes=1, **decoder)
+            self.network = build(config.encoder_name, encoder_weights=None, in_channels=3, classes=1, **decoder)
         except KeyError as error:
-            raise ValueError(f"there is no encoder {settings.encoder!r} ({str(error)[:200]} ...)") from error
-        self.start = "random init"
-        if pretrained and settings.pretrained and start_encoder(self.network.encoder, settings.encoder):
-            self.start = "ImageNet"
-        self.register_buffer("mean", torch.tensor(MEAN)[:, None, None], persistent=False)
-        self.register_buffer("deviation", torch.tensor(DEVIATION)[:, None, None], persistent=False)
+            raise ValueError(f"there is no encoder {config.encoder_name!r} ({str(error)[:200]} ...)") from error
+        self.init = "random init"
+        if pretrained and config.pretrained and load_encoder_weights(self.network.encoder, config.encoder_name):
+            self.init = "ImageNet"
+        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
+        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.network(((image + 1) / 2 - self.mean) / self.deviation)
+        return self.network(((image + 1) / 2 - self.mean) / self.std)
 
 
-def start_encoder(encoder: nn.Module, name: str) -> bool:
+def load_encoder_weights(encoder: nn.Module, name: str) -> bool:
     """Load ImageNet weights into an encoder: torchvision's where it has such a network, else the library's own.
     False where they cannot be had."""
     if name in torchvision.models.list_models(module=torchvision.models):
@@ -102,7 +109,7 @@ def start_encoder(encoder: nn.Module, name: str) -> bool:
             encoder.load_state_dict(weights)
         return weights is not None
     try:
-        with patience():
+        with download_timeout():
             encoder.load_state_dict(smp.encoders.get_encoder(name, weights="imagenet").state_dict())
     except Exception:  # no connection, which its client says in many ways, or no weights of that name
         return False
@@ -117,91 +124,97 @@ def jaccard_loss(logits: Tensor, masks: Tensor) -> Tensor:
 
     logits, masks in [0, 1]: (B, 1, H, W)
     """
-    found = logits.sigmoid()
-    both = (found * masks).sum(dim=(1, 2, 3))
-    either = (found + masks - found * masks).sum(dim=(1, 2, 3))
-    return (1 - (both + 1) / (either + 1)).mean()
+    pred = logits.sigmoid()
+    intersection = (pred * masks).sum(dim=(1, 2, 3))
+    union = (pred + masks - pred * masks).sum(dim=(1, 2, 3))
+    return (1 - (intersection + 1) / (union + 1)).mean()
 
 
-def jaccard(found: Tensor, masks: Tensor) -> Tensor:
+def jaccard(pred: Tensor, masks: Tensor) -> Tensor:
     """Overlap of regions `(B, 1, H, W)` in {0, 1}, per image `(B,)`; 1 where both are empty."""
-    both, either = (found * masks).sum(dim=(1, 2, 3)), torch.maximum(found, masks).sum(dim=(1, 2, 3))
-    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+    intersection, union = (pred * masks).sum(dim=(1, 2, 3)), torch.maximum(pred, masks).sum(dim=(1, 2, 3))
+    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
 
 
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-class SegmenterTraining(Method):
+class SegmenterTask(TrainTask):
     """Cross-entropy and overlap on augmented pairs; val chooses the weights."""
 
-    averaged = ("segmenter",)
+    ema_names = ("segmenter",)
 
     def __init__(
-        self, settings: SegmenterSettings, steps: int, val: dict[str, np.ndarray] | None = None, wait: int = 8
+        self, config: SegmenterConfig, steps: int, val: dict[str, np.ndarray] | None = None, patience: int = 8
     ):
         """`val`: images and masks; training stops once `wait` checks in a row did not beat the best on them. Without
         them it goes to its end, and its last average counts."""
-        self.s, self.settings, self.steps = settings, asdict(settings) | {"steps": steps}, steps
-        self.val, self.wait = val, wait
-        self.networks = {"segmenter": Segmenter(settings)}
+        self.config, self.steps = config, steps
+        self.val, self.patience = val, patience
+        self.networks = {"segmenter": Segmenter(config)}
         weights = self.networks["segmenter"].parameters()
-        self.optimisers = {"segmenter": torch.optim.AdamW(weights, settings.rate, weight_decay=1e-2, fused=True)}
-        self.kept = {"checked_at": [], "val_jaccard": [], "best": {}}
-        self.kept |= {"start": self.networks["segmenter"].start, "trained_on": []}
+        self.optimizers = {"segmenter": torch.optim.AdamW(weights, config.lr, weight_decay=1e-2, fused=True)}
+        self.extra_state = {"checked_at": [], "val_jaccard": [], "best_state_dict": {}}
+        self.extra_state |= {"init_from": self.networks["segmenter"].init, "trained_on": []}
 
-    def begin_with(self, checkpoint: str | Path) -> None:
+    def init_from(self, checkpoint: str | Path) -> None:
         """Take the weights of another training. Raises `ValueError` when its network is another."""
-        segmenter, settings = load_segmenter(checkpoint)
-        for name in ("network", "encoder", "width"):
-            if getattr(settings, name) != getattr(self.s, name):
-                here, there = getattr(self.s, name), getattr(settings, name)
-                raise ValueError(f"{shown(checkpoint)} has {name} {there!r}, the settings say {here!r}")
+        segmenter, config = load_segmenter(checkpoint)
+        for name in ("arch", "encoder_name", "decoder_channels"):
+            if getattr(config, name) != getattr(self.config, name):
+                here, there = getattr(self.config, name), getattr(config, name)
+                raise ValueError(f"{display_path(checkpoint)} has {name} {there!r}, the settings say {here!r}")
         self.networks["segmenter"].load_state_dict(segmenter.state_dict())
-        self.kept |= {"start": shown(checkpoint), "trained_on": segmenter.trained_on}
+        self.extra_state |= {"init_from": display_path(checkpoint), "trained_on": segmenter.trained_on}
 
-    def step(self, batch: Batch, number: int, backward: Callable[[Tensor], None]) -> dict[str, Tensor]:
-        warm_then_cosine(self.optimisers["segmenter"], self.s.rate, number, self.steps)
-        images, masks = augment(batch["images"], batch["masks"], self.s.colour, self.s.shift, self.s.zoom)
+    def config_dict(self) -> dict:
+        """The config with the number of steps, which the learning rate depends on."""
+        return super().config_dict() | {"steps": self.steps}
+
+    def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
+        set_warmup_cosine_lr(self.optimizers["segmenter"], self.config.lr, step, self.steps)
+        images, masks = augment(
+            batch["images"], batch["masks"], self.config.color_jitter, self.config.translate, self.config.scale
+        )
         logits = self.networks["segmenter"](images)
-        parts = {"pixels": F.binary_cross_entropy_with_logits(logits, masks), "region": jaccard_loss(logits, masks)}
-        self.optimisers["segmenter"].zero_grad(set_to_none=True)
-        backward(parts["pixels"] + self.s.overlap * parts["region"])
-        self.optimisers["segmenter"].step()
-        return parts
+        losses = {"bce": F.binary_cross_entropy_with_logits(logits, masks), "jaccard": jaccard_loss(logits, masks)}
+        self.optimizers["segmenter"].zero_grad(set_to_none=True)
+        backward(losses["bce"] + self.config.lambda_jaccard * losses["jaccard"])
+        self.optimizers["segmenter"].step()
+        return losses
 
-    def show(self, averages: dict[str, nn.Module], folder: Path, number: int) -> bool:
+    def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
         """Score the average on val and keep it if it is the best so far; True when it has not been for too long."""
         if self.val is None:
-            self.kept["best"] = averages["segmenter"].state_dict()
+            self.extra_state["best_state_dict"] = ema_models["segmenter"].state_dict()
             return False
-        score = val_jaccard(averages["segmenter"], self.val)
-        earlier = self.kept["val_jaccard"]
-        if score > max(earlier, default=-1):
-            weights = averages["segmenter"].state_dict()
-            self.kept["best"] = {name: value.cpu().clone() for name, value in weights.items()}
-        self.kept["checked_at"].append(number)
-        earlier.append(score)
-        return len(earlier) - 1 - int(np.argmax(earlier)) >= self.wait
+        score = val_jaccard(ema_models["segmenter"], self.val)
+        scores = self.extra_state["val_jaccard"]
+        if score > max(scores, default=-1):
+            weights = ema_models["segmenter"].state_dict()
+            self.extra_state["best_state_dict"] = {name: value.cpu().clone() for name, value in weights.items()}
+        self.extra_state["checked_at"].append(step)
+        scores.append(score)
+        return len(scores) - 1 - int(np.argmax(scores)) >= self.patience
 
 
 @torch.no_grad()
-def val_jaccard(segmenter: Segmenter, val: dict[str, np.ndarray], batch: int = 16) -> float:
+def val_jaccard(segmenter: Segmenter, val: dict[str, np.ndarray], batch_size: int = 16) -> float:
     """Mean Jaccard over images and masks as stored (at the network's size)."""
     device, found = next(segmenter.parameters()).device, []
-    for start in range(0, len(val["images"]), batch):
-        part = to_tensors({name: val[name][start : start + batch] for name in ("images", "masks")}, device)
-        found.append(jaccard((probabilities(segmenter, part["images"]) > 0.5).float(), part["masks"]))
+    for start in range(0, len(val["images"]), batch_size):
+        tensors = to_tensors({name: val[name][start : start + batch_size] for name in ("images", "masks")}, device)
+        found.append(jaccard((probabilities(segmenter, tensors["images"]) > 0.5).float(), tensors["masks"]))
     return float(torch.cat(found).mean())
 
 
 def train_segmenter(
     store: Store,
-    settings: SegmenterSettings,
+    config: SegmenterConfig,
     out: str | Path,
-    run: Run,
-    wait: int = 8,
-    start: str | Path | None = None,
+    train_config: TrainConfig,
+    patience: int = 8,
+    init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split; returns the history, with `checked_at` and `val_jaccard`. Stops early once
     `wait` checks (one every `run.save_every` steps) brought nothing better on val. `start`: a checkpoint, of other data
@@ -210,86 +223,103 @@ def train_segmenter(
     Raises `ValueError` when settings and store differ in size, `DataError` when the store has no masks to learn from or
     the start was trained on pictures that are held out here.
     """
-    if settings.size != store.settings.size:
-        raise ValueError(f"the store has {store.settings.size} px, the settings say {settings.size}")
+    if config.size != store.config.size:
+        raise ValueError(f"the store has {store.config.size} px, the settings say {config.size}")
     rows = store.rows("train", needs=["mask"])
     if not len(rows):
         raise DataError(f"{store.name} has no training picture with a mask: there is nothing to learn from")
-    torch.manual_seed(run.seed)
+    torch.manual_seed(train_config.seed)
     checked = np.random.default_rng(0).permutation(store.rows("val", needs=["mask"]))[:500]
     val = store.batch(np.sort(checked), ("images", "masks")) if len(checked) else None
-    method = SegmenterTraining(settings, run.steps, val, wait)
-    if start:
-        method.begin_with(start)
+    task = SegmenterTask(config, train_config.steps, val, patience)
+    if init_from:
+        task.init_from(init_from)
         held_out = store.table["image_id"][store.table["split"] != "train"]
-        if known := set(held_out) & set(method.kept["trained_on"]):
-            raise DataError(f"{shown(start)} was trained on {len(known)} pictures that are held out in {store.name}")
-    method.kept["trained_on"] = sorted({*method.kept["trained_on"], *store.table["image_id"].iloc[rows]})
-    print(f"{settings.encoder} starts from: {method.kept['start']}")
-    history = train(method, pair_batches([Part(store.images, rows, masks=store.masks)], run.batch, run.seed), out, run)
-    return history | {name: method.kept[name] for name in ("checked_at", "val_jaccard")}
+        if known := set(held_out) & set(task.extra_state["trained_on"]):
+            raise DataError(
+                f"{display_path(init_from)} was trained on {len(known)} pictures that are held out in {store.name}"
+            )
+    task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *store.table["image_id"].iloc[rows]})
+    print(f"{config.encoder_name} starts from: {task.extra_state['start']}")
+    history = train(
+        task,
+        pair_batches([ImageSource(store.images, rows, masks=store.masks)], train_config.batch_size, train_config.seed),
+        out,
+        train_config,
+    )
+    return history | {name: task.extra_state[name] for name in ("checked_at", "val_jaccard")}
 
 
-def train_on_pairs(
-    parts: Sequence[Part], settings: SegmenterSettings, out: str | Path, run: Run
+def fit_segmenter(
+    sources: Sequence[ImageSource], config: SegmenterConfig, out: str | Path, train_config: TrainConfig
 ) -> dict[str, list[float]]:
     """Train on `parts`, each equally likely, for exactly `run.steps`: no val split has a say. Returns the history."""
-    torch.manual_seed(run.seed)
-    return train(SegmenterTraining(settings, run.steps), pair_batches(parts, run.batch, run.seed), out, run)
+    torch.manual_seed(train_config.seed)
+    return train(
+        SegmenterTask(config, train_config.steps),
+        pair_batches(sources, train_config.batch_size, train_config.seed),
+        out,
+        train_config,
+    )
 
 
 # ------------------------------------------------------------------------------------------------------------- using
 
 
-def load_segmenter(path: str | Path) -> tuple[Segmenter, SegmenterSettings]:
+def load_segmenter(path: str | Path) -> tuple[Segmenter, SegmenterConfig]:
     """The segmenter of a checkpoint as it did best on val, and its settings. Raises `DataError` for another file."""
     try:
         saved = read_checkpoint(path)
-        settings = SegmenterSettings(**{k: v for k, v in saved["settings"].items() if k != "steps"})
-        segmenter = Segmenter(settings, pretrained=False)
-        segmenter.load_state_dict(saved["kept"]["best"])
-        segmenter.start, segmenter.trained_on = saved["kept"]["start"], saved["kept"]["trained_on"]
+        config = SegmenterConfig(**{k: v for k, v in saved["config"].items() if k != "steps"})
+        segmenter = Segmenter(config, pretrained=False)
+        segmenter.load_state_dict(saved["extra_state"]["best_state_dict"])
+        segmenter.init, segmenter.trained_on = saved["extra_state"]["init_from"], saved["extra_state"]["trained_on"]
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{shown(path)} is not a checkpoint of a segmenter of this version ({error})"[:400]) from error
+        raise DataError(
+            f"{display_path(path)} is not a checkpoint of a segmenter of this version ({error})"[:400]
+        ) from error
     segmenter = segmenter.to(best_device(), memory_format=torch.channels_last)  # a fifth faster, on processors too
-    return segmenter.eval().requires_grad_(False), settings
+    return segmenter.eval().requires_grad_(False), config
 
 
 @torch.no_grad()
 def probabilities(segmenter: Segmenter, images: Tensor) -> Tensor:
     """images (B, 3, H, W) in [-1, 1] -> (B, 1, H, W) in [0, 1]: mean over the mirror images if the settings say so."""
     images = images.to(memory_format=torch.channels_last)
-    views = [(), (2,), (3,), (2, 3)] if segmenter.flips else [()]
+    views = [(), (2,), (3,), (2, 3)] if segmenter.tta else [()]
     return sum(segmenter(images.flip(view)).sigmoid().flip(view) for view in views) / len(views)
 
 
 def segment(
-    segmenter: Segmenter, images: Sequence[np.ndarray], shapes: Sequence[tuple[int, int]] | None = None, batch: int = 16
+    segmenter: Segmenter,
+    images: Sequence[np.ndarray],
+    shapes: Sequence[tuple[int, int]] | None = None,
+    batch_size: int = 16,
 ) -> list[np.ndarray]:
     """Images `uint8 (H, W, 3)` of any sizes -> a mask `uint8` in {0, 1} of each, `(H, W)` or as `shapes` say; empty for
     an image of one colour."""
-    device, whole, masks = next(segmenter.parameters()).device, StoreSettings(segmenter.size, geometry="whole"), []
+    device, store_config, masks = next(segmenter.parameters()).device, StoreConfig(segmenter.size, crop="none"), []
     shapes = [image.shape[:2] for image in images] if shapes is None else shapes
-    for start in range(0, len(images), batch):
-        part = np.stack([fit(image, whole) for image in images[start : start + batch]])
-        found = probabilities(segmenter, to_tensors({"images": part}, device)["images"])[:, 0].cpu().numpy()
-        for image, one, (height, width) in zip(part, found, shapes[start : start + batch], strict=True):
-            one = np.zeros_like(one) if one_colour(image) else one
-            mask = cv2.resize(one, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
-            masks.append(tidied(mask.astype(np.uint8)))
+    for start in range(0, len(images), batch_size):
+        resized = np.stack([resize(image, store_config) for image in images[start : start + batch_size]])
+        probs = probabilities(segmenter, to_tensors({"images": resized}, device)["images"])[:, 0].cpu().numpy()
+        for image, prob, (height, width) in zip(resized, probs, shapes[start : start + batch_size], strict=True):
+            prob = np.zeros_like(prob) if is_uniform(image) else prob
+            mask = cv2.resize(prob, (width, height), interpolation=cv2.INTER_LINEAR) > 0.5
+            masks.append(clean_mask(mask.astype(np.uint8)))
     return masks
 
 
-def tidied(mask: np.ndarray, least: float = 0.2) -> np.ndarray:
+def clean_mask(mask: np.ndarray, min_area: float = 0.2) -> np.ndarray:
     """A mask `(H, W)` in {0, 1} without holes, and without pieces smaller than `least` of the largest: a lesion is
     seldom in several pieces, shadows and rulers are."""
-    count, pieces, stats, _ = cv2.connectedComponentsWithStats(mask)
+    count, components, stats, _ = cv2.connectedComponentsWithStats(mask)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if count > 2:
-        mask = np.isin(pieces, 1 + np.flatnonzero(areas >= least * areas.max())).astype(np.uint8)
-    return filled(mask)
+        mask = np.isin(components, 1 + np.flatnonzero(areas >= min_area * areas.max())).astype(np.uint8)
+    return fill(mask)
 
 
-def one_colour(image: np.ndarray, tolerance: int = 8) -> bool:
+def is_uniform(image: np.ndarray, tolerance: int = 8) -> bool:
     """Whether an image `uint8 (H, W, 3)` shows nothing; compression leaves an empty picture some levels apart."""
     return bool(np.ptp(image, axis=(0, 1)).max() < tolerance)

@@ -1,6 +1,6 @@
 """The web page: draw a lesion, choose a diagnosis, look; or upload a photograph and see what the networks make of it.
 
-`studio.py` does the work, `visitors.py` keeps visitors apart; here are the things one clicks on.
+`studio.py` does the work, `uploads.py` keeps uploads apart; here are the things one clicks on.
 """
 
 import tempfile
@@ -13,18 +13,18 @@ import numpy as np
 from PIL import Image
 
 from helpers.data.files import DataError
-from helpers.views import visitors  # before gradio
-from helpers.views.studio import (
-    Finding,
-    Studio,
+from helpers.views import uploads  # before gradio
+from helpers.views.predictor import (
+    Analysis,
+    Predictor,
+    display_name,
     example_sketches,
-    inside_of,
-    line_drawing,
-    plain_name,
+    mask_from_sketch,
+    parse_drawing,
     read_drawing,
-    read_photograph,
+    read_photo,
 )
-from helpers.views.visitors import own_paper, own_path, telling
+from helpers.views.uploads import composite_only, raw_path, show_errors
 
 import gradio as gr  # isort: skip
 
@@ -32,22 +32,22 @@ NOTICE = """# Sketch2Lesion
 Draw the outline of a skin lesion, choose a diagnosis, and a network paints what it learnt such lesions look like.
 **For teaching and research. Nothing here is a diagnosis, and no picture drawn here is of a person.**"""
 CANVAS = 256  # pixels of the paper's side
-PAPERS = {"background": None, "layers": [], "composite": None}
+EMPTY_CANVAS = {"background": None, "layers": [], "composite": None}
 NO_LESION = "No lesion was found in this picture."
-SURE = """The bars say how sure the network is among the diagnoses it knows, of the central square of the picture. It
+PROBABILITY_NOTE = """The bars say how sure the network is among the diagnoses it knows, of the central square of the picture. It
 cannot name others, and it errs often. In the map, yellow is what spoke for the first of them."""
-MOST_AT_ONCE, MOST_IN_ZIP, MOST_WAITING, MOST_VARIATION = 8, 100, 100, 1.5
+MAX_IMAGES, MAX_ZIP_IMAGES, MAX_QUEUE, MAX_VARIATION = 8, 100, 100, 1.5
 # Else the first stroke of everybody is lost: no tool is in hand at first.
-TAKE_THE_PEN = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
+SELECT_BRUSH_JS = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
 
 
-def sketch_on(paper: dict | None, size: int) -> np.ndarray:
+def sketch_from_canvas(paper: dict | None, size: int) -> np.ndarray:
     """The sketch `(size, size)` in {0, 255} on the sketch pad. Raises `DataError` for an empty one."""
-    picture = (paper or PAPERS)["composite"]
-    return line_drawing(Image.new("RGB", (size, size), "white") if picture is None else picture, size)
+    picture = (paper or EMPTY_CANVAS)["composite"]
+    return parse_drawing(Image.new("RGB", (size, size), "white") if picture is None else picture, size)
 
 
-def paper_with(sketch: np.ndarray) -> dict:
+def canvas_with(sketch: np.ndarray) -> dict:
     """The sketch pad showing a sketch, as if it had been drawn there: pen and eraser go on with it."""
     lines = cv2.resize(sketch, (CANVAS, CANVAS), interpolation=cv2.INTER_NEAREST)
     ink = Image.fromarray(np.dstack([np.zeros((CANVAS, CANVAS, 3), np.uint8), lines]), "RGBA")
@@ -55,9 +55,9 @@ def paper_with(sketch: np.ndarray) -> dict:
     return {"background": white, "layers": [ink], "composite": Image.alpha_composite(white, ink)}
 
 
-def zipped(pictures: dict[str, np.ndarray], name: str) -> str:
+def write_zip(pictures: dict[str, np.ndarray], name: str) -> str:
     """A zip of PNGs in the private folder -> its path."""
-    file = Path(tempfile.mkdtemp(dir=visitors.PRIVATE)) / f"{name}.zip"
+    file = Path(tempfile.mkdtemp(dir=uploads.UPLOAD_DIR)) / f"{name}.zip"
     with ZipFile(file, "w") as archive:
         for place, picture in pictures.items():
             png = BytesIO()
@@ -69,38 +69,38 @@ def zipped(pictures: dict[str, np.ndarray], name: str) -> str:
 # ---------------------------------------------------------------------------------------------- what the buttons call
 
 
-class Desk:
+class Handlers:
     """What the page's buttons call: values of its parts in, values of its parts out."""
 
-    def __init__(self, studio: Studio):
-        self.studio = studio
-        self.examples = example_sketches(studio.size)
+    def __init__(self, predictor: Predictor):
+        self.predictor = predictor
+        self.examples = example_sketches(predictor.size)
 
-    def draw(self, paper: dict | None, name: str, variation: float, count: float, seed: float) -> tuple[list, str]:
-        sketch = sketch_on(paper, self.studio.size)
-        variation = float(np.clip(variation or 0, 0, MOST_VARIATION))
-        images = self.studio.draw(sketch, name, between(count, 1, MOST_AT_ONCE), variation, whole(seed))
-        pictures = {f"{name}-{whole(seed)}-{k + 1}": image for k, image in enumerate(images)}
-        mask = inside_of(sketch)
+    def generate(self, paper: dict | None, name: str, variation: float, count: float, seed: float) -> tuple[list, str]:
+        sketch = sketch_from_canvas(paper, self.predictor.size)
+        variation = float(np.clip(variation or 0, 0, MAX_VARIATION))
+        images = self.predictor.sample(sketch, name, clamp(count, 1, MAX_IMAGES), variation, clip_seed(seed))
+        pictures = {f"{name}-{clip_seed(seed)}-{k + 1}": image for k, image in enumerate(images)}
+        mask = mask_from_sketch(sketch)
         pictures |= {"sketch": sketch} | ({} if mask is None else {"mask": 255 * mask})
-        return images, zipped(pictures, name)
+        return images, write_zip(pictures, name)
 
-    def draw_others(self, paper: dict | None, name: str, variation: float, count: float, seed: float) -> tuple:
-        seed = whole(seed) + 1
-        return *self.draw(paper, name, variation, count, seed), seed
+    def generate_more(self, paper: dict | None, name: str, variation: float, count: float, seed: float) -> tuple:
+        seed = clip_seed(seed) + 1
+        return *self.generate(paper, name, variation, count, seed), seed
 
     def upload(self, path: str | None) -> dict:
         if path is None:
             raise DataError("Choose a file first.")
-        return paper_with(read_drawing(path, self.studio.size))
+        return canvas_with(read_drawing(path, self.predictor.size))
 
     def example(self, chosen: gr.SelectData) -> dict:
-        return paper_with(self.examples[chosen.index])
+        return canvas_with(self.examples[chosen.index])
 
-    def noise(self, name: str, count: float, seed: float) -> list[np.ndarray]:
-        return self.studio.draw_without_sketch(name, between(count, 1, MOST_AT_ONCE), whole(seed))
+    def sample_without_sketch(self, name: str, count: float, seed: float) -> list[np.ndarray]:
+        return self.predictor.sample_without_sketch(name, clamp(count, 1, MAX_IMAGES), clip_seed(seed))
 
-    def set_of(
+    def make_zip(
         self,
         paper: dict | None,
         name: str,
@@ -109,75 +109,81 @@ class Desk:
         seed: float,
         progress=gr.Progress(),  # noqa: B008
     ) -> str:
-        sketch = sketch_on(paper, self.studio.size) if mine else None
-        count, pictures = between(count, 1, MOST_IN_ZIP), {}
-        made = self.studio.training_images(name, count, whole(seed), sketch)
+        sketch = sketch_from_canvas(paper, self.predictor.size) if mine else None
+        count, pictures = clamp(count, 1, MAX_ZIP_IMAGES), {}
+        made = self.predictor.synthetic_pairs(name, count, clip_seed(seed), sketch)
         for k, (image, mask) in enumerate(progress.tqdm(made, total=count)):
             pictures |= {f"images/{name}_{k + 1:03d}": image, f"masks/{name}_{k + 1:03d}": 255 * mask}
-        return zipped(pictures, f"{count}-{name}")
+        return write_zip(pictures, f"{count}-{name}")
 
-    def look(self, path: str | None) -> tuple:
+    def analyze(self, path: str | None) -> tuple:
         if path is None:
             raise DataError("Choose or take a photograph first.")
-        found = self.studio.look(read_photograph(path))
-        named = {plain_name(name): value for name, value in found.probabilities.items()}
+        found = self.predictor.analyze(read_photo(path))
+        named = {display_name(name): value for name, value in found.probabilities.items()}
         paper = None if found.sketch is None else 255 - found.sketch
-        return found.image, self.words(found), named, found.heat, paper
+        return found.image, self.words(found), named, found.heatmap, paper
 
-    def words(self, found: Finding) -> str:
-        told = [f"The lesion takes **{100 * found.share:.1f} %** of the picture." if found.share else NO_LESION]
+    def words(self, found: Analysis) -> str:
+        told = [
+            f"The lesion takes **{100 * found.lesion_fraction:.1f} %** of the picture."
+            if found.lesion_fraction
+            else NO_LESION
+        ]
         told = (
-            told if "segmenter" in self.studio.networks else ["Without weights of a segmenter no lesion is looked for."]
+            told
+            if "segmenter" in self.predictor.networks
+            else ["Without weights of a segmenter no lesion is looked for."]
         )
-        if found.outside > 0.2:
+        if found.outside_fraction > 0.2:
             told.append("**Part of it is outside the central square, which is all that diagnosis and sketch see.**")
         if found.probabilities:
-            told.append(SURE)
+            told.append(PROBABILITY_NOTE)
         return " ".join(told)
 
-    def to_paper(self, path: str | None) -> tuple:
+    def send_to_canvas(self, path: str | None) -> tuple:
         if path is None:
             raise DataError("There is no sketch: analyse a photograph with a lesion in its central square.")
-        return paper_with(read_drawing(path, self.studio.size)), gr.Tabs(selected="draw")
+        return canvas_with(read_drawing(path, self.predictor.size)), gr.Tabs(selected="draw")
 
 
-def between(value: float | None, low: int, high: int) -> int:
+def clamp(value: float | None, low: int, high: int) -> int:
     """What a visitor, or a program, asked for, within bounds."""
     return int(np.clip(value or low, low, high))
 
 
-def whole(seed: float | None) -> int:
+def clip_seed(seed: float | None) -> int:
     return int(np.clip(seed or 0, 0, 2**31 - 1))
 
 
 # ------------------------------------------------------------------------------------------------------------ the page
 
 
-def build_page(studio: Studio) -> gr.Blocks:
+def build_page(predictor: Predictor) -> gr.Blocks:
     """The page; `launch_page` opens it. Needs weights of a CGAN at least: raises `DataError` without."""
-    studio.network("cgan")
-    desk = Desk(studio)
+    predictor.network("cgan")
+    handlers = Handlers(predictor)
     with gr.Blocks(title="Sketch2Lesion") as page:
         gr.Markdown(NOTICE)
         with gr.Tabs() as tabs:
             with gr.Tab("Draw", id="draw"):
-                paper = draw_tab(desk)
+                paper = generate_tab(handlers)
             with gr.Tab("Analyse", id="analyse"):
-                analyse_tab(desk, paper, tabs)
-        page.load(None, js=TAKE_THE_PEN)
-        gr.Markdown("Weights in use:\n" + "\n".join(f"- {line}" for line in str(studio).splitlines()))
-    return page.queue(max_size=MOST_WAITING, default_concurrency_limit=1)
+                analyze_tab(handlers, paper, tabs)
+        page.load(None, js=SELECT_BRUSH_JS)
+        gr.Markdown("Weights in use:\n" + "\n".join(f"- {line}" for line in str(predictor).splitlines()))
+    return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
-def choices(studio: Studio, method: str) -> list[tuple[str, str]]:
-    return [(plain_name(name), name) for name in studio.classes.get(method, [])]
+def choices(predictor: Predictor, method: str) -> list[tuple[str, str]]:
+    return [(display_name(name), name) for name in predictor.classes.get(method, [])]
 
 
-def draw_tab(desk: Desk) -> gr.Sketchpad:
-    known = choices(desk.studio, "cgan")
+def generate_tab(handlers: Handlers) -> gr.Sketchpad:
+    known = choices(handlers.predictor, "cgan")
     with gr.Row():
         with gr.Column():
-            paper = own_paper(
+            canvas = composite_only(
                 gr.Sketchpad(
                     type="pil",
                     canvas_size=(CANVAS, CANVAS),
@@ -189,7 +195,7 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
                     label="Paper: pen, eraser and undo are on its rim",
                 )
             )
-            shown = [255 - sketch for sketch in desk.examples]
+            shown = [255 - sketch for sketch in handlers.examples]
             gallery = gr.Gallery(
                 shown, label="Or start from one of these", columns=5, height=130, allow_preview=False, interactive=False
             )
@@ -197,46 +203,60 @@ def draw_tab(desk: Desk) -> gr.Sketchpad:
         with gr.Column():
             name = gr.Radio(known, value=known[0][1], label="Diagnosis")
             with gr.Row():
-                variation = gr.Slider(0, MOST_VARIATION, 1, step=0.1, label="Variation")
-                count = gr.Slider(1, MOST_AT_ONCE, 4, step=1, label="Images")
+                variation = gr.Slider(0, MAX_VARIATION, 1, step=0.1, label="Variation")
+                count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
                 seed = gr.Number(0, precision=0, minimum=0, label="Seed")
             with gr.Row():
                 draw = gr.Button("Draw", variant="primary")
                 others = gr.Button("Draw others")
             images = gr.Gallery(label="Drawn", columns=3, height=450, format="png", object_fit="contain")
             save = gr.DownloadButton("Save images, sketch and mask")
-    asked = [paper, name, variation, count, seed]
-    draw.click(telling(desk.draw), asked, [images, save], api_name="draw", concurrency_id="network")
+    asked = [canvas, name, variation, count, seed]
+    draw.click(show_errors(handlers.generate), asked, [images, save], api_name="draw", concurrency_id="network")
     others.click(
-        telling(desk.draw_others), asked, [images, save, seed], api_name="draw_others", concurrency_id="network"
+        show_errors(handlers.generate_more),
+        asked,
+        [images, save, seed],
+        api_name="draw_others",
+        concurrency_id="network",
     )
-    file.upload(telling(desk.upload), file, paper, api_name="upload")
-    gallery.select(desk.example, None, paper, api_name=False)
+    file.upload(show_errors(handlers.upload), file, canvas, api_name="upload")
+    gallery.select(handlers.example, None, canvas, api_name=False)
     with gr.Row():
         with gr.Accordion("Many images with masks, for training", open=False):
             mine = gr.Checkbox(True, label="shapes like mine (else of phantoms)")
-            many = gr.Slider(1, MOST_IN_ZIP, 20, step=1, label="Images")
+            many = gr.Slider(1, MAX_ZIP_IMAGES, 20, step=1, label="Images")
             make = gr.Button("Make a zip")
             pack = gr.DownloadButton("Save the zip", interactive=False)
             made = make.click(
-                telling(desk.set_of), [paper, name, mine, many, seed], pack, api_name="set_of", concurrency_id="sets"
+                show_errors(handlers.make_zip),
+                [canvas, name, mine, many, seed],
+                pack,
+                api_name="set_of",
+                concurrency_id="sets",
             )
             made.success(lambda: gr.DownloadButton(interactive=True), None, pack, api_name=False)
-        if "dcgan" in desk.studio.networks:
+        if "dcgan" in handlers.predictor.networks:
             with gr.Accordion("Without a sketch", open=False):
-                kinds = choices(desk.studio, "dcgan")
+                kinds = choices(handlers.predictor, "dcgan")
                 kind = gr.Radio(kinds, value=kinds[0][1], label="Diagnosis")
-                number = gr.Slider(1, MOST_AT_ONCE, 4, step=1, label="Images")
+                number = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
                 go = gr.Button("Draw from noise")
                 result = gr.Gallery(label="Drawn by the DCGAN", columns=4, format="png", object_fit="contain")
-                go.click(telling(desk.noise), [kind, number, seed], result, api_name="noise", concurrency_id="network")
-    return paper
+                go.click(
+                    show_errors(handlers.sample_without_sketch),
+                    [kind, number, seed],
+                    result,
+                    api_name="noise",
+                    concurrency_id="network",
+                )
+    return canvas
 
 
-def analyse_tab(desk: Desk, paper: gr.Sketchpad, tabs: gr.Tabs) -> None:
+def analyze_tab(handlers: Handlers, canvas: gr.Sketchpad, tabs: gr.Tabs) -> None:
     with gr.Row():
         with gr.Column():
-            photograph = own_path(gr.Image(sources=["upload", "webcam"], height=400, label="Photograph"))
+            photograph = raw_path(gr.Image(sources=["upload", "webcam"], height=400, label="Photograph"))
             look = gr.Button("Analyse", variant="primary")
             words = gr.Markdown()
         with gr.Column():
@@ -246,31 +266,31 @@ def analyse_tab(desk: Desk, paper: gr.Sketchpad, tabs: gr.Tabs) -> None:
             heat = gr.Image(
                 label="Where it looked (Grad-CAM, central square)", format="png", height=280, interactive=False
             )
-            sketch = own_path(gr.Image(label="Sketch", format="png", height=280, interactive=False))
+            sketch = raw_path(gr.Image(label="Sketch", format="png", height=280, interactive=False))
             again = gr.Button("Draw this sketch under another diagnosis")
     look.click(
-        telling(desk.look),
+        show_errors(handlers.analyze),
         photograph,
         [outlined, words, named, heat, sketch],
         api_name="look",
         concurrency_id="network",
     )
-    again.click(telling(desk.to_paper), sketch, [paper, tabs], api_name=False)
+    again.click(show_errors(handlers.send_to_canvas), sketch, [canvas, tabs], api_name=False)
 
 
 def launch_page(page: gr.Blocks, port: int | None = None, wait: bool = False, quiet: bool = False) -> str:
     """Open the page on this machine and no other, in a notebook right there unless it shall be `quiet`; returns its
     address. `wait` until it is closed."""
-    visitors.only_uploads(page)
+    uploads.only_uploads(page)
     _, address, _ = page.launch(
         share=False,
         inline=False if quiet else None,
         server_port=port,
         prevent_thread_lock=True,
         quiet=quiet,
-        max_file_size=visitors.MOST_BYTES,
+        max_file_size=uploads.MAX_BYTES,
     )
-    visitors.empty_regularly(page)
+    uploads.purge_old_uploads(page)
     if wait:
         page.block_thread()
     return address

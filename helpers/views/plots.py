@@ -182,7 +182,7 @@ def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = 
     return marked
 
 
-def pictured(table: pd.DataFrame, pictures: dict[str, Sequence[np.ndarray]], side: int = 96) -> HTML:
+def table_with_images(table: pd.DataFrame, pictures: dict[str, Sequence[np.ndarray]], side: int = 96) -> HTML:
     """A table with columns of pictures `(H, W[, 3]) uint8` before its own, each `side` pixels high."""
 
     def tag(picture: np.ndarray) -> str:

@@ -1,4 +1,4 @@
-"""What `test_devices.py` starts twice at a time: `two_processes.py gradients|line|notebook FOLDER HOW`, where
+"""What `test_devices.py` starts twice at a time: `ddp_worker.py gradients|line|notebook FOLDER HOW`, where
 HOW is plain or projected, or a number of steps."""
 
 import sys
@@ -8,12 +8,12 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from accelerate import debug_launcher  # noqa: E402
-from test_training import Line  # noqa: E402
+from test_trainer import Line  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from helpers.models import training  # noqa: E402
-from helpers.models.cgan import CGAN, CGANSettings  # noqa: E402
-from helpers.models.training import Method, Run, train  # noqa: E402
+from helpers.models import trainer  # noqa: E402
+from helpers.models.cgan import CGAN, CGANConfig  # noqa: E402
+from helpers.models.trainer import TrainConfig, TrainTask, train  # noqa: E402
 
 CLASSES = ("NV", "MEL", "BCC")
 
@@ -39,9 +39,9 @@ class Straight(Line):
 
     def step(self, batch, number, backward):
         loss = (self.networks["line"](batch["x"]) - (3 * batch["x"] + 1)).square().mean()
-        self.optimisers["line"].zero_grad()
+        self.optimizers["line"].zero_grad()
         backward(loss)
-        self.optimisers["line"].step()
+        self.optimizers["line"].step()
         return {"loss": loss}
 
 
@@ -50,12 +50,14 @@ class Noted(CGAN):
 
     def __init__(self, projected: bool = False):
         torch.manual_seed(0)
-        settings = CGANSettings(64, CLASSES, width=8, rate=0.0, colour=0.0, shift=0.0, projected=projected)
+        settings = CGANConfig(
+            64, CLASSES, base_channels=8, lr=0.0, color_jitter=0.0, translate=0.0, projected=projected
+        )
         super().__init__(settings)
         self.gradients = {}
 
     def _apply(self, name: str, loss: Tensor, backward) -> None:
-        super()._apply(name, loss, backward)
+        super()._optimizer_step(name, loss, backward)
         networks = {"generator": ("generator", "encoder"), "discriminator": ("discriminator",)}[name]
         for network in networks:
             learning = [(path, w) for path, w in self.networks[network].named_parameters() if w.requires_grad]
@@ -63,13 +65,13 @@ class Noted(CGAN):
                 self.gradients[f"{network}.{path.removeprefix('module.')}"] = weight.grad.clone()
 
 
-def run(method: Method, draw, out: Path, steps: int, batch: int) -> Method:
-    train(method, draw, out, Run(steps, batch, save_every=5, report_every=2))
+def run(method: TrainTask, draw, out: Path, steps: int, batch: int) -> TrainTask:
+    train(method, draw, out, TrainConfig(steps, batch, save_every=5, log_every=2))
     return method
 
 
 def main() -> None:
-    training.precision = lambda: "no"
+    trainer.precision = lambda: "no"
     what, out = sys.argv[1], Path(sys.argv[2])
     if what == "gradients":
         gradients = run(Noted(sys.argv[3] == "projected"), half, out, steps=1, batch=4).gradients

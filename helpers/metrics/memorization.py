@@ -14,7 +14,7 @@ THUMBNAIL = 32  # pixels of a side in which pixels are compared
 
 
 @dataclass
-class Memorisation:
+class Memorization:
     """`distances (N,)` of synthetic images to their nearest training image, `nearest (N,)` its row; `held_out (M,)` the
     distances of real images that took no part. `limit` is their 1st percentile; `copies` is the share of synthetic
     images not above it (0.01 is what held-out images have by definition); `authenticity` is the share that is further
@@ -42,22 +42,22 @@ class Memorisation:
         )
 
 
-def memorisation(synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorisation:
+def memorization(synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorization:
     """From features or `thumbnails`, each `(N, D)`. Raises `ValueError` with fewer than two training images."""
     if len(train) < 2:
         raise ValueError(f"{len(train)} training images: two at least are needed to know how far apart they are")
     index = NearestNeighbors(n_neighbors=2).fit(train)
-    apart = index.kneighbors(train)[0][:, 1]
+    nn_distance = index.kneighbors(train)[0][:, 1]
 
     def look(images: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
         distances, rows = (found[:, 0] for found in index.kneighbors(images, n_neighbors=1))
-        return distances, rows, float((distances > apart[rows]).mean())
+        return distances, rows, float((distances > nn_distance[rows]).mean())
 
     distances, nearest, authenticity = look(synthetic)
     held, _, held_authenticity = look(held_out)
     limit = float(np.quantile(held, 0.01))
     copies = float((distances <= limit).mean())  # "or equal": if held-out images are copies themselves, the limit is 0
-    return Memorisation(distances, nearest, held, limit, copies, authenticity, held_authenticity)
+    return Memorization(distances, nearest, held, limit, copies, authenticity, held_authenticity)
 
 
 def thumbnails(images: np.ndarray) -> np.ndarray:
@@ -67,7 +67,7 @@ def thumbnails(images: np.ndarray) -> np.ndarray:
     return np.stack(small).reshape(len(images), -1).astype(np.float32) / 255 / np.sqrt(3 * THUMBNAIL**2)
 
 
-def planted(train: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def make_copies(train: np.ndarray, count: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """The self-test: `count` training images as a copying network would give them back, slightly brighter or darker and
     compressed, and their rows. A search for copies that misses one of them proves nothing about a generator."""
     rows = rng.choice(len(train), count, replace=False)

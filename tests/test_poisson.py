@@ -2,7 +2,7 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.data.blend import blend, grown, poisson, without_lesion
+from helpers.data.poisson import blend, dilate, poisson_blend, remove_lesion
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def test_a_lesion_moves_to_other_skin_and_takes_its_tone(rng):
     mask, pale = disc(), skin((220, 170, 150))
     image, moved = blend(with_lesion(skin((150, 120, 90), seed=1), mask), mask, pale, rng)
     assert image.shape == (64, 64, 3) and image.dtype == np.uint8 and set(np.unique(moved)) == {0, 1}
-    far = grown(moved, 1 / 10) == 0
+    far = dilate(moved, 1 / 10) == 0
     away = np.abs(image[far].astype(int) - pale[far])
     assert away.max() <= 2 and away.mean() < 0.5, "skin away from the lesion is the skin it was put on"
     inside = cv2.erode(moved, np.ones((5, 5), np.uint8)) == 1
@@ -45,7 +45,7 @@ def test_a_lesion_that_leaves_the_frame_keeps_its_tone_there():
     half = np.zeros((64, 64), np.uint8)
     half[:, :30] = 1
     pale = skin((220, 170, 150))
-    image = poisson(with_lesion(skin((200, 160, 140), seed=2), half), grown(half, 1 / 24), pale)
+    image = poisson_blend(with_lesion(skin((200, 160, 140), seed=2), half), dilate(half, 1 / 24), pale)
     assert pale[:, 0].mean() - image[:, 0].mean() > 60 and pale[:, 10].mean() - image[:, 10].mean() > 60
 
 
@@ -57,18 +57,18 @@ def test_masks_of_any_shape_are_blended(mask, rng):
 
 def test_without_its_lesion_a_picture_is_skin(rng):
     mask, pale = disc(), skin((220, 170, 150))
-    bare = without_lesion(with_lesion(pale, mask), mask, rng)
+    bare = remove_lesion(with_lesion(pale, mask), mask, rng)
     inside = mask == 1
     assert bare[inside].mean(axis=0) == pytest.approx(pale[inside].mean(axis=0), abs=6)
     assert bare[inside].std(axis=0) == pytest.approx(pale[inside].std(axis=0), rel=0.5), "with grain of its own"
-    far = grown(mask, 1 / 6) == 0
+    far = dilate(mask, 1 / 6) == 0
     assert np.abs(bare[far].astype(int) - pale[far]).max() <= 1
 
 
 def test_nothing_to_take_away_leaves_the_picture(rng):
     pale = skin((220, 170, 150))
     for mask in (np.zeros((64, 64), np.uint8), np.ones((64, 64), np.uint8)):
-        assert np.array_equal(without_lesion(pale, mask, rng), pale)
+        assert np.array_equal(remove_lesion(pale, mask, rng), pale)
 
 
 def test_pictures_of_unequal_size_are_refused(rng):

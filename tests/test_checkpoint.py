@@ -11,14 +11,14 @@ from safetensors import safe_open
 from helpers.__main__ import checkpoint_of, main
 from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.models.cgan import CGANSettings, draw, load_cgan, train_cgan
-from helpers.models.classifier import ClassifierSettings, classify, load_classifier, train_classifier
-from helpers.models.dcgan import DCGANSettings, draw_dcgan, load_dcgan, train_dcgan
-from helpers.models.released import release
-from helpers.models.segmenter import SegmenterSettings, load_segmenter, segment, train_segmenter
-from helpers.models.training import Run
+from helpers.models.cgan import CGANConfig, load_cgan, sample, train_cgan
+from helpers.models.checkpoint import export_weights
+from helpers.models.classifier import ClassifierConfig, load_classifier, predict_proba, train_classifier
+from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan, train_dcgan
+from helpers.models.segmenter import SegmenterConfig, load_segmenter, segment, train_segmenter
+from helpers.models.trainer import TrainConfig
 
-RUN = Run(2, 4, save_every=1, report_every=1)
+RUN = TrainConfig(2, 4, save_every=1, log_every=1)
 
 
 def near(one: np.ndarray, other: np.ndarray) -> bool:
@@ -27,36 +27,36 @@ def near(one: np.ndarray, other: np.ndarray) -> bool:
 
 
 def test_a_released_generator_draws_the_same_at_half_the_size(phantom_store, tmp_path):
-    train_cgan(phantom_store, CGANSettings(64, tuple(phantom_store.classes), width=8), tmp_path, RUN)
-    file = release(tmp_path / "checkpoint.pt", tmp_path / "cgan.safetensors")
+    train_cgan(phantom_store, CGANConfig(64, tuple(phantom_store.classes), base_channels=8), tmp_path, RUN)
+    file = export_weights(tmp_path / "checkpoint.pt", tmp_path / "cgan.safetensors")
     (one, settings), (other, loaded) = load_cgan(tmp_path / "checkpoint.pt"), load_cgan(file)
     assert settings == loaded and not list(tmp_path.glob(".*"))
-    pictures = [draw(g, phantom_store.sketches[:4], [0, 1, 2, 3]) for g in (one, other)]
-    assert near(*pictures) and not np.array_equal(pictures[0], draw(one, phantom_store.sketches[:4], [1, 2, 3, 4]))
+    pictures = [sample(g, phantom_store.sketches[:4], [0, 1, 2, 3]) for g in (one, other)]
+    assert near(*pictures) and not np.array_equal(pictures[0], sample(one, phantom_store.sketches[:4], [1, 2, 3, 4]))
     weights = sum(weight.numel() for weight in one.state_dict().values())
     assert file.stat().st_size < 2 * weights + 20_000
     with safe_open(file, "pt") as inside:
         names = list(inside.keys())
         assert {inside.get_tensor(name).dtype for name in names} == {torch.float16}
-    assert release(file, tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
+    assert export_weights(file, tmp_path / "again.safetensors").read_bytes() == file.read_bytes()
 
 
 def test_classifier_segmenter_and_dcgan_too(phantom_store, tmp_path):
     classes = tuple(phantom_store.classes)
-    train_classifier(phantom_store, ClassifierSettings(64, classes), tmp_path / "classifier", RUN)
-    train_segmenter(phantom_store, SegmenterSettings(64, pretrained=False), tmp_path / "segmenter", RUN)
-    train_dcgan(phantom_store, DCGANSettings(64, classes, width=8), tmp_path / "dcgan", RUN)
-    files = {m: release(tmp_path / m / "checkpoint.pt", tmp_path / f"{m}.safetensors")
+    train_classifier(phantom_store, ClassifierConfig(64, classes), tmp_path / "classifier", RUN)
+    train_segmenter(phantom_store, SegmenterConfig(64, pretrained=False), tmp_path / "segmenter", RUN)
+    train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", RUN)
+    files = {m: export_weights(tmp_path / m / "checkpoint.pt", tmp_path / f"{m}.safetensors")
              for m in ("classifier", "segmenter", "dcgan")}  # fmt: skip
     images = np.array(phantom_store.images[:6])
     one, other = (load_classifier(p)[0] for p in (tmp_path / "classifier/checkpoint.pt", files["classifier"]))
-    assert np.allclose(classify(one, images), classify(other, images), atol=0.01)
+    assert np.allclose(predict_proba(one, images), predict_proba(other, images), atol=0.01)
     assert one.temperature == other.temperature and one.trained_on == other.trained_on
     one, other = (load_segmenter(p)[0] for p in (tmp_path / "segmenter/checkpoint.pt", files["segmenter"]))
     agree = [np.mean(a == b) for a, b in zip(segment(one, images), segment(other, images), strict=True)]
     assert min(agree) > 0.95 and one.trained_on == other.trained_on
     one, other = (load_dcgan(p)[0] for p in (tmp_path / "dcgan/checkpoint.pt", files["dcgan"]))
-    assert near(draw_dcgan(one, [0, 1]), draw_dcgan(other, [0, 1]))
+    assert near(sample_dcgan(one, [0, 1]), sample_dcgan(other, [0, 1]))
     with pytest.raises(DataError, match="is not a checkpoint of a classifier"):
         load_classifier(files["segmenter"])
 
@@ -67,7 +67,7 @@ def test_a_damaged_or_foreign_file_is_told(tmp_path):
         load_cgan(tmp_path / "bad.safetensors")
     torch.save({"settings": {}}, tmp_path / "empty.pt")
     with pytest.raises(DataError, match="holds no weights that could be released"):
-        release(tmp_path / "empty.pt", tmp_path / "out.safetensors")
+        export_weights(tmp_path / "empty.pt", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()
 
 
@@ -80,7 +80,7 @@ def test_which_weights_the_shell_takes(phantom_store, tmp_path, capsys):
     with pytest.raises(DataError, match="`python -m helpers train cgan` makes one"):
         checkpoint_of("cgan", unnamed, cfg)
     own = tmp_path / "outputs/cgan/checkpoint.pt"
-    train_cgan(phantom_store, CGANSettings(64, tuple(phantom_store.classes), width=8), own.parent, RUN)
+    train_cgan(phantom_store, CGANConfig(64, tuple(phantom_store.classes), base_channels=8), own.parent, RUN)
     released = cfg.released / "cgan.safetensors"
     assert main(["release", "cgan", "--checkpoint", str(own), "--out", str(released)]) == 0
     assert "MB" in capsys.readouterr().out and checkpoint_of("cgan", unnamed, cfg) == own
@@ -115,7 +115,7 @@ def test_shipped_files_are_small_and_each_has_a_card_that_says_what_it_is():
     assert max(size["cgan"], size["dcgan"]) < 15e6 and size["segmenter"] + size["classifier"] < 10e6
     for method in SHIPPED_METHODS:
         with safe_open(SHIPPED / f"{method}.safetensors", "pt") as inside:
-            settings = json.loads(inside.metadata()["about"])["settings"]
+            settings = json.loads(inside.metadata()["about"])["config"]
         card = (SHIPPED / f"{method}.md").read_text()
         for told in ("ISIC 2017", f"{settings['size']} px", "CC-0", "Not for diagnosis", "## Limits"):
             assert told in card, f"{method}.md does not say {told!r}"

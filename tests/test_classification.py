@@ -2,19 +2,19 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
 
-from helpers.metrics.diagnosis import (
+from helpers.metrics.classification import (
     accuracy,
-    area,
     auc,
     average_precision,
     balanced_accuracy,
+    binary_auc,
+    binary_average_precision,
     calibration_error,
-    precision,
     recalls,
     reliability,
     with_intervals,
 )
-from helpers.metrics.stats import resamples
+from helpers.metrics.stats import bootstrap_with_original
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def cases():
     rng = np.random.default_rng(0)
     labels = rng.choice(3, 60, p=[0.6, 0.3, 0.1])
     scores = np.round(rng.uniform(size=(60, 3)) + 0.6 * np.eye(3)[labels], 1)
-    return scores / scores.sum(axis=1, keepdims=True), labels, resamples(60, rounds=20)
+    return scores / scores.sum(axis=1, keepdims=True), labels, bootstrap_with_original(60, rounds=20)
 
 
 def by_round(function, weights):
@@ -40,9 +40,9 @@ def test_measures_are_those_of_scikit_learn(cases):
     assert accuracy(p, labels, weights) == pytest.approx(wanted)
     for k in range(3):
         wanted = by_round(lambda w, k=k: roc_auc_score(labels == k, p[:, k], sample_weight=w), weights)
-        assert area(p[:, k], labels == k, weights) == pytest.approx(wanted)
+        assert binary_auc(p[:, k], labels == k, weights) == pytest.approx(wanted)
         wanted = by_round(lambda w, k=k: average_precision_score(labels == k, p[:, k], sample_weight=w), weights)
-        assert precision(p[:, k], labels == k, weights) == pytest.approx(wanted)
+        assert binary_average_precision(p[:, k], labels == k, weights) == pytest.approx(wanted)
     assert auc(p, labels, weights)[0] == pytest.approx(roc_auc_score(labels, p, multi_class="ovr"))
     assert average_precision(p, labels, weights)[0] == pytest.approx(average_precision_score(np.eye(3)[labels], p))
 
@@ -64,7 +64,7 @@ def test_a_class_that_was_not_drawn_is_left_out():
     found = recalls(p, labels, weights)
     assert found[0] == pytest.approx([0.5, 1]) and found[1, 0] == 0.5 and np.isnan(found[1, 1])
     assert balanced_accuracy(p, labels, weights) == pytest.approx([0.75, 0.5])
-    assert np.isnan(area(p[:, 1], labels == 1, weights)[1])
+    assert np.isnan(binary_auc(p[:, 1], labels == 1, weights)[1])
 
 
 def test_calibration_is_known_where_it_is_made():

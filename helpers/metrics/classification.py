@@ -9,7 +9,7 @@ from collections.abc import Callable
 import numpy as np
 import pandas as pd
 
-from helpers.metrics.stats import percentiles, resamples
+from helpers.metrics.stats import bootstrap_with_original, percentile_ci
 
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
@@ -34,13 +34,13 @@ def accuracy(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray)
 
 def auc(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Area under the curve of sensitivity against 1 - specificity, each class against the rest, mean over classes."""
-    return _over_classes(area, probabilities, labels, weights)
+    return _over_classes(binary_auc, probabilities, labels, weights)
 
 
 def average_precision(probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Mean precision over the cases of a class as the threshold falls, each class against the rest, mean over classes;
     a score that knows nothing has the class's share."""
-    return _over_classes(precision, probabilities, labels, weights)
+    return _over_classes(binary_average_precision, probabilities, labels, weights)
 
 
 def _over_classes(measure: Callable, probabilities: np.ndarray, labels: np.ndarray, weights: np.ndarray) -> np.ndarray:
@@ -50,23 +50,23 @@ def _over_classes(measure: Callable, probabilities: np.ndarray, labels: np.ndarr
         return np.nansum(found, axis=0) / (~np.isnan(found)).sum(axis=0)
 
 
-def area(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def binary_auc(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """How often a positive case has a higher score than a negative one, `(R,)`; ties count half."""
-    yes, no = _by_score(scores, positive, weights)
+    yes, no = _sorted_weights(scores, positive, weights)
     below = np.cumsum(no, axis=1) - no
     with np.errstate(invalid="ignore"):
         return (yes * (below + no / 2)).sum(axis=1) / (yes.sum(axis=1) * no.sum(axis=1))
 
 
-def precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
+def binary_average_precision(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """Average precision of one class, `(R,)`."""
-    yes, no = (part[:, ::-1] for part in _by_score(scores, positive, weights))
+    yes, no = (part[:, ::-1] for part in _sorted_weights(scores, positive, weights))
     found = np.cumsum(yes, axis=1)
     with np.errstate(invalid="ignore"):
         return (yes * found / np.maximum(found + np.cumsum(no, axis=1), 1)).sum(axis=1) / found[:, -1]
 
 
-def _by_score(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _sorted_weights(scores: np.ndarray, positive: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Weights of positive and of negative cases, `(R, S)`: added up over equal scores, from the lowest score up."""
     order = np.argsort(scores, kind="stable")
     starts = np.flatnonzero(np.diff(scores[order], prepend=np.nan) != 0)
@@ -91,12 +91,12 @@ def with_intervals(measures: list[Measure], probabilities: np.ndarray, labels: n
     """A row per measure, and one per class with its recall: value, ends of its 95 % interval, N. Cases of one group, a
     lesion say, are resampled together; where all of a class agree, a bootstrap would see no chance at all, and the
     interval is that of Clopper and Pearson (1934) for as many groups."""
-    drawn = resamples(len(labels), groups)
+    drawn = bootstrap_with_original(len(labels), groups)
     found = {measure.__name__.replace("_", " "): (measure(probabilities, labels, drawn), len(labels))
              for measure in measures}  # fmt: skip
     by_class = recalls(probabilities, labels, drawn)
     found |= {f"recall {k}": (by_class[:, k], int((labels == k).sum())) for k in np.unique(labels)}
-    rows = {name: [values[0], *percentiles(values[1:]), count] for name, (values, count) in found.items()}
+    rows = {name: [values[0], *percentile_ci(values[1:]), count] for name, (values, count) in found.items()}
     groups = np.arange(len(labels)) if groups is None else np.asarray(groups)
     for k in np.unique(labels):
         row, reach = rows[f"recall {k}"], 0.025 ** (1 / len(np.unique(groups[labels == k])))

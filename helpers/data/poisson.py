@@ -20,10 +20,10 @@ def blend(
     grid = deformation(mask, rng)
     moved = cv2.remap(lesion, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     region = cv2.remap(mask.astype(np.uint8), grid, None, cv2.INTER_NEAREST, borderMode=cv2.BORDER_REPLICATE)
-    return poisson(moved, grown(region, 1 / 24), skin), region
+    return poisson_blend(moved, dilate(region, 1 / 24), skin), region
 
 
-def poisson(source: np.ndarray, region: np.ndarray, target: np.ndarray) -> np.ndarray:
+def poisson_blend(source: np.ndarray, region: np.ndarray, target: np.ndarray) -> np.ndarray:
     """`target` with the gradients of `source` where `region (H, W)` is 1. Where the region leaves the frame the source
     keeps its tone, shifted as the two skins differ, or it would have to take the colour of skin there."""
     if not region.any():
@@ -42,9 +42,9 @@ def poisson(source: np.ndarray, region: np.ndarray, target: np.ndarray) -> np.nd
     return cv2.seamlessClone(source, framed, 255 * wide, where, cv2.NORMAL_CLONE)[8:-8, 8:-8]
 
 
-def without_lesion(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def remove_lesion(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The image as if it were all skin: tone from around the lesion, texture from skin elsewhere in the picture."""
-    hole = grown(mask, 1 / 16)
+    hole = dilate(mask, 1 / 16)
     if not hole.any() or hole.all():
         return image.copy()
     side, small = min(mask.shape), (32, 32)
@@ -60,11 +60,11 @@ def without_lesion(image: np.ndarray, mask: np.ndarray, rng: np.random.Generator
     rows, columns = np.indices(mask.shape)
     grain = grain[np.abs(rows - shift[0]), np.abs(columns - shift[1])]
     soft = cv2.GaussianBlur(hole.astype(np.float32), (0, 0), side / 48)[..., None]
-    filled = np.clip(tone + grain, 0, 255)
-    return (image * (1 - soft) + filled * soft).round().astype(np.uint8)
+    inpainted = np.clip(tone + grain, 0, 255)
+    return (image * (1 - soft) + inpainted * soft).round().astype(np.uint8)
 
 
-def grown(mask: np.ndarray, by: float) -> np.ndarray:
+def dilate(mask: np.ndarray, by: float) -> np.ndarray:
     """The mask `(H, W)` in {0, 1}, wider by a share of the side."""
     reach = max(1, round(by * min(mask.shape)))
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1, 2 * reach + 1))

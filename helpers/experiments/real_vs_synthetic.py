@@ -12,38 +12,38 @@ import pandas as pd
 from scipy.special import softmax
 
 from helpers.data.files import DataError
-from helpers.data.store import Part, Store
-from helpers.experiments.cells import Arm, run_cells, share_of_rows
-from helpers.experiments.synthetic import drawn_images
-from helpers.metrics import diagnosis
-from helpers.models.cgan import CGANSettings, train_cgan
+from helpers.data.store import ImageSource, Store
+from helpers.experiments.runner import Arm, fraction_of_rows, run_grid
+from helpers.experiments.synthetic import cgan_images
+from helpers.metrics import classification
+from helpers.models.cgan import CGANConfig, train_cgan
 from helpers.models.classifier import (
     Classifier,
-    ClassifierSettings,
-    classify,
+    ClassifierConfig,
+    fit_classifier,
+    ids_of,
     load_classifier,
-    logits_of,
-    named,
-    train_on_labelled,
+    predict_logits,
+    predict_proba,
 )
-from helpers.models.training import Run
+from helpers.models.trainer import TrainConfig
 
 # ------------------------------------------------------------------------------------------------------------ scoring
 
 
-def diagnose(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
+def predict_table(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
     """Calibrated probabilities of these rows of a store: `image_id group label`, then `p_<class>` each. `group` is the
     lesion. Raises `DataError` when the classifier knows other classes, when it was trained on one of these images or
     lesions, or when one has no label."""
     if tuple(classifier.classes) != tuple(store.classes):
         there = " ".join(store.classes)
         raise DataError(f"the classifier knows {' '.join(classifier.classes)}, {store.name} has {there}")
-    refuse_known(classifier, store, rows)
-    refuse_unlabelled(store, rows)
-    return _as_table(store, rows, store.labels[rows], classify(classifier, store.images[rows]), store.classes)
+    check_not_trained_on(classifier, store, rows)
+    check_labeled(store, rows)
+    return _as_table(store, rows, store.labels[rows], predict_proba(classifier, store.images[rows]), store.classes)
 
 
-def diagnose_elsewhere(
+def predict_cross_dataset(
     classifier: Classifier, store: Store, rows: np.ndarray, same: dict[str, str] | None = None
 ) -> pd.DataFrame:
     """The same on a set with other classes, for those that both know: probabilities add up to 1 over them, pictures of
@@ -51,15 +51,15 @@ def diagnose_elsewhere(
 
     Raises `DataError` when they share fewer than two classes.
     """
-    refuse_known(classifier, store, rows)
-    refuse_unlabelled(store, rows)
+    check_not_trained_on(classifier, store, rows)
+    check_labeled(store, rows)
     names = [(same or {}).get(name, name) for name in store.classes]
     shared = [name for name in classifier.classes if name in names]
     if len(shared) < 2:
         raise DataError(f"the classifier knows {' '.join(classifier.classes)}, {store.name} has {' '.join(names)}")
     label = np.array([shared.index(name) if name in shared else -1 for name in names])[store.labels[rows]]
     rows, label = rows[label >= 0], label[label >= 0]
-    logits = logits_of(classifier, store.images[rows])[:, [classifier.classes.index(name) for name in shared]]
+    logits = predict_logits(classifier, store.images[rows])[:, [classifier.classes.index(name) for name in shared]]
     return _as_table(store, rows, label, softmax(logits / classifier.temperature, axis=1), shared)
 
 
@@ -69,14 +69,14 @@ def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray,
     return pd.DataFrame({**about, **{f"p_{name}": p[:, k] for k, name in enumerate(classes)}}).reset_index(drop=True)
 
 
-def refuse_known(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
+def check_not_trained_on(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
     """Raise `DataError` with the names of images or lesions that the classifier was trained on."""
-    if known := sorted(set(named(store.table.iloc[rows])) & set(classifier.trained_on)):
+    if known := sorted(set(ids_of(store.table.iloc[rows])) & set(classifier.trained_on)):
         names = ", ".join(known[:5])
         raise DataError(f"{len(known)} images or lesions to be tested on were trained on ({names}): not a test")
 
 
-def refuse_unlabelled(store: Store, rows: np.ndarray) -> None:
+def check_labeled(store: Store, rows: np.ndarray) -> None:
     """Raise `DataError` when there is nothing to test on, or no label to compare with."""
     if not len(rows) or (store.labels[rows] < 0).any():
         raise DataError(
@@ -90,23 +90,28 @@ def probabilities(table: pd.DataFrame) -> np.ndarray:
 
 
 def balanced_accuracy(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    return diagnosis.balanced_accuracy(probabilities(table), table["label"].to_numpy(), weights)
+    return classification.balanced_accuracy(probabilities(table), table["label"].to_numpy(), weights)
 
 
 def auc(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    return diagnosis.auc(probabilities(table), table["label"].to_numpy(), weights)
+    return classification.auc(probabilities(table), table["label"].to_numpy(), weights)
 
 
 def average_precision(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    return diagnosis.average_precision(probabilities(table), table["label"].to_numpy(), weights)
+    return classification.average_precision(probabilities(table), table["label"].to_numpy(), weights)
 
 
-def scored(table: pd.DataFrame) -> pd.DataFrame:
+def score_table(table: pd.DataFrame) -> pd.DataFrame:
     """A table of `diagnose` as measures with intervals (lesions resampled whole), below them what always naming the
     commonest class would reach."""
     p, labels = probabilities(table), table["label"].to_numpy()
-    measures = [diagnosis.balanced_accuracy, diagnosis.accuracy, diagnosis.auc, diagnosis.average_precision]
-    found = diagnosis.with_intervals(measures, p, labels, table["group"])
+    measures = [
+        classification.balanced_accuracy,
+        classification.accuracy,
+        classification.auc,
+        classification.average_precision,
+    ]
+    found = classification.with_intervals(measures, p, labels, table["group"])
     names = {f"recall {k}": f"recall {name}" for k, name in enumerate(classes_of(table))}
     majority = np.zeros_like(p)
     majority[:, np.bincount(labels).argmax()] = 1
@@ -123,10 +128,10 @@ def recalls_by_arm(results: pd.DataFrame) -> pd.DataFrame:
     one = results[results["seed"] == results["seed"].iloc[0]].drop_duplicates("image_id")
     counts = np.bincount(one["label"], minlength=len(classes))
     rows = {("", "N"): counts, ("", "majority"): (counts == counts.max()).astype(float)}
-    for (share, arm), cell in results.groupby(["share", "arm"], sort=False):
+    for (share, arm), cell in results.groupby(["fraction", "arm"], sort=False):
         drawn = np.ones((1, len(cell)))
-        rows[f"{share:.0%}", arm] = diagnosis.recalls(probabilities(cell), cell["label"].to_numpy(), drawn)[0]
-    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["share", "arm"]), classes)
+        rows[f"{share:.0%}", arm] = classification.recalls(probabilities(cell), cell["label"].to_numpy(), drawn)[0]
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["fraction", "arm"]), classes)
 
 
 def classes_of(table: pd.DataFrame) -> list[str]:
@@ -137,43 +142,43 @@ def classes_of(table: pd.DataFrame) -> list[str]:
 
 
 @dataclass(frozen=True)
-class DiagnosisPlan:
+class RealVsSyntheticPlan:
     """Sizes of the experiment; all arms take the same number of optimiser steps."""
 
-    classifier: ClassifierSettings
-    generator: CGANSettings
-    run: Run
-    draw_run: Run  # of the generator
-    drawn: int
-    shares: tuple[float, ...]  # of the real training images
+    classifier: ClassifierConfig
+    generator: CGANConfig
+    train_config: TrainConfig
+    gan_train_config: TrainConfig  # of the generator
+    num_synthetic: int
+    fractions: tuple[float, ...]  # of the real training images
     seeds: tuple[int, ...]
 
 
-def diagnosis_plan(cfg: SimpleNamespace, store: Store) -> DiagnosisPlan:
-    """From `get_config("synthetic")` or `("diagnosis")`."""
+def real_vs_synthetic_plan(cfg: SimpleNamespace, store: Store) -> RealVsSyntheticPlan:
+    """From `get_config("real_vs_synthetic_notebook")` or `("real_vs_synthetic")`."""
     classes = tuple(store.classes)
-    return DiagnosisPlan(
-        classifier=ClassifierSettings(cfg.size, classes, cfg.network),
-        generator=CGANSettings(cfg.size, classes, store.settings.style, cfg.width, projected=cfg.projected),
-        run=Run(cfg.steps, cfg.batch),
-        draw_run=Run(cfg.draw_steps, cfg.draw_batch),
-        drawn=cfg.drawn,
-        shares=cfg.shares,
+    return RealVsSyntheticPlan(
+        classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
+        generator=CGANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
+        train_config=TrainConfig(cfg.steps, cfg.batch_size),
+        gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
+        num_synthetic=cfg.num_synthetic,
+        fractions=cfg.fractions,
         seeds=cfg.seeds,
     )
 
 
-COMPARED = [
+COMPARISON_PAIRS = [
     ("real + augmentation", "real"),
-    ("weighted", "real + augmentation"),
-    ("real + drawn", "real"),
-    ("drawn only", "real"),
-    ("real + drawn + augmentation", "real + augmentation"),
+    ("class-weighted", "real + augmentation"),
+    ("real + synthetic", "real"),
+    ("synthetic only", "real"),
+    ("real + synthetic + augmentation", "real + augmentation"),
 ]
 
 
-def diagnosis_experiment(
-    store: Store, plan: DiagnosisPlan, out: str | Path, split: str = "test", only: Sequence[str] | None = None
+def real_vs_synthetic_experiment(
+    store: Store, plan: RealVsSyntheticPlan, out: str | Path, split: str = "test", only: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Real images, every class equally often; with classical augmentation; augmented, drawn as they come and weighted
     in the loss instead; with as many drawn images, without and with augmentation; drawn images alone; or of these arms
@@ -185,40 +190,42 @@ def diagnosis_experiment(
     and for an arm that does not exist.
     """
     out, measured = Path(out), store.rows(split, needs=["label"])
-    if out_of_range := [share for share in plan.shares if not 0 < share <= 1]:
+    if out_of_range := [share for share in plan.fractions if not 0 < share <= 1]:
         raise ValueError(f"shares {out_of_range} of the training images are not in (0, 1]")
-    if not len(measured) or not len(share_of_rows(store, 1.0)):
+    if not len(measured) or not len(fraction_of_rows(store, 1.0)):
         raise DataError(f"{store.name} lacks masks or labels in train or {split}: nothing to compare classifiers on")
 
     @lru_cache(maxsize=len(plan.seeds))  # arms of one share use the same
-    def drawn(share: float, seed: int) -> Part:
-        rows, folder = share_of_rows(store, share), out / f"generator-{share:g}"
-        train_cgan(store, plan.generator, folder, plan.draw_run, rows)
-        return drawn_images(folder / "checkpoint.pt", store, rows, plan.drawn, seed, balanced=True)
+    def synthetic_source(share: float, seed: int) -> ImageSource:
+        rows, folder = fraction_of_rows(store, share), out / f"generator-{share:g}"
+        train_cgan(store, plan.generator, folder, plan.gan_train_config, rows)
+        return cgan_images(folder / "checkpoint.pt", store, rows, plan.num_synthetic, seed, balanced=True)
 
     def arm(real: bool, augmented: bool, synthetic: bool, balance: str = "sampling") -> Arm:
-        def cell(share: float, seed: int, work: Path) -> pd.DataFrame:
-            rows = share_of_rows(store, share)
-            parts = [Part(store.images, rows, labels=store.labels)] if real else []
-            parts += [drawn(share, seed)] if synthetic else []
-            settings = plan.classifier if augmented else replace(plan.classifier, colour=0.0, shift=0.0, zoom=0.0)
-            settings, start = replace(settings, balance=balance), time.perf_counter()
-            train_on_labelled(parts, settings, work, replace(plan.run, seed=seed), named(store.table.iloc[rows]))
+        def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
+            rows = fraction_of_rows(store, fraction)
+            sources = [ImageSource(store.images, rows, labels=store.labels)] if real else []
+            sources += [synthetic_source(fraction, seed)] if synthetic else []
+            config = (
+                plan.classifier if augmented else replace(plan.classifier, color_jitter=0.0, translate=0.0, scale=0.0)
+            )
+            config, start = replace(config, balance=balance), time.perf_counter()
+            fit_classifier(sources, config, work, replace(plan.train_config, seed=seed), ids_of(store.table.iloc[rows]))
             seconds = time.perf_counter() - start
             classifier, _ = load_classifier(work / "checkpoint.pt")
-            table = diagnose(classifier, store, measured)
-            return table.assign(start=classifier.backbone.start, seconds=round(seconds, 1))
+            table = predict_table(classifier, store, measured)
+            return table.assign(init=classifier.backbone.init, seconds=round(seconds, 1))
 
-        return cell
+        return run_one
 
     arms = {
         "real": arm(True, False, False),
         "real + augmentation": arm(True, True, False),
-        "weighted": arm(True, True, False, "loss"),
-        "real + drawn": arm(True, False, True),
-        "real + drawn + augmentation": arm(True, True, True),
-        "drawn only": arm(False, False, True),
+        "class-weighted": arm(True, True, False, "loss"),
+        "real + synthetic": arm(True, False, True),
+        "real + synthetic + augmentation": arm(True, True, True),
+        "synthetic only": arm(False, False, True),
     }
     facts = asdict(plan) | {"split": split, "data": store.folder.name}
-    decides = {name: value for name, value in facts.items() if name not in ("shares", "seeds")}
-    return run_cells(arms, plan.shares, plan.seeds, out, decides, only)
+    decides = {name: value for name, value in facts.items() if name not in ("fractions", "seeds")}
+    return run_grid(arms, plan.fractions, plan.seeds, out, decides, only)

@@ -10,29 +10,29 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.models.training import Method, Run, peak_memory, precision, train, update_average
+from helpers.models.trainer import TrainConfig, TrainTask, peak_memory, precision, train, update_ema
 
 ROOT = Path(__file__).parents[1]
 
 
-class Line(Method):
+class Line(TrainTask):
     """The smallest method: a line through points; noise in every step gives resuming something to get wrong."""
 
     averaged = ("line",)
 
     def __init__(self, rate: float = 0.05):
         torch.manual_seed(0)
-        self.settings = {"rate": rate}
+        self.config_dict = {"rate": rate}
         self.networks = {"line": nn.Linear(1, 1)}
-        self.optimisers = {"line": torch.optim.Adam(self.networks["line"].parameters(), lr=rate)}
+        self.optimizers = {"line": torch.optim.Adam(self.networks["line"].parameters(), lr=rate)}
         self.shown = []
 
     def step(self, batch, number, backward):
         x = batch["x"] + 0.01 * torch.randn_like(batch["x"])
         loss = (self.networks["line"](x) - (3 * batch["x"] + 1)).square().mean()
-        self.optimisers["line"].zero_grad()
+        self.optimizers["line"].zero_grad()
         backward(loss)
-        self.optimisers["line"].step()
+        self.optimizers["line"].step()
         return {"loss": loss}
 
     def show(self, averages, folder, number):
@@ -57,20 +57,20 @@ def equal(one, other) -> bool:
 
 def test_it_learns_reports_and_saves(tmp_path):
     method = Line()
-    history = train(method, draw, tmp_path, Run(400, batch=8, average_over=100, save_every=150, report_every=20))
+    history = train(method, draw, tmp_path, TrainConfig(400, batch_size=8, ema_nimg=100, save_every=150, log_every=20))
     assert history["step"] == list(range(20, 401, 20)) and len(history["loss"]) == 20
     assert history["loss"][-1] < 0.01 < history["loss"][0]
     assert json.loads((tmp_path / "history.json").read_text()) == history
     assert method.shown == [150, 300, 400]
-    average = checkpoint(tmp_path)["averages"]["line"]
+    average = checkpoint(tmp_path)["ema_models"]["line"]
     assert average["weight"].item() == pytest.approx(3, abs=0.1) and average["bias"].item() == pytest.approx(1, abs=0.1)
 
 
 def test_resumed_is_bit_for_bit_the_uninterrupted_run(tmp_path):
     run = {"batch": 8, "report_every": 7, "save_every": 10}
-    whole = train(Line(), draw, tmp_path / "whole", Run(60, **run))
-    train(Line(), draw, tmp_path / "parts", Run(20, **run))
-    parts = train(Line(), draw, tmp_path / "parts", Run(60, **run))
+    whole = train(Line(), draw, tmp_path / "whole", TrainConfig(60, **run))
+    train(Line(), draw, tmp_path / "parts", TrainConfig(20, **run))
+    parts = train(Line(), draw, tmp_path / "parts", TrainConfig(60, **run))
     assert whole == parts
     one, other = checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "parts")
     assert equal({k: one[k] for k in one if k != "run"}, {k: other[k] for k in other if k != "run"})
@@ -80,12 +80,12 @@ KILLED = """
 import sys
 sys.path[:0] = [{root!r}, {tests!r}]
 import time
-from test_training import Line, Run, draw, train
+from test_trainer import Line, TrainConfig, draw, train
 class Slow(Line):
     def step(self, *rest):
         time.sleep(0.02)
         return super().step(*rest)
-train(Slow(), draw, {out!r}, Run(80, batch=8, save_every=5, report_every=7))
+train(Slow(), draw, {out!r}, TrainConfig(80, batch=8, save_every=5, log_every=7))
 """
 
 
@@ -101,53 +101,53 @@ def test_killed_in_the_middle_and_started_again(tmp_path):
     process.wait()
     assert 0 < checkpoint(tmp_path / "killed")["step"] < 80
     subprocess.run([sys.executable, "-c", code], check=True, stderr=subprocess.DEVNULL)
-    train(Line(), draw, tmp_path / "whole", Run(80, batch=8, save_every=5, report_every=7))
+    train(Line(), draw, tmp_path / "whole", TrainConfig(80, batch_size=8, save_every=5, log_every=7))
     assert equal(checkpoint(tmp_path / "whole"), checkpoint(tmp_path / "killed"))
 
 
 def test_a_finished_run_is_not_trained_again(tmp_path):
-    train(Line(), draw, tmp_path, Run(10, batch=8, report_every=5))
+    train(Line(), draw, tmp_path, TrainConfig(10, batch_size=8, log_every=5))
     before = checkpoint(tmp_path)
-    history = train(Line(), draw, tmp_path, Run(10, batch=8, report_every=5))
+    history = train(Line(), draw, tmp_path, TrainConfig(10, batch_size=8, log_every=5))
     assert history["step"] == [5, 10] and equal(before, checkpoint(tmp_path))
 
 
 def test_how_often_is_reported_may_change(tmp_path):
-    train(Line(), draw, tmp_path, Run(10, batch=8, report_every=4))
-    history = train(Line(), draw, tmp_path, Run(20, batch=8, report_every=10))
-    whole = train(Line(), draw, tmp_path / "whole", Run(20, batch=8, report_every=1))
+    train(Line(), draw, tmp_path, TrainConfig(10, batch_size=8, log_every=4))
+    history = train(Line(), draw, tmp_path, TrainConfig(20, batch_size=8, log_every=10))
+    whole = train(Line(), draw, tmp_path / "whole", TrainConfig(20, batch_size=8, log_every=1))
     assert history["step"] == [4, 8, 20]
     assert history["loss"][-1] == pytest.approx(sum(whole["loss"][8:]) / 12), "the mean since the last report"
 
 
 def test_a_checkpoint_of_other_settings_is_refused(tmp_path):
-    train(Line(), draw, tmp_path, Run(10, batch=8))
+    train(Line(), draw, tmp_path, TrainConfig(10, batch_size=8))
     with pytest.raises(ValueError, match=r"rate 0.05 there, 0.1 here"):
-        train(Line(0.1), draw, tmp_path, Run(20, batch=8))
+        train(Line(0.1), draw, tmp_path, TrainConfig(20, batch_size=8))
     with pytest.raises(ValueError, match=r"batch 8 there, 4 here"):
-        train(Line(), draw, tmp_path, Run(20, batch=4))
+        train(Line(), draw, tmp_path, TrainConfig(20, batch_size=4))
 
 
 def test_a_checkpoint_of_another_version_is_refused(tmp_path):
-    train(Line(), draw, tmp_path, Run(2, batch=8))
+    train(Line(), draw, tmp_path, TrainConfig(2, batch_size=8))
     saved = checkpoint(tmp_path)
     saved["networks"]["line"]["slope"] = saved["networks"]["line"].pop("weight")
     torch.save(saved, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="was written by another version"):
-        train(Line(), draw, tmp_path, Run(4, batch=8))
+        train(Line(), draw, tmp_path, TrainConfig(4, batch_size=8))
 
 
 def test_a_full_disk_keeps_the_checkpoint(tmp_path, monkeypatch):
-    train(Line(), draw, tmp_path, Run(10, batch=8))
+    train(Line(), draw, tmp_path, TrainConfig(10, batch_size=8))
     before = checkpoint(tmp_path)
 
     def full(contents, path):
         Path(path).write_bytes(b"half")
         raise RuntimeError("PytorchStreamWriter failed writing file")
 
-    monkeypatch.setattr("helpers.models.training.torch.save", full)
+    monkeypatch.setattr("helpers.models.trainer.torch.save", full)
     with pytest.raises(OSError, match="the checkpoint before it is kept"):
-        train(Line(), draw, tmp_path, Run(20, batch=8))
+        train(Line(), draw, tmp_path, TrainConfig(20, batch_size=8))
     assert equal(before, checkpoint(tmp_path))
 
 
@@ -157,7 +157,7 @@ def test_out_of_gpu_memory_names_a_smaller_batch(tmp_path):
             raise torch.OutOfMemoryError("CUDA out of memory")
 
     with pytest.raises(MemoryError, match="try batch 8"):
-        train(Greedy(), draw, tmp_path, Run(10, batch=16))
+        train(Greedy(), draw, tmp_path, TrainConfig(10, batch_size=16))
 
 
 def test_average_is_exponential():
@@ -165,7 +165,7 @@ def test_average_is_exponential():
     nn.init.constant_(average.weight, 0.0)
     nn.init.constant_(network.weight, 1.0)
     for _ in range(3):
-        update_average(average, network, decay=0.9)
+        update_ema(average, network, decay=0.9)
     assert average.weight.item() == pytest.approx(1 - 0.9**3)
 
 

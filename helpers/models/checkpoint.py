@@ -1,0 +1,74 @@
+"""Weights for release: safetensors in half precision, with config and training ids in the file's header.
+
+Unlike a checkpoint, such a file holds no optimizer state, and reading it cannot run code.
+"""
+
+import json
+import zlib
+from base64 import b64decode, b64encode
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from helpers.config import display_path
+from helpers.data.files import DataError
+
+
+def export_weights(checkpoint: str | Path, file: str | Path) -> Path:
+    """Write the inference weights of a checkpoint (best on val, or the EMA generator) to `file`; returns its path.
+
+    Raises `DataError` if the checkpoint has no such weights, or if they are not finite in half precision.
+    """
+    saved, file = read_checkpoint(checkpoint), Path(file)
+    extra_state = dict(saved.get("extra_state", {}))
+    weights = extra_state.pop("best_state_dict", None) or saved.get("ema_models", {}).get("generator")
+    if not weights:
+        raise DataError(f"{display_path(checkpoint)} has no weights to export: expected those of a `train` command")
+    half = {name: (w.half() if w.is_floating_point() else w).contiguous() for name, w in weights.items()}
+    if infinite := [name for name, w in half.items() if not w.isfinite().all()]:
+        raise DataError(f"{display_path(checkpoint)}: {infinite[0]} is not finite in half precision")
+    extra_state["trained_on"] = pack_ids(extra_state.get("trained_on", []))
+    header = {"config": json.dumps(saved["config"]), "extra_state": json.dumps(extra_state)}
+    file.parent.mkdir(parents=True, exist_ok=True)
+    temporary = file.with_name(f".{file.name}")
+    save_file(half, temporary, header)
+    temporary.replace(file)
+    return file
+
+
+def read_checkpoint(path: str | Path) -> dict:
+    """A checkpoint, or a released file as a dict with the same keys `config`, `extra_state` and `ema_models`.
+
+    Weights of released files are converted to float32. Raises `DataError` for an unreadable released file, and the
+    errors of `torch.load` for a checkpoint.
+    """
+    if Path(path).suffix != ".safetensors":
+        return torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        with safe_open(path, "pt") as file:
+            header, names = file.metadata() or {}, list(file.keys())
+            config, extra_state = json.loads(header["config"]), json.loads(header["extra_state"])
+            weights = {name: to_float32(file.get_tensor(name)) for name in names}
+        extra_state["trained_on"] = unpack_ids(extra_state["trained_on"])
+    except (OSError, SafetensorError, KeyError, ValueError, zlib.error) as error:
+        raise DataError(f"{display_path(path)} is not a file of released weights ({error})"[:300]) from error
+    extra_state["best_state_dict"] = weights
+    return {"config": config, "extra_state": extra_state, "ema_models": {"generator": weights}}
+
+
+def pack_ids(ids: list[str]) -> str:
+    """Compress thousands of image ids to about 10 % of their length, as text."""
+    return b64encode(zlib.compress("\n".join(ids).encode(), 9)).decode()
+
+
+def unpack_ids(text: str) -> list[str]:
+    """The ids of `pack_ids`."""
+    return zlib.decompress(b64decode(text)).decode().splitlines()
+
+
+def to_float32(weight: Tensor) -> Tensor:
+    """Floating point tensors as float32; integer tensors unchanged."""
+    return weight.float() if weight.is_floating_point() else weight

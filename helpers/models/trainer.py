@@ -1,0 +1,275 @@
+"""The training loop of every method: device, precision, EMA, checkpoints, exact resume, progress.
+
+A method (`cgan.py`, `segmenter.py`, ...) defines a `TrainTask`: its networks, optimizers and one `training_step`. All
+random numbers of a step follow from the run's seed and the step, so a run that was killed and started again gives the
+same weights as one that was not.
+"""
+
+import copy
+import json
+import math
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, TypedDict
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import parse_flag_from_env
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+
+class Batch(TypedDict, total=False):
+    """One batch of tensors; a method reads the keys it needs."""
+
+    images: Tensor  # (B, 3, H, W) in [-1, 1]
+    sketches: Tensor  # (B, 1, H, W) in [0, 1]
+    masks: Tensor  # (B, 1, H, W) in {0, 1}
+    labels: Tensor  # (B,) int64
+
+
+GetBatch = Callable[[int, int], Batch]  # (step, rank) -> that process's part of the global batch, on the CPU
+Backward = Callable[[Tensor], None]
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Length and intervals of a run; the same for every method."""
+
+    steps: int
+    batch_size: int = 16  # images per process
+    seed: int = 0
+    ema_nimg: int = 2_000  # EMA half-life in images; 0 disables the EMA
+    save_every: int = 500  # steps between checkpoints
+    log_every: int = 50  # steps between entries of the history
+
+
+class TrainTask:
+    """What a method gives the training loop.
+
+    `networks` and `optimizers` are named; `ema_names` lists the networks that get an exponential moving average.
+    `config` must equal the checkpoint's to resume. `extra_state` is saved and restored unchanged.
+    """
+
+    networks: dict[str, nn.Module]
+    optimizers: dict[str, torch.optim.Optimizer]
+    ema_names: tuple[str, ...]
+    config: Any  # the method's frozen dataclass
+    extra_state: dict
+
+    def config_dict(self) -> dict:
+        """The config as plain values, for checkpoints."""
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
+
+    def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
+        """Update every network once; returns scalars for the history."""
+        raise NotImplementedError
+
+    def _optimizer_step(self, name: str, loss: Tensor, backward: Backward) -> None:
+        """Backpropagate `loss` and step the optimizer `name`."""
+        self.optimizers[name].zero_grad(set_to_none=True)
+        backward(loss)
+        self.optimizers[name].step()
+
+    def on_checkpoint(self, ema_models: dict[str, nn.Module], folder: Path, step: int) -> None:
+        """Called before every checkpoint, on the main process: save samples to `folder`."""
+
+    def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
+        """Called before every checkpoint, on the main process: True stops the training early."""
+        return False
+
+
+def precision() -> str:
+    """Mixed precision in Accelerate's terms: "bf16" where the hardware multiplies it, "fp16" on older GPUs, else "no"
+    (float32)."""
+    if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
+
+
+def set_warmup_cosine_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
+    """Set the learning rate of `step`: linear warm-up to `lr` over the first 5 % of `steps`, then cosine decay to 0
+    (Loshchilov and Hutter, arXiv 1608.03983)."""
+    warmup = max(1, steps // 20)
+    factor = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1, step / steps))))
+    for group in optimizer.param_groups:
+        group["lr"] = lr * factor
+
+
+def best_device() -> torch.device:
+    """Device for inference: the accelerator if there is one and ACCELERATE_USE_CPU is not set, else the CPU."""
+    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
+        return torch.accelerator.current_accelerator()
+    return torch.device("cpu")
+
+
+def peak_memory() -> str:
+    """Peak memory of this process as a sentence: GPU memory if there is a GPU, else resident memory."""
+    if best_device().type == "cuda":
+        return f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB of GPU memory at most"
+    try:
+        import resource  # not on Windows
+    except ImportError:
+        return "peak memory is not available on this system"
+    unit = 2**10 if sys.platform != "darwin" else 1  # Linux counts in KiB
+    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory at most"
+
+
+def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: TrainConfig) -> dict[str, list[float]]:
+    """Train until `train_config.steps`, resuming from `out/checkpoint.pt` if it exists; returns the history.
+
+    `get_batch(step, rank)` must return the same batch for the same numbers. The main process writes `checkpoint.pt`
+    and `history.json`. Raises `ValueError` if the checkpoint has another config, `MemoryError` with a smaller batch
+    size to try if GPU memory is full, `OSError` if the disk is.
+    """
+    accelerator = Accelerator(mixed_precision=precision())
+    out = Path(out)
+    out.mkdir(parents=True, exist_ok=True)
+    for network in task.networks.values():
+        network.to(accelerator.device, memory_format=torch.channels_last)
+    # Before `prepare`, which wraps networks for several processes: weights and EMA are those of the bare networks.
+    state = TrainState(task, dict(task.networks), accelerator, train_config)
+    task.networks = {name: accelerator.prepare(network) for name, network in task.networks.items()}
+    for name in task.optimizers:
+        task.optimizers[name] = accelerator.prepare(task.optimizers[name])
+    state.resume(out / "checkpoint.pt")
+    global_batch_size = train_config.batch_size * accelerator.num_processes
+    bar = tqdm(total=train_config.steps * global_batch_size, initial=state.step * global_batch_size, unit="images",
+               desc=out.name, disable=not accelerator.is_main_process)  # fmt: skip
+    while state.step < train_config.steps and not state.stopped:
+        state.update(_run_step(task, get_batch, state.step, accelerator, train_config))
+        bar.update(global_batch_size)
+        if state.step % train_config.log_every == 0:
+            bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
+        if state.step % train_config.save_every == 0 or state.step == train_config.steps:
+            if accelerator.is_main_process:
+                task.on_checkpoint(state.ema_models, out, state.step)
+                if task.validate(state.ema_models, state.step):
+                    accelerator.set_trigger()
+            state.stopped = accelerator.check_trigger()  # the same on all processes
+            if accelerator.is_main_process:
+                state.save(out)
+    bar.close()
+    accelerator.wait_for_everyone()  # else another process could read a file that is still being written
+    return state.history
+
+
+def _run_step(
+    task: TrainTask, get_batch: GetBatch, step: int, accelerator: Accelerator, train_config: TrainConfig
+) -> dict[str, Tensor]:
+    # One seed from run, step and rank; prime factors keep neighboring steps and ranks apart.
+    torch.manual_seed(train_config.seed * 1_000_003 + step * 101 + accelerator.process_index)
+    batch = get_batch(step, accelerator.process_index)
+    batch = {name: tensor.to(accelerator.device, non_blocking=True) for name, tensor in batch.items()}
+    try:
+        return task.training_step(batch, step, accelerator.backward)
+    except torch.OutOfMemoryError as error:
+        size = train_config.batch_size
+        raise MemoryError(f"out of GPU memory with batch size {size}: try batch size {max(1, size // 2)}") from error
+
+
+class TrainState:
+    """Everything that a step depends on, saved as one file."""
+
+    def __init__(
+        self, task: TrainTask, networks: dict[str, nn.Module], accelerator: Accelerator, train_config: TrainConfig
+    ):
+        self.task, self.networks, self.accelerator, self.train_config = task, networks, accelerator, train_config
+        self.step, self.history, self.loss_sums, self.loss_count, self.stopped = 0, {"step": []}, {}, 0, False
+        self.ema_models = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in task.ema_names}
+
+    def update(self, losses: dict[str, Tensor]) -> None:
+        """Update the EMA and accumulate `losses`; log their mean every `log_every` steps."""
+        self.step += 1
+        global_batch_size, half_life = (
+            self.train_config.batch_size * self.accelerator.num_processes,
+            self.train_config.ema_nimg,
+        )
+        decay = 0.5 ** (global_batch_size / half_life) if half_life else 0.0
+        # EMA ramp-up: the first steps would otherwise dominate.
+        decay = min(decay, self.step / (self.step + 10))
+        for name, ema_model in self.ema_models.items():
+            update_ema(ema_model, self.networks[name], decay)
+        for name, value in losses.items():
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + float(value.detach())
+        self.loss_count += 1
+        if self.step % self.train_config.log_every == 0:
+            self.history["step"].append(self.step)
+            for name, total in self.loss_sums.items():
+                self.history.setdefault(name, []).append(total / self.loss_count)
+            self.loss_sums, self.loss_count = {}, 0
+
+    def state_dict(self) -> dict:
+        """The checkpoint: tensors and plain values only, so that it loads with `weights_only=True`."""
+        return {
+            "step": self.step,
+            "config": self.task.config_dict(),
+            "train_config": asdict(self.train_config),
+            "history": self.history,
+            "loss_sums": self.loss_sums,
+            "loss_count": self.loss_count,
+            "stopped": self.stopped,
+            "extra_state": getattr(self.task, "extra_state", {}),
+            "networks": {name: network.state_dict() for name, network in self.networks.items()},
+            "ema_models": {name: model.state_dict() for name, model in self.ema_models.items()},
+            "optimizers": {name: optimizer.state_dict() for name, optimizer in self.task.optimizers.items()},
+            "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},  # float16 only
+        }
+
+    def save(self, out: Path) -> None:
+        """Write checkpoint and history to temporary names and rename them: a kill leaves the previous files whole."""
+        temporary = out / "checkpoint.pt.part"
+        try:
+            torch.save(self.state_dict(), temporary)
+        except RuntimeError as error:  # PyTorch's error for a full disk
+            raise OSError(f"cannot write {temporary}; the previous checkpoint is kept ({error})") from error
+        os.replace(temporary, out / "checkpoint.pt")
+        temporary = out / "history.json.part"
+        temporary.write_text(json.dumps(self.history))
+        os.replace(temporary, out / "history.json")
+
+    def resume(self, path: Path) -> None:
+        """Load a checkpoint if it exists. Raises `ValueError` if its config differs or its networks do not fit."""
+        if not path.is_file():
+            return
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not {"config", "train_config", "ema_models"} <= saved.keys():
+            raise ValueError(f"{path} was written by another version: delete it or choose another folder")
+        _check_same_config(path, saved["config"], self.task.config_dict())
+        # `steps` may be raised to train longer; these may not change.
+        fixed = ("batch_size", "seed", "ema_nimg")
+        given = asdict(self.train_config)
+        _check_same_config(path, {k: saved["train_config"][k] for k in fixed}, {k: given[k] for k in fixed})
+        try:
+            for name, weights in saved["networks"].items():
+                self.networks[name].load_state_dict(weights)
+            for name, weights in saved["ema_models"].items():
+                self.ema_models[name].load_state_dict(weights)
+            for name, content in saved["optimizers"].items():
+                self.task.optimizers[name].load_state_dict(content)
+            if self.accelerator.scaler:
+                self.accelerator.scaler.load_state_dict(saved["scaler"])
+        except (RuntimeError, KeyError) as error:
+            raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
+        self.step, self.history = saved["step"], saved["history"]
+        self.loss_sums, self.loss_count = saved["loss_sums"], saved["loss_count"]
+        self.stopped, self.task.extra_state = saved["stopped"], saved["extra_state"]
+
+
+@torch.no_grad()
+def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
+    """ema <- decay * ema + (1 - decay) * model for parameters; buffers are copied."""
+    for ema, weight in zip(ema_model.parameters(), model.parameters(), strict=True):
+        ema.lerp_(weight.to(ema.dtype), 1 - decay)
+    for ema, value in zip(ema_model.buffers(), model.buffers(), strict=True):
+        ema.copy_(value)
+
+
+def _check_same_config(path: Path, saved: dict, given: dict) -> None:
+    differing = [f"{k} is {saved.get(k)!r} there, {v!r} here" for k, v in given.items() if saved.get(k) != v]
+    if differing:
+        raise ValueError(f"{path} has another config ({'; '.join(differing)}): choose another folder or delete it")
