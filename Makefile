@@ -1,9 +1,13 @@
-# Everything anyone needs to type. `make help` lists it.
+# All commands of this repository; `make help` lists them.
 
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.installed
 NOTEBOOKS := $(sort $(wildcard notebooks/[0-9]*.ipynb))
+# These write what the others read: one after the other, the rest two at a time.
+FIRST := $(foreach n,01 02 03 05,$(wildcard notebooks/$(n)_*.ipynb))
+SMOKE := LESION_PROFILE=smoke LESION_DATASET= LESION_DATA_ROOT= OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=180
 
 .DEFAULT_GOAL := help
 .PHONY: help setup run test demo lab notebooks bench badges clean
@@ -16,8 +20,8 @@ setup: $(READY) ## create .venv and install (done by the others when needed)
 # Installed once; again only when requirements.txt changes.
 $(READY): requirements.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
-		{ echo "Python 3.10 or newer is needed; name it: make PYTHON=python3.12 ..."; exit 1; }
-	@echo "installing into .venv, once: a few minutes and about 6 GB where pip takes the CUDA build of torch"
+		{ echo "Python 3.10 or newer is needed: make PYTHON=python3.12 ..."; exit 1; }
+	@echo "installing into .venv, once: a few minutes, and about 6 GB if pip takes the CUDA build of torch"
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
 	@touch $(READY)
@@ -27,11 +31,12 @@ run: $(READY) ## execute every notebook on the embedded sample; results in outpu
 
 test: $(READY) ## ruff, unit tests, every notebook in the smoke profile
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@rm -rf outputs/phantoms-smoke  # experiments of other code would be refused, not repeated
-	LESION_PROFILE=smoke LESION_DATASET= LESION_DATA_ROOT= $(BIN)/python -m pytest tests notebooks \
-		--nbval-lax --nbval-current-env --nbval-cell-timeout=180
+	@rm -rf outputs/phantoms-smoke  # results of another version of the code would be refused
+	$(SMOKE) tests -n 2 --dist loadfile
+	$(SMOKE) $(NBVAL) $(FIRST)
+	$(SMOKE) $(NBVAL) -n 2 --dist loadfile $(filter-out $(FIRST),$(NOTEBOOKS))
 
-demo: $(READY) ## the web page, on this machine: draw a lesion, analyse a photograph
+demo: $(READY) ## the web page, on this machine: draw a lesion, analyze an image
 	$(BIN)/python -m helpers demo
 
 lab: $(READY) ## open the notebooks in Jupyter

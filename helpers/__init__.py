@@ -1,1 +1,1 @@
-"""Sketch2Lesion: from dermoscopy folders to sketches, generators, segmenters and honest numbers."""
+"""Sketch2Lesion: from folders of dermoscopic images to sketches, generators, segmenters, classifiers and evaluation."""

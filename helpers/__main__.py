@@ -255,8 +255,9 @@ def labels_for(sketches: dict, file: Path | None, classes: list[str], problems: 
 
 
 def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
-    """Yield id, path and image of every image of a folder, one at a time because images can be large; unreadable ones go
-    to `problems`. `size`: pixels per side that are needed; larger JPEGs may be decoded at reduced size."""
+    """Yield id, path and image `uint8 (H, W, 3)` of every image of a folder, one at a time because images can be large;
+    unreadable ones go to `problems`. `size`: pixels per side that are needed; larger JPEGs may be read at reduced
+    size."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
     for image_id, path in images_by_id(folder, problems).items():
@@ -341,8 +342,8 @@ def demo_command(args: argparse.Namespace, cfg) -> int:
 
     predictor = Predictor(find_weights(cfg, {method: getattr(args, method) for method in LOADERS}))
     print(predictor)
-    for name in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a normal exit deletes the uploads
-        signal.signal(name, lambda *_: sys.exit(0))
+    for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a normal exit deletes the uploads
+        signal.signal(signum, lambda *_: sys.exit(0))
     launch_page(build_page(predictor), args.port, wait=True)
     return 0
 
@@ -478,10 +479,15 @@ FROM_PROFILE = "default: from the profile"
 DATASET_HELP = "default: LESION_DATASET, else the embedded sample"
 
 
-def add_dataset(parser: argparse.ArgumentParser, root: bool = True) -> None:
+def add_dataset(parser: argparse.ArgumentParser) -> None:
+    """Options of commands that read a data set."""
     parser.add_argument("--dataset", choices=DATASETS, help=DATASET_HELP)
-    if root:
-        parser.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
+    parser.add_argument("--data-root", type=Path, help="its folder; default: LESION_DATA_ROOT, else data/<dataset>")
+
+
+def add_training_dataset(parser: argparse.ArgumentParser, method: str = "network") -> None:
+    """Option of commands that only look for the checkpoint that `train` wrote for a data set."""
+    parser.add_argument("--dataset", choices=DATASETS, help=f"data set the {method} was trained on; {DATASET_HELP}")
 
 
 def add_classes(parser: argparse.ArgumentParser) -> None:
@@ -521,14 +527,12 @@ def add_train_parsers(commands) -> None:
     common.add_argument("--size", type=positive_int, help=f"pixels per side; {FROM_PROFILE}")
     common.add_argument("--steps", type=positive_int, help=f"training steps; {FROM_PROFILE}")
     common.add_argument("--batch-size", type=positive_int, help=f"images per step; {FROM_PROFILE}")
-    common.add_argument("--seed", type=int, default=0)
+    common.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
     common.add_argument("--save-every", type=positive_int, metavar="STEPS", help="default: steps / 12, at most 500")
     common.add_argument("--out", type=Path, help="folder for checkpoint and history; default: outputs/.../METHOD")
     gan = argparse.ArgumentParser(add_help=False)
     gan.add_argument("--base-channels", type=positive_int, help=f"channels at half the resolution; {FROM_PROFILE}")
-    gan.add_argument(
-        "--d4-augment", action="store_true", help="random 90-degree rotations and flips of image and sketch"
-    )
+    gan.add_argument("--d4-augment", action="store_true", help="random 90-degree rotations and flips of the images")
     init = argparse.ArgumentParser(add_help=False)
     init.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="initialize with the weights of this file")
 
@@ -539,7 +543,7 @@ def add_train_parsers(commands) -> None:
     method.add_argument(
         "--projected", action=argparse.BooleanOptionalAction, help=f"projected discriminator; {FROM_PROFILE}"
     )
-    method.add_argument("--unpaired", action="store_true", help="train on sketches that belong to none of the images")
+    method.add_argument("--unpaired", action="store_true", help="train on sketches without matching images")
     method.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
 
     method = methods.add_parser("dcgan", parents=[common, gan], help="latent + diagnosis -> image")
@@ -550,9 +554,8 @@ def add_train_parsers(commands) -> None:
     method.add_argument("--arch", metavar="NAME", help=f"Unet, DeepLabV3Plus, ...; {FROM_PROFILE}")
     method.add_argument("--encoder", metavar="NAME", help=f"mobilenet_v2, resnet34, ...; {FROM_PROFILE}")
     method.add_argument("--decoder-channels", type=positive_int, help="of the widest decoder layer; default: 128")
-    method.add_argument(
-        "--baseline", action="store_true", help="baseline: random init, no augmentation, no EMA, no TTA"
-    )
+    method.add_argument("--baseline", action="store_true", help="random init, cross-entropy only, 256 decoder "
+                        "channels, no augmentation, no EMA, no TTA")  # fmt: skip
     method.set_defaults(run=train_command, train=train_segmenter_command, part="segmenter")
 
     method = methods.add_parser("classifier", parents=[common], help="image -> diagnosis")
@@ -562,7 +565,7 @@ def add_train_parsers(commands) -> None:
 
     export = commands.add_parser("export", help="write the weights of a checkpoint as safetensors in half precision")
     export.add_argument("method", choices=METHODS)
-    add_dataset(export, root=False)
+    add_training_dataset(export)
     export.add_argument("--checkpoint", type=Path, help="default: the one of `train METHOD`")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: data/released/METHOD.safetensors")
     export.set_defaults(run=export_command, part="cgan")
@@ -570,27 +573,27 @@ def add_train_parsers(commands) -> None:
 
 def add_inference_parsers(commands) -> None:
     command = commands.add_parser("generate", help="sketches -> synthetic images")
-    add_dataset(command, root=False)
+    add_training_dataset(command)
     command.add_argument("--checkpoint", type=Path, help="default: the one of `train cgan`, else the released weights")
-    command.add_argument("--sketches", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--sketches", type=Path, required=True, metavar="FOLDER", help="line drawings")
     command.add_argument("--labels", type=Path, metavar="CSV", help="image_id,label or one-hot; default: every class")
-    command.add_argument("--seed", type=int, default=0)
+    command.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <class>/<image_id>.png")
     command.set_defaults(run=generate_command, part="cgan")
 
     command = commands.add_parser("quality", help="distances between synthetic and real images: KID, FID, ...")
     command.add_argument("--real", type=Path, required=True, metavar="FOLDER", help="images, or one folder per class")
-    command.add_argument("--synthetic", type=Path, required=True, metavar="FOLDER")
+    command.add_argument("--synthetic", type=Path, required=True, metavar="FOLDER", help="arranged as --real")
     command.add_argument("--floor", type=Path, metavar="FOLDER", help="other real images; default: a part of --real")
-    command.add_argument("--features", metavar="NAME", help="inception or a torchvision network (NAME=FILE: its weights), "
+    command.add_argument("--features", metavar="NAME", help="inception, a torchvision network (NAME=FILE: its weights) "
                          "or a classifier's checkpoint.pt; default: inception, mobilenet_v2 and the classifier of "
                          "notebook 5, as far as available")  # fmt: skip
-    add_dataset(command, root=False)
-    command.add_argument("--json", action="store_true")
+    add_training_dataset(command, "classifier")
+    command.add_argument("--json", action="store_true", help="print a summary as JSON instead of the table")
     command.set_defaults(run=quality_command, part="classifier")
 
     command = commands.add_parser("segment", help="images -> masks")
-    add_dataset(command, root=False)
+    add_training_dataset(command)
     command.add_argument(
         "--checkpoint", type=Path, help="default: the one of `train segmenter`, else the released weights"
     )
@@ -599,7 +602,7 @@ def add_inference_parsers(commands) -> None:
     command.set_defaults(run=segment_command, part="segmenter")
 
     command = commands.add_parser("classify", help="images -> class probabilities")
-    add_dataset(command, root=False)
+    add_training_dataset(command)
     command.add_argument(
         "--checkpoint", type=Path, help="default: the one of `train classifier`, else the released weights"
     )
@@ -619,7 +622,7 @@ def add_experiment_parsers(commands) -> None:
     add_dataset(common)
     common.add_argument("--size", type=positive_int, help=f"pixels per side; {FROM_PROFILE}")
     common.add_argument("--steps", type=positive_int, help=f"steps of every training; {FROM_PROFILE}")
-    common.add_argument("--seeds", type=int, nargs="+")
+    common.add_argument("--seeds", type=int, nargs="+", help=f"random seeds of the trainings; {FROM_PROFILE}")
     common.add_argument("--out", type=Path, help="folder for the results; default: outputs/.../NAME-experiment")
     gan = argparse.ArgumentParser(add_help=False)
     gan.add_argument("--gan-steps", type=positive_int, help=f"steps of the CGAN; {FROM_PROFILE}")
@@ -653,11 +656,15 @@ def add_experiment_parsers(commands) -> None:
     command.add_argument("--folds", type=positive_int, help=f"cross-validation folds by lesion; {FROM_PROFILE}")
     command.set_defaults(run=balancing_command, part="balancing")
 
-    command = names.add_parser("ablation", parents=[common, arms], help="what does each part of the CGAN contribute?")
+    command = names.add_parser(
+        "ablation", parents=[common, arms], help="what does each part of the projected CGAN contribute?"
+    )
     command.add_argument("--num-eval", type=positive_int, help=f"generated images to evaluate; {FROM_PROFILE}")
     command.set_defaults(run=ablation_command, part="ablation")
 
-    command = names.add_parser("small-data", parents=[common, fractions], help="how many images does the CGAN need?")
+    command = names.add_parser(
+        "small-data", parents=[common, fractions], help="how many images does the projected CGAN need?"
+    )
     command.add_argument("--num-eval", type=positive_int, help=f"generated images to evaluate; {FROM_PROFILE}")
     command.set_defaults(run=ablation_command, part="ablation")
 

@@ -1,4 +1,4 @@
-"""`make badges REPO=owner/name`: the repository's name stands in helpers/config.py; this writes it everywhere else."""
+"""`make badges REPO=owner/name`: writes the repository's name to helpers/config.py, README, citation and notebooks."""
 
 import re
 import sys
@@ -33,16 +33,18 @@ if "google.colab" in sys.modules:
 
 
 def setup_cell(repository: str) -> str:
+    """Source of the setup cell of every notebook."""
     return SETUP.format(repository=repository)
 
 
 def badge(repository: str, notebook: str) -> str:
-    address = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook}.ipynb"
-    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({address})"
+    """Markdown of the Colab badge; notebook: file name without extension."""
+    url = f"https://colab.research.google.com/github/{repository}/blob/main/notebooks/{notebook}.ipynb"
+    return f"[![Open in Colab](https://colab.research.google.com/assets/colab-badge.svg)]({url})"
 
 
 def write_notebook(path: Path, repository: str) -> None:
-    """The badge into the first cell, the setup into the cell that begins with "# Setup"; outputs stay."""
+    """Write the badge into the first cell and the setup into the cell that starts with "# Setup"; outputs stay."""
     notebook = nbformat.read(path, as_version=4)
     first = notebook.cells[0]
     first.source = re.sub(r"\[!\[Open in Colab\].*\)", badge(repository, path.stem), first.source)
@@ -53,15 +55,16 @@ def write_notebook(path: Path, repository: str) -> None:
 
 
 def main(repository: str) -> None:
+    """Write `repository`, of the form owner/name, everywhere; exits with a message for another form."""
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository):
-        sys.exit(f"REPO={repository!r} is not of the form owner/name")
+        sys.exit(f"REPO must have the form owner/name, got {repository!r}")
     config, readme = ROOT / "helpers/config.py", ROOT / "README.md"
     config.write_text(re.sub(r'(?m)^REPOSITORY = ".*"$', f'REPOSITORY = "{repository}"', config.read_text()))
     for path in (readme, ROOT / "CITATION.cff"):
         path.write_text(path.read_text().replace(REPOSITORY, repository))
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         write_notebook(path, repository)
-    print(f"badges and setup cells now say {repository}")
+    print(f"{repository} written to config, README, citation, badges and setup cells")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several test files share."""
+"""Fixtures that several test files share."""
 
 import os
 from pathlib import Path
@@ -9,13 +9,13 @@ from helpers.data import sample
 from helpers.data.layouts import read
 from helpers.data.store import Store, StoreConfig, prepare
 
-# Bit for bit is promised on a CPU; on a GPU some backward passes add in any order.
+# Results are equal bit for bit on a CPU only: on a GPU some backward passes add in varying order.
 os.environ["ACCELERATE_USE_CPU"] = "true"
 
 
 @pytest.fixture(scope="session")
 def phantoms(tmp_path_factory) -> Path:
-    """A small sample with its planted faults; read only."""
+    """A small embedded sample with its injected faults; read only."""
     return sample.write(tmp_path_factory.mktemp("data") / "phantoms", images=120, size=64, seed=0)
 
 

@@ -1,5 +1,9 @@
-"""What `test_devices.py` starts twice at a time: `ddp_worker.py gradients|line|notebook FOLDER HOW`, where
-HOW is plain or projected, or a number of steps."""
+"""Script that `test_devices.py` starts: two processes train on the CPU and write to FOLDER.
+
+`ddp_worker.py torchrun FOLDER` runs in each of the two processes that `torch.distributed.run` starts;
+`ddp_worker.py debug_launcher FOLDER` forks them itself with Accelerate's `debug_launcher`, the `notebook_launcher` for
+CPUs.
+"""
 
 import sys
 from pathlib import Path
@@ -8,82 +12,77 @@ sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]
 
 import torch  # noqa: E402
 from accelerate import debug_launcher  # noqa: E402
-from test_trainer import Line  # noqa: E402
+from factories import LinearTask  # noqa: E402
 from torch import Tensor  # noqa: E402
 
 from helpers.models import trainer  # noqa: E402
-from helpers.models.cgan import CGAN, CGANConfig  # noqa: E402
-from helpers.models.trainer import TrainConfig, TrainTask, train  # noqa: E402
-
-CLASSES = ("NV", "MEL", "BCC")
+from helpers.models.trainer import GetBatch, TrainConfig, TrainTask, train  # noqa: E402
 
 
-def half(step: int, process: int) -> dict[str, Tensor]:
-    """The share of one process of a batch for a CGAN: four pictures."""
-    dice = torch.Generator().manual_seed(10 * step + process)
+def get_cgan_batch(step: int, rank: int) -> dict[str, Tensor]:
+    """One process's part of a batch for a CGAN: four random images."""
+    generator = torch.Generator().manual_seed(10 * step + rank)
     return {
-        "images": torch.rand(4, 3, 64, 64, generator=dice) * 2 - 1,
-        "sketches": (torch.rand(4, 1, 64, 64, generator=dice) > 0.9).float(),
-        "labels": torch.randint(0, 3, (4,), generator=dice),
+        "images": torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1,
+        "sketches": (torch.rand(4, 1, 64, 64, generator=generator) > 0.9).float(),
+        "labels": torch.randint(0, 3, (4,), generator=generator),
     }
 
 
-def points(step: int, process: int) -> dict[str, Tensor]:
-    """The share of one process of sixteen points."""
-    x = torch.randn(16, 1, generator=torch.Generator().manual_seed(step))[8 * process : 8 * process + 8]
-    return {"x": x}
+def get_points(step: int, rank: int) -> dict[str, Tensor]:
+    """One process's part of 16 points: half of them."""
+    return {"x": torch.randn(16, 1, generator=torch.Generator().manual_seed(step))[8 * rank : 8 * rank + 8]}
 
 
-class Straight(Line):
-    """Without the noise that each process draws for itself."""
+def cgan_gradients(projected: bool, get_batch: GetBatch, out: Path) -> dict[str, Tensor]:
+    """Gradients of one CGAN step, by network and parameter; without augmentation, and the weights do not change."""
+    from helpers.models.cgan import CGAN, CGANConfig  # takes seconds, and the line does not need it
 
-    def step(self, batch, number, backward):
-        loss = (self.networks["line"](batch["x"]) - (3 * batch["x"] + 1)).square().mean()
-        self.optimizers["line"].zero_grad()
-        backward(loss)
-        self.optimizers["line"].step()
-        return {"loss": loss}
+    torch.manual_seed(0)
+    config = CGANConfig(64, ("NV", "MEL", "BCC"), base_channels=8, lr=0.0, color_jitter=0.0, translate=0.0,
+                        projected=projected)  # fmt: skip
+    task, gradients = CGAN(config), {}
+    optimizer_step = task._optimizer_step
 
+    def record_gradients(name: str, loss: Tensor, backward) -> None:
+        optimizer_step(name, loss, backward)
+        for network in ("generator", "encoder") if name == "generator" else ("discriminator",):
+            for path, weight in task.networks[network].named_parameters():
+                if weight.requires_grad:
+                    gradients[f"{network}.{path.removeprefix('module.')}"] = weight.grad.clone()
 
-class Noted(CGAN):
-    """Without augmentation, and nothing moves: what is noted are the gradients of a step."""
-
-    def __init__(self, projected: bool = False):
-        torch.manual_seed(0)
-        settings = CGANConfig(
-            64, CLASSES, base_channels=8, lr=0.0, color_jitter=0.0, translate=0.0, projected=projected
-        )
-        super().__init__(settings)
-        self.gradients = {}
-
-    def _apply(self, name: str, loss: Tensor, backward) -> None:
-        super()._optimizer_step(name, loss, backward)
-        networks = {"generator": ("generator", "encoder"), "discriminator": ("discriminator",)}[name]
-        for network in networks:
-            learning = [(path, w) for path, w in self.networks[network].named_parameters() if w.requires_grad]
-            for path, weight in learning:
-                self.gradients[f"{network}.{path.removeprefix('module.')}"] = weight.grad.clone()
+    task._optimizer_step = record_gradients
+    run(task, get_batch, out, steps=1, batch_size=4)
+    return gradients
 
 
-def run(method: TrainTask, draw, out: Path, steps: int, batch: int) -> TrainTask:
-    train(method, draw, out, TrainConfig(steps, batch, save_every=5, log_every=2))
-    return method
+def run(task: TrainTask, get_batch: GetBatch, out: Path, steps: int, batch_size: int) -> None:
+    train(task, get_batch, out, TrainConfig(steps, batch_size, save_every=5, log_every=2))
+
+
+def train_line(out: Path) -> None:
+    """10 steps, then 10 more from the checkpoint. Without noise, which would differ from one process's."""
+    for steps in (10, 20):
+        run(LinearTask(noise=0.0), get_points, out, steps, batch_size=8)
+
+
+def train_all(out: Path) -> None:
+    """The line, and the gradients of both kinds of CGAN, saved by each process."""
+    train_line(out / "line")
+    for projected in (False, True):
+        gradients = cgan_gradients(projected, get_cgan_batch, out / f"cgan-{projected}")
+        torch.save(gradients, out / f"gradients-{projected}-{torch.distributed.get_rank()}.pt")
 
 
 def main() -> None:
     trainer.precision = lambda: "no"
-    what, out = sys.argv[1], Path(sys.argv[2])
-    if what == "gradients":
-        gradients = run(Noted(sys.argv[3] == "projected"), half, out, steps=1, batch=4).gradients
-        torch.save(gradients, out / f"gradients-{torch.distributed.get_rank()}.pt")
-    elif what == "notebook":
-        debug_launcher(straight, (out, int(sys.argv[3])), num_processes=2)  # `notebook_launcher` for processors
+    launcher, out = sys.argv[1], Path(sys.argv[2])
+    if launcher == "torchrun":
+        train_line(out / "line")
     else:
-        straight(out, int(sys.argv[3]))
+        import helpers.models.projected  # noqa: F401  # once, before the processes are forked
 
-
-def straight(out: Path, steps: int) -> None:
-    run(Straight(), points, out, steps, batch=8)
+        debug_launcher(train_all, (out,), num_processes=2)
 
 
 if __name__ == "__main__":

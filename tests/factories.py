@@ -1,18 +1,22 @@
-"""Small folders in every published layout, made of pictures that are no skin at all."""
+"""Test data and test doubles that several test files share: small folders in every published layout, filled with
+random images that do not show skin, and the smallest tasks and networks."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import cv2
 import numpy as np
 import pytest
 import torch
-from torch_fidelity import feature_extractor_inceptionv3 as published
+from torch import nn
+
+from helpers.models.trainer import Backward, TrainTask
 
 HAM = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
 
-def paint(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
-    """A smooth random picture of `size` (width, height); another seed, another picture."""
+def write_image(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
+    """Write a smooth random image of `size` (width, height); another seed gives another image."""
     rng = np.random.default_rng(seed)
     coarse = rng.uniform(60, 220, (6, 6, 3)).astype(np.float32)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -20,7 +24,8 @@ def paint(path: Path, seed: int = 0, size: tuple[int, int] = (40, 32)) -> Path:
     return path
 
 
-def paint_mask(path: Path, size: tuple[int, int] = (40, 32)) -> Path:
+def write_mask(path: Path, size: tuple[int, int] = (40, 32)) -> Path:
+    """Write a mask of `size` (width, height) with a disc in {0, 255}."""
     mask = np.zeros(size[::-1], np.uint8)
     cv2.circle(mask, (size[0] // 2, size[1] // 2), size[1] // 4, 255, -1)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -28,79 +33,140 @@ def paint_mask(path: Path, size: tuple[int, int] = (40, 32)) -> Path:
     return path
 
 
-def write(path: Path, *lines: str) -> Path:
+def write_lines(path: Path, *lines: str) -> Path:
+    """Write a text file with these lines."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("\n".join(lines) + "\n")
     return path
 
 
 def isic2016(root: Path, count: int = 10) -> Path:
-    for part, first, words in (("Training", 0, ("benign", "malignant")), ("Test", 100, ("0.0", "1.0"))):
+    """ISIC 2016: `count` training and `count` test images with masks; every third is malignant."""
+    for part, first, values in (("Training", 0, ("benign", "malignant")), ("Test", 100, ("0.0", "1.0"))):
         ids = [f"ISIC_{first + i:07d}" for i in range(count)]
         for i, name in enumerate(ids):
-            paint(root / f"ISBI2016_ISIC_Part1_{part}_Data" / f"{name}.jpg", first + i)
-            paint_mask(root / f"ISBI2016_ISIC_Part1_{part}_GroundTruth" / f"{name}_Segmentation.png")
-        lines = [f"{name},{words[i % 3 == 0]}" for i, name in enumerate(ids)]
-        write(root / f"ISBI2016_ISIC_Part3_{part}_GroundTruth.csv", *lines)
+            write_image(root / f"ISBI2016_ISIC_Part1_{part}_Data" / f"{name}.jpg", first + i)
+            write_mask(root / f"ISBI2016_ISIC_Part1_{part}_GroundTruth" / f"{name}_Segmentation.png")
+        lines = [f"{name},{values[i % 3 == 0]}" for i, name in enumerate(ids)]
+        write_lines(root / f"ISBI2016_ISIC_Part3_{part}_GroundTruth.csv", *lines)
     return root
 
 
 def isic2017(root: Path, count: int = 6) -> Path:
+    """ISIC 2017: `count` images of each split with superpixels (which must be ignored), masks and labels."""
     for number, part in enumerate(("Training", "Validation", "Test_v2")):
         ids = [f"ISIC_{100 * number + i:07d}" for i in range(count)]
         for i, name in enumerate(ids):
-            paint(root / f"ISIC-2017_{part}_Data" / f"{name}.jpg", 100 * number + i)
-            paint(root / f"ISIC-2017_{part}_Data" / f"{name}_superpixels.png", 7)
-            paint_mask(root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"{name}_segmentation.png")
+            write_image(root / f"ISIC-2017_{part}_Data" / f"{name}.jpg", 100 * number + i)
+            write_image(root / f"ISIC-2017_{part}_Data" / f"{name}_superpixels.png", 7)
+            write_mask(root / f"ISIC-2017_{part}_Part1_GroundTruth" / f"{name}_segmentation.png")
         rows = [f"{name},{float(i % 3 == 0)},{float(i % 3 == 1)}" for i, name in enumerate(ids)]
-        write(root / f"ISIC-2017_{part}_Part3_GroundTruth.csv", "image_id,melanoma,seborrheic_keratosis", *rows)
+        write_lines(root / f"ISIC-2017_{part}_Part3_GroundTruth.csv", "image_id,melanoma,seborrheic_keratosis", *rows)
     return root
 
 
 def ham10000(root: Path, count: int = 14) -> Path:
-    """Two photographs of every lesion."""
+    """HAM10000: `count` images with masks, two of every lesion."""
     ids = [f"ISIC_{24306 + i:07d}" for i in range(count)]
     for i, name in enumerate(ids):
-        paint(root / f"HAM10000_images_part_{1 + i % 2}" / f"{name}.jpg", i)
-        paint_mask(root / "HAM10000_segmentations_lesion_tschandl" / f"{name}_segmentation.png")
+        write_image(root / f"HAM10000_images_part_{1 + i % 2}" / f"{name}.jpg", i)
+        write_mask(root / "HAM10000_segmentations_lesion_tschandl" / f"{name}_segmentation.png")
     rows = [f"HAM_{i // 2:07d},{name},{HAM[i // 2 % 7].lower()},histo,50,male,back" for i, name in enumerate(ids)]
-    write(root / "HAM10000_metadata.csv", "lesion_id,image_id,dx,dx_type,age,sex,localization", *rows)
+    write_lines(root / "HAM10000_metadata.csv", "lesion_id,image_id,dx,dx_type,age,sex,localization", *rows)
     return root
 
 
 def one_hot(names: list[str]) -> list[str]:
+    """Lines of a one-hot label file; image i has class i modulo 7."""
     rows = [name + "," + ",".join(str(float(i % 7 == k)) for k in range(7)) for i, name in enumerate(names)]
     return ["image," + ",".join(HAM), *rows]
 
 
 def course(root: Path, count: int = 14) -> Path:
+    """The course's folders: `count` training and 7 test images with contours, and unpaired contours."""
     train = [f"ISIC_{24306 + i:07d}" for i in range(count)]
     test = [f"ISIC_{33000 + i:07d}" for i in range(7)]
     for i, name in enumerate(train):
-        paint(root / "Train_data" / f"{name}.jpg", i)
-        paint_mask(root / "Train/Train_sketch/Contours" / f"sketch_{name}.png")
-        paint_mask(root / "Train/Unpaired_train_sketch/Contours" / f"sketch_{i}.png")
+        write_image(root / "Train_data" / f"{name}.jpg", i)
+        write_mask(root / "Train/Train_sketch/Contours" / f"sketch_{name}.png")
+        write_mask(root / "Train/Unpaired_train_sketch/Contours" / f"sketch_{i}.png")
     for i, name in enumerate(test):
-        paint(root / "Test/Test_data/Test" / f"{name}.jpg", 500 + i)
-        paint_mask(root / "Test/Test_sketch/Test_contours" / f"sketch_{name}.png")
-    write(root / "Train_labels.csv", *one_hot(train))
-    write(root / "Test_Labels.csv", *one_hot(test))
+        write_image(root / "Test/Test_data/Test" / f"{name}.jpg", 500 + i)
+        write_mask(root / "Test/Test_sketch/Test_contours" / f"sketch_{name}.png")
+    write_lines(root / "Train_labels.csv", *one_hot(train))
+    write_lines(root / "Test_Labels.csv", *one_hot(test))
     return root
 
 
 def folders(root: Path) -> Path:
+    """Class folders: 6 training and 3 test images of each of three classes."""
     for split, first, count in (("Train", 0, 6), ("Test", 50, 3)):
         for number, name in enumerate(("melanoma", "nevus", "dermatofibroma")):
             for i in range(count):
                 seed = first + 100 * number + i
-                paint(root / split / name / f"ISIC_{seed:07d}.jpg", seed)
+                write_image(root / split / name / f"ISIC_{seed:07d}.jpg", seed)
     return root
 
 
-def random_inception() -> torch.nn.Module:
-    """torch-fidelity's Inception with weights that nobody trained."""
+def random_inception() -> nn.Module:
+    """torch-fidelity's Inception with random weights instead of a download."""
+    from torch_fidelity import feature_extractor_inceptionv3 as published  # takes seconds
+
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(published, "load_state_dict_from_url", lambda *_, **__: {})
         patch.setattr(published.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
         return published.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
+
+
+# ------------------------------------------------------------------------------------------------------- test doubles
+
+
+class MeanPoolExtractor(torch.nn.Module):
+    """Network of a feature extractor with known features: the mean colors of a 4 x 4 grid, times `gain`. Counts the
+    images it gets."""
+
+    def __init__(self, gain: float = 1.0):
+        super().__init__()
+        self.gain, self.num_images = torch.nn.Parameter(torch.tensor(gain)), 0
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.num_images += len(x)
+        return self.gain * torch.nn.functional.adaptive_avg_pool2d(x / 255, 4).flatten(1)
+
+
+@dataclass(frozen=True)
+class LinearConfig:
+    lr: float = 0.05
+
+
+class LinearTask(TrainTask):
+    """The smallest task: fit a line to points. Noise in every step makes the result depend on the random state."""
+
+    ema_names = ("line",)
+
+    def __init__(self, lr: float = 0.05, noise: float = 0.01):
+        torch.manual_seed(0)
+        self.config, self.noise = LinearConfig(lr), noise
+        self.networks = {"line": nn.Linear(1, 1)}
+        self.optimizers = {"line": torch.optim.Adam(self.networks["line"].parameters(), lr=lr)}
+        self.checkpoint_steps = []
+
+    def training_step(self, batch: dict, step: int, backward: Backward) -> dict[str, torch.Tensor]:
+        x = batch["x"] + self.noise * torch.randn_like(batch["x"])
+        loss = (self.networks["line"](x) - (3 * batch["x"] + 1)).square().mean()
+        self._optimizer_step("line", loss, backward)
+        return {"loss": loss}
+
+    def on_checkpoint(self, ema_models: dict[str, nn.Module], folder: Path, step: int) -> None:
+        self.checkpoint_steps.append(step)
+
+
+def get_linear_batch(step: int, rank: int) -> dict[str, torch.Tensor]:
+    """Eight points in [0, 1), the same for the same step and rank."""
+    return {"x": torch.rand(8, 1, generator=torch.Generator().manual_seed(1000 * rank + step))}
+
+
+def load_checkpoint(folder: Path) -> dict:
+    """What `train` wrote to `folder`."""
+    return torch.load(folder / "checkpoint.pt", weights_only=True)

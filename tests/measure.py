@@ -1,12 +1,14 @@
-"""How good are drawn images? `python tests/measure.py CHECKPOINT --split val`, on the data set that LESION_DATASET
-names, judged by whoever is at hand (LESION_WEIGHTS_DIR for pretrained weights; the classifier of `train classifier`).
+"""Quality of generated images: `python tests/measure.py CHECKPOINT --split val`, on the data set in LESION_DATASET.
 
-A CGAN draws sketches and labels of the split's pictures, a DCGAN their labels. Two protocols: `natural`, 1,000 pictures
-in their natural mix; `balanced`, 55 of every class, or all there are. The drawings are compared with the pictures; the
-floor compares as many pictures of the training split with them, or of the split that is not measured where our
-classifier judges, which was taught by the training split. Then: are noises obeyed, labels (where `train classifier`
-left a checkpoint of this size) and a CGAN's sketches (where `train segmenter` did), and is anything copied from the
-training split? A DCGAN too is measured on pictures that have a sketch.
+Uses every available feature extractor: pretrained ones (LESION_WEIGHTS_DIR) and the classifier of `train classifier`.
+
+A CGAN gets the sketches and labels of the split's images, a DCGAN their labels; both are measured on images that have a
+sketch. Two protocols: `natural`, up to 1,000 images in their natural class mix; `balanced`, up to 55 per class. The
+floor is as many images of the training split. For our classifier, which was trained on that split, they come from the
+one of val and test that is not measured.
+
+Then the latent diversity, the label accuracy (if `train classifier` left a checkpoint of this size), the Dice of a
+CGAN's sketches (if `train segmenter` left one), and memorization of the training split.
 """
 
 import argparse
@@ -33,47 +35,71 @@ from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
 from helpers.models.segmenter import load_segmenter, segment
 
+Generate = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # sketches, labels, seed -> images
 
-def choose(store: Store, split: str, protocol: str, like: np.ndarray | None = None) -> np.ndarray:
-    """Rows of a split by the protocol; with `like` as many of each class as there."""
+
+def sample_rows(store: Store, split: str, protocol: str, like: np.ndarray | None = None) -> np.ndarray:
+    """Random rows of a split by protocol "natural" or "balanced"; with the rows `like`, as many of each class as there
+    ("natural": as many in total)."""
     rows = np.random.default_rng(0).permutation(store.rows(split, needs=["sketch", "label"]))
     if protocol == "natural":
         return rows[: 1000 if like is None else len(like)]
-    counts = (
-        [55] * len(store.classes) if like is None else np.bincount(store.labels[like], minlength=len(store.classes))
-    )
+    num_classes = len(store.classes)
+    counts = [55] * num_classes if like is None else np.bincount(store.labels[like], minlength=num_classes)
     return np.concatenate([rows[store.labels[rows] == k][:n] for k, n in enumerate(counts)])
 
 
-def tell(what: str, values: np.ndarray) -> None:
-    low, high = bootstrap_ci(values)
-    print(f"{what}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
-
-
-Painter = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # sketches, labels, seed -> images
-
-
-def painter(checkpoint: Path) -> tuple[Painter, CGANConfig | DCGANConfig]:
-    """Of a CGAN, or of a DCGAN, which looks at no sketch."""
+def load_generator(checkpoint: Path) -> tuple[Generate, CGANConfig | DCGANConfig]:
+    """Sampling function and config of a CGAN, or of a DCGAN, which ignores the sketches."""
     try:
-        generator, settings = load_cgan(checkpoint)
-        return partial(sample, generator), settings
+        generator, config = load_cgan(checkpoint)
+        return partial(sample, generator), config
     except DataError:
-        generator, settings = load_dcgan(checkpoint)
-        return lambda sketches, labels, seed: sample_dcgan(generator, labels, seed), settings
+        generator, config = load_dcgan(checkpoint)
+        return lambda sketches, labels, seed: sample_dcgan(generator, labels, seed), config
 
 
-def noises(paint: Painter, store: Store, batch: dict, judge: FeatureExtractor, sketches: int = 40) -> list[float]:
-    """How far apart the drawings of one sketch (or label) under eight noises are, as a share of the distance of real
-    images of its class; for each of some sketches."""
+def latent_diversity(generate: Generate, store: Store, batch: dict, extractor: FeatureExtractor) -> list[float]:
+    """Mean pairwise distance of eight images of one sketch and label that differ in z, divided by that of real images
+    of the class; one value for each of the first 40 sketches whose class has two real images."""
 
-    def apart(images: np.ndarray) -> float:
-        return mean_pairwise_distance(extract_features(ImageSet.from_array(images), judge, store.config.size).values)
+    def diversity(images: np.ndarray) -> float:
+        features = extract_features(ImageSet.from_array(images), extractor, store.config.size)
+        return mean_pairwise_distance(features.values)
 
     labels = batch["labels"]
-    real = {label: apart(batch["images"][labels == label][:60]) for label in set(labels[:sketches])}
-    drawn = (paint(batch["sketches"][[k] * 8], labels[[k] * 8], k) for k in range(sketches))
-    return [apart(images) / real[label] for images, label in zip(drawn, labels, strict=False)]
+    sketch_rows = [k for k, label in enumerate(labels[:40]) if np.sum(labels == label) > 1]
+    real = {label: diversity(batch["images"][labels == label][:60]) for label in set(labels[sketch_rows])}
+    generated = (generate(batch["sketches"][[k] * 8], labels[[k] * 8], k) for k in sketch_rows)
+    return [diversity(images) / real[label] for images, label in zip(generated, labels[sketch_rows], strict=True)]
+
+
+def print_mean(name: str, values: np.ndarray) -> None:
+    low, high = bootstrap_ci(values)
+    print(f"{name}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
+
+
+def print_label_accuracy(
+    checkpoint: Path, config: CGANConfig | DCGANConfig, batch: dict, generated: np.ndarray
+) -> None:
+    classifier, classifier_config = load_classifier(checkpoint)
+    if classifier_config.classes != config.classes:
+        classes = f"{classifier_config.classes} and {config.classes}"
+        raise SystemExit(f"classifier and generator must have the same classes, got {classes}")
+    if classifier_config.size != config.size:
+        print(f"no label accuracy: the classifier takes {classifier_config.size} px, not {config.size}")
+        return
+    for name, images in (("real", batch["images"]), ("synthetic", generated)):
+        print_mean(f"label accuracy, {name}", label_accuracy(predict_proba(classifier, images), batch["labels"]))
+
+
+def print_memorization(extractors: list[FeatureExtractor], sets: tuple[np.ndarray, ...], cache: Path) -> None:
+    """`sets`: synthetic, training and held-out images."""
+    for extractor in extractors:
+        image_sets = [ImageSet.from_array(images) for images in sets]
+        features = (extract_features(s, extractor, s.image_size, cache).values for s in image_sets)
+        print(f"copies, {extractor.name}: {memorization(*features)}", flush=True)
+    print(f"copies, pixels: {memorization(*map(thumbnails, sets))}", flush=True)
 
 
 def main() -> None:
@@ -81,55 +107,40 @@ def main() -> None:
     args.add_argument("checkpoint", type=Path)
     args.add_argument("--split", choices=("val", "test"), default="val")
     args = args.parse_args()
-    cfg, (paint, trained) = get_config("cgan"), painter(args.checkpoint)
-    classifier = cfg.outputs / "classifier" / "checkpoint.pt"
-    segmenter = cfg.outputs / "segmenter" / "checkpoint.pt"
-    judges, missing = available_extractors(classifier)
-    settings = StoreConfig(trained.size, getattr(trained, "style", "contour"), "square", cfg.seed)
-    store = prepare(open_dataset(cfg), cfg.stores, settings, workers=cfg.workers)
+    cfg, (generate, config) = get_config("cgan"), load_generator(args.checkpoint)
+    classifier_path = cfg.outputs / "classifier" / "checkpoint.pt"
+    segmenter_path = cfg.outputs / "segmenter" / "checkpoint.pt"
+    extractors, missing = available_extractors(classifier_path)
+    store_config = StoreConfig(config.size, getattr(config, "style", "contour"), "center", cfg.seed)
+    store = prepare(open_dataset(cfg), cfg.stores, store_config, workers=cfg.workers)
     print(*missing, store, sep="\n")
     for protocol in ("natural", "balanced"):
-        rows = choose(store, args.split, protocol)
+        rows = sample_rows(store, args.split, protocol)
         batch = store.batch(rows)
-        kinds = [store.classes[k] for k in batch["labels"]]
-        drawn = paint(batch["sketches"], batch["labels"], 0)
-        real, synthetic = (
-            ImageSet.from_array(batch["images"], kinds, args.split),
-            ImageSet.from_array(drawn, kinds, "drawn"),
-        )
+        class_names = [store.classes[k] for k in batch["labels"]]
+        generated = generate(batch["sketches"], batch["labels"], 0)
+        real = ImageSet.from_array(batch["images"], class_names, args.split)
+        synthetic = ImageSet.from_array(generated, class_names, "synthetic")
         print(f"\n{protocol} mix")
-        for judge in judges:
-            source = "train" if judge.name != "classifier" else {"val": "test", "test": "val"}[args.split]
-            chosen = choose(store, source, protocol, rows)
-            others = store.batch(chosen, ("images", "labels"))
-            floor = ImageSet.from_array(others["images"], [store.classes[k] for k in others["labels"]], source)
-            print(quality(real, synthetic, [judge], floor, cfg.features), flush=True)
-        if classifier.is_file():
-            network, taught = load_classifier(classifier)
-            if taught.classes != trained.classes:
-                raise SystemExit(f"the classifier knows {taught.classes}, the generator {trained.classes}")
-            if taught.size != trained.size:
-                print(f"the classifier looks at {taught.size} px: labels are not asked for")
-            else:
-                for name, images in (("real", batch["images"]), ("drawn", drawn)):
-                    tell(f"label named right, {name}", label_accuracy(predict_proba(network, images), batch["labels"]))
-        if segmenter.is_file() and isinstance(trained, CGANConfig):
-            outlined, masks = store.has_mask[rows], batch["masks"][store.has_mask[rows]]
-            for name, images in (("real", batch["images"]), ("drawn", drawn)):
-                found = sketch_dice(images[outlined], masks, partial(segment, load_segmenter(segmenter)[0]))
-                tell(f"Dice of sketch and lesion found, {name}", found)
+        for extractor in extractors:
+            source = "train" if extractor.name != "classifier" else {"val": "test", "test": "val"}[args.split]
+            floor = store.batch(sample_rows(store, source, protocol, rows), ("images", "labels"))
+            floor = ImageSet.from_array(floor["images"], [store.classes[k] for k in floor["labels"]], source)
+            print(quality(real, synthetic, [extractor], floor, cfg.features), flush=True)
+        if classifier_path.is_file():
+            print_label_accuracy(classifier_path, config, batch, generated)
+        if segmenter_path.is_file() and isinstance(config, CGANConfig):
+            has_mask = store.has_mask[rows]
+            segment_lesions = partial(segment, load_segmenter(segmenter_path)[0])
+            for name, images in (("real", batch["images"]), ("synthetic", generated)):
+                dice = sketch_dice(images[has_mask], batch["masks"][has_mask], segment_lesions)
+                print_mean(f"Dice of sketch and segmented lesion, {name}", dice)
         if protocol == "natural":
-            for judge in judges:
-                shares = noises(paint, store, batch, judge)
-                tell(f"distance of eight noises, share of that of real images, {judge.name}", shares)
-            train = store.batch(store.rows("train"), ("images",))["images"]
-            for judge in judges:
-                sets = (
-                    extract_features(ImageSet.from_array(s), judge, trained.size, cfg.features)
-                    for s in (drawn, train, real.items)
-                )
-                print(f"copies, {judge.name}: {memorization(*(s.values for s in sets))}", flush=True)
-            print(f"copies, pixels: {memorization(*(thumbnails(s) for s in (drawn, train, real.items)))}", flush=True)
+            for extractor in extractors:
+                ratios = latent_diversity(generate, store, batch, extractor)
+                print_mean(f"diversity over eight z, relative to real images, {extractor.name}", ratios)
+            train_images = store.batch(store.rows("train"), ("images",))["images"]
+            print_memorization(extractors, (generated, train_images, batch["images"]), cfg.features)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
-"""How well are lesions found? `python tests/measure_masks.py CHECKPOINT --split val`, on the data set that
-LESION_DATASET names: every image at its own size against its original mask, by the measures of the ISIC challenges.
+"""Segmentation scores: `python tests/measure_masks.py CHECKPOINT --split val`, on the data set in LESION_DATASET.
+
+Every image is scored at its own size against its original mask, with the measures of the ISIC challenges.
 """
 
 import argparse
@@ -23,27 +24,27 @@ def main() -> None:
     args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     args.add_argument("checkpoint", type=Path)
     args.add_argument("--split", choices=("val", "test"), default="val")
-    args.add_argument("--csv", type=Path, help="for the scores of every image")
-    args.add_argument("--against", type=Path, help="such a file of another checkpoint: the paired difference")
+    args.add_argument("--csv", type=Path, help="output file for the scores of every image")
+    args.add_argument("--against", type=Path, help="such a file of another checkpoint; prints the paired difference")
     args = args.parse_args()
-    cfg, (segmenter, settings) = get_config("segmenter"), load_segmenter(args.checkpoint)
-    store = prepare(open_dataset(cfg), cfg.stores, StoreConfig(settings.size, crop="none"), workers=cfg.workers)
+    cfg, (segmenter, config) = get_config("segmenter"), load_segmenter(args.checkpoint)
+    store = prepare(open_dataset(cfg), cfg.stores, StoreConfig(config.size, crop="none"), workers=cfg.workers)
     table = store.table.iloc[store.rows(args.split, needs=["mask"])]
-    print(f"{store}\n{settings}", flush=True)
+    print(f"{store}\n{config}", flush=True)
     start = time.perf_counter()
-    found = score_images(segmenter, table)
-    print(f"{args.split}, N {len(found)}, {time.perf_counter() - start:.0f} s with reading and scoring")
+    scores = score_images(segmenter, table)
+    print(f"{args.split}, N {len(scores)}, {time.perf_counter() - start:.0f} s including reading and scoring")
     for measure in ("jaccard", "thresholded_jaccard", "dice", "sensitivity", "specificity", "hd95"):
-        low, high = bootstrap_ci(found[measure], found["group"])
-        print(f"{measure:<12} {found[measure].mean():8.4f}  ({low:.4f} to {high:.4f})")
-    kinds = table["label"].map(dict(enumerate(store.classes))).to_numpy()
-    print(found.groupby(kinds)["jaccard"].agg(["mean", "count"]).round(3).to_string())
+        low, high = bootstrap_ci(scores[measure], scores["group"])
+        print(f"{measure:<19} {scores[measure].mean():8.4f}  ({low:.4f} to {high:.4f})")
+    class_names = table["label"].map(dict(enumerate(store.classes))).to_numpy()
+    print(scores.groupby(class_names)["jaccard"].agg(["mean", "count"]).round(3).to_string())
     if args.against:
-        other = pd.read_csv(args.against).set_index("image_id").loc[found["image_id"]]
-        difference, low, high = paired_difference(found["jaccard"], other["jaccard"], found["group"])
+        baseline = pd.read_csv(args.against).set_index("image_id").loc[scores["image_id"]]
+        difference, low, high = paired_difference(scores["jaccard"], baseline["jaccard"], scores["group"])
         print(f"jaccard against {args.against.name} {difference:+.4f}  ({low:+.4f} to {high:+.4f})")
     if args.csv:
-        found.to_csv(args.csv, index=False)
+        scores.to_csv(args.csv, index=False)
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from factories import load_checkpoint
 from torch import nn
 
 from helpers.data.files import DataError
@@ -14,10 +15,7 @@ from helpers.models.checkpoint import export_weights
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-
-
-def small(size: int = 64) -> CGANConfig:
-    return CGANConfig(size, CLASSES, base_channels=8)
+SMALL = CGANConfig(64, CLASSES, base_channels=8)
 
 
 @pytest.fixture
@@ -25,77 +23,76 @@ def store(phantom_store) -> Store:
     return phantom_store
 
 
-def test_other_sizes_are_refused():
-    with pytest.raises(ValueError, match="96 is not one of 64, 128, 256"):
-        CGANConfig(96, CLASSES)
+@pytest.fixture(scope="module")
+def trained(phantom_store, tmp_path_factory):
+    """Folder of a CGAN after one step; read only."""
+    folder = tmp_path_factory.mktemp("cgan")
+    train_cgan(phantom_store, SMALL, folder, TrainConfig(1, 4))
+    return folder
 
 
-def test_one_step_moves_both_networks_and_leaves_no_trace_of_the_other():
-    torch.manual_seed(0)
-    method = CGAN(small())
-    before = {n: [p.clone() for p in net.parameters()] for n, net in method.networks.items()}
-    batch, gradients = batch_of_noise(), []
-    backward = Backward(method.networks, gradients)
-    told = method.training_step(batch, 0, backward)
-    assert set(told) == {"d", "g", "real_score", "fake_score", "feature_matching", "l1", "texture", "kl"}
-    assert all(math.isfinite(v.item()) for v in told.values())
-    for name, net in method.networks.items():
-        assert any(not torch.equal(a, b) for a, b in zip(before[name], net.parameters(), strict=True)), name
-    first, second = gradients
-    assert first["discriminator"] and not first["generator"] and not first["encoder"], "drawn pictures are detached"
-    assert second["generator"] and second["encoder"] and not second["discriminator"], "frozen in the generator's update"
-    assert all(p.requires_grad for p in method.networks["discriminator"].parameters())
+def random_batch() -> dict[str, torch.Tensor]:
+    images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
+    return {"images": images, "sketches": sketches, "labels": torch.arange(4)}
 
 
-def test_a_projected_discriminator_learns_with_its_heads_and_keeps_its_eyes():
-    torch.manual_seed(0)
-    method = CGAN(replace(small(), projected=True))
-    judge = method.networks["discriminator"]
-    eyes = {name: weight.clone() for name, weight in judge.eyes.state_dict().items()}
-    heads = [weight.clone() for weight in judge.heads.parameters()]
-    method.training_step(batch_of_noise(), 0, Backward(method.networks, []))
-    assert all(torch.equal(weight, eyes[name]) for name, weight in judge.eyes.state_dict().items())
-    assert not any(weight.requires_grad for weight in judge.eyes.parameters()), "frozen before and after"
-    assert all(not torch.equal(a, b) for a, b in zip(heads, judge.heads.parameters(), strict=True))
+class RecordingBackward:
+    """Backward pass from zeroed gradients that records per call which networks got gradients."""
 
+    def __init__(self, networks: dict[str, nn.Module]):
+        self.networks, self.has_gradients = networks, []
 
-def test_training_begins_with_the_weights_of_another(store, tmp_path):
-    train_cgan(store, small(), tmp_path / "one", TrainConfig(1, 4))
-    settings = replace(small(), projected=True)
-    method = CGAN(settings)
-    method.init_from(tmp_path / "one/checkpoint.pt")
-    saved = torch.load(tmp_path / "one/checkpoint.pt", weights_only=True)["networks"]
-    for name, network in method.networks.items():
-        now = network.state_dict()
-        assert all(torch.equal(weight, now[key]) for key, weight in saved[name].items()), name
-    train_cgan(store, settings, tmp_path / "two", TrainConfig(1, 4), init_from=tmp_path / "one/checkpoint.pt")
-    assert load_cgan(tmp_path / "two/checkpoint.pt")[1] == settings
-    kept = torch.load(tmp_path / "two/checkpoint.pt", weights_only=True)["extra_state"]
-    assert kept["start"].endswith("one/checkpoint.pt")
-    train = store.table["image_id"].iloc[store.rows("train", needs=["sketch", "label"])]
-    assert kept["trained_on"] == sorted(train)
-    others = store.rows("val", needs=["sketch", "label"])
-    with pytest.raises(DataError, match=f"was trained on {len(train)} pictures that are held out"):
-        train_cgan(
-            store, small(), tmp_path / "three", TrainConfig(1, 4), others, init_from=tmp_path / "one/checkpoint.pt"
+    def __call__(self, loss: torch.Tensor) -> None:
+        for network in self.networks.values():
+            network.zero_grad(set_to_none=True)
+        loss.backward()
+        self.has_gradients.append(
+            {name: any(p.grad is not None for p in network.parameters()) for name, network in self.networks.items()}
         )
 
 
-def test_training_begins_with_released_weights_and_a_new_adversary(store, tmp_path):
-    train_cgan(store, small(), tmp_path, TrainConfig(1, 4))
-    method = CGAN(replace(small(), projected=True))
-    fresh = {name: copy.deepcopy(method.networks[name].state_dict()) for name in ("encoder", "discriminator")}
-    method.init_from(export_weights(tmp_path / "checkpoint.pt", tmp_path / "cgan.safetensors"))
-    averages = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["ema_models"]["generator"]
-    now = method.networks["generator"].state_dict()
-    assert all(torch.allclose(weight, now[key], atol=1e-3) for key, weight in averages.items())
-    for name, weights in fresh.items():
-        now = method.networks[name].state_dict()
-        assert all(torch.equal(weight, now[key]) for key, weight in weights.items()), name
-    assert method.extra_state["start"].endswith("cgan.safetensors") and method.extra_state["trained_on"]
+def test_config_unknown_size_raises():
+    with pytest.raises(ValueError, match="size must be one of 64, 128, 256, got 96"):
+        CGANConfig(96, CLASSES)
 
 
-def test_turned_pictures_keep_their_sketches_and_come_in_eight_positions():
+def test_config_r1_gamma_follows_size_unless_given():
+    assert [CGANConfig(size, ("NV",)).r1_gamma for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
+    assert CGANConfig(256, ("NV",), r1_gamma=0.5).r1_gamma == 0.5
+
+
+def test_training_step_updates_every_network_with_its_own_loss_only():
+    torch.manual_seed(0)
+    task = CGAN(SMALL)
+    before = {name: [p.clone() for p in network.parameters()] for name, network in task.networks.items()}
+    backward = RecordingBackward(task.networks)
+    losses = task.training_step(random_batch(), 0, backward)
+    assert set(losses) == {
+        "loss_d", "loss_g", "real_score", "fake_score", "feature_matching", "l1", "texture", "kl"
+    }  # fmt: skip
+    assert all(math.isfinite(loss.item()) for loss in losses.values())
+    for name, network in task.networks.items():
+        assert any(not torch.equal(a, b) for a, b in zip(before[name], network.parameters(), strict=True)), name
+    assert backward.has_gradients == [
+        {"generator": False, "encoder": False, "discriminator": True},
+        {"generator": True, "encoder": True, "discriminator": False},
+    ]
+    assert all(p.requires_grad for p in task.networks["discriminator"].parameters())
+
+
+def test_training_step_projected_updates_heads_and_keeps_the_feature_network():
+    torch.manual_seed(0)
+    task = CGAN(replace(SMALL, projected=True))
+    discriminator = task.networks["discriminator"]
+    fixed = copy.deepcopy(discriminator.feature_network.state_dict())
+    heads = [weight.clone() for weight in discriminator.heads.parameters()]
+    task.training_step(random_batch(), 0, RecordingBackward(task.networks))
+    assert all(torch.equal(w, fixed[name]) for name, w in discriminator.feature_network.state_dict().items())
+    assert not any(weight.requires_grad for weight in discriminator.feature_network.parameters())
+    assert all(not torch.equal(a, b) for a, b in zip(heads, discriminator.heads.parameters(), strict=True))
+
+
+def test_d4_augment_many_images_gives_all_8_positions_with_their_sketches():
     torch.manual_seed(0)
     corner = torch.zeros(1, 1, 8, 8)
     corner[0, 0, 0, 1] = 1
@@ -104,82 +101,141 @@ def test_turned_pictures_keep_their_sketches_and_come_in_eight_positions():
         "sketches": corner.expand(200, 1, 8, 8),
         "labels": torch.arange(200),
     }
-    found = d4_augment(batch)
-    assert torch.equal(found["images"][:, :1], found["sketches"]) and torch.equal(found["labels"], batch["labels"])
-    places = {tuple(place) for place in found["sketches"].nonzero()[:, 2:].tolist()}
-    assert places == {(0, 1), (1, 0), (0, 6), (6, 0), (7, 1), (1, 7), (7, 6), (6, 7)}
+    augmented = d4_augment(batch)
+    assert torch.equal(augmented["images"][:, :1], augmented["sketches"])
+    assert torch.equal(augmented["labels"], batch["labels"])
+    positions = {tuple(position) for position in augmented["sketches"].nonzero()[:, 2:].tolist()}
+    assert positions == {(0, 1), (1, 0), (0, 6), (6, 0), (7, 1), (1, 7), (7, 6), (6, 7)}
 
 
-def test_another_kind_of_training_is_no_start(store, tmp_path):
-    train_cgan(store, small(), tmp_path, TrainConfig(1, 4))
+# --------------------------------------------------------------------------------------------------- initialization
+
+
+def test_init_from_checkpoint_copies_every_network(trained):
+    task = CGAN(replace(SMALL, projected=True))
+    task.init_from(trained / "checkpoint.pt")
+    for name, saved in load_checkpoint(trained)["networks"].items():
+        weights = task.networks[name].state_dict()
+        assert all(torch.equal(weight, weights[key]) for key, weight in saved.items()), name
+
+
+def test_init_from_released_file_copies_the_generator_only(trained, tmp_path):
+    task = CGAN(replace(SMALL, projected=True))
+    before = {name: copy.deepcopy(task.networks[name].state_dict()) for name in ("encoder", "discriminator")}
+    task.init_from(export_weights(trained / "checkpoint.pt", tmp_path / "cgan.safetensors"))
+    weights = task.networks["generator"].state_dict()
+    ema = load_checkpoint(trained)["ema_models"]["generator"]
+    assert all(torch.allclose(weight, weights[key], atol=1e-3) for key, weight in ema.items())
+    for name, saved in before.items():
+        weights = task.networks[name].state_dict()
+        assert all(torch.equal(weight, weights[key]) for key, weight in saved.items()), name
+    assert task.extra_state["init_from"].endswith("cgan.safetensors") and task.extra_state["trained_on"]
+
+
+def test_init_from_other_config_raises_value_error(trained):
     changes = {
-        "networks of other sizes": {"width": 16},
-        r"has classes \['MEL'": {"classes": CLASSES[::-1]},
-        "has style 'contour'": {"style": "structure"},
+        "networks of other sizes": {"base_channels": 16},
+        r"has classes \['MEL'.*, the config says \['VASC'": {"classes": CLASSES[::-1]},
+        "has style 'contour', the config says 'structure'": {"style": "structure"},
     }
-    for told, changed in changes.items():
-        with pytest.raises(ValueError, match=told):
-            CGAN(replace(small(), **changed)).init_from(tmp_path / "checkpoint.pt")
-    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
-    for less in ({"networks": {"segmenter": {}}}, saved | {"networks": saved["networks"] | {"encoder": {}}}):
-        torch.save(less, tmp_path / "other.pt")
+    for message, change in changes.items():
+        with pytest.raises(ValueError, match=message):
+            CGAN(replace(SMALL, **change)).init_from(trained / "checkpoint.pt")
+
+
+def test_init_from_other_kind_of_checkpoint_raises_data_error(trained, tmp_path):
+    saved = load_checkpoint(trained)
+    for other in ({"networks": {"segmenter": {}}}, saved | {"networks": saved["networks"] | {"encoder": {}}}):
+        torch.save(other, tmp_path / "other.pt")
         with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
-            CGAN(small()).init_from(tmp_path / "other.pt")
+            CGAN(SMALL).init_from(tmp_path / "other.pt")
 
 
-def batch_of_noise() -> dict[str, torch.Tensor]:
-    images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
-    return {"images": images, "sketches": sketches, "labels": torch.arange(4)}
+def test_train_init_from_records_source_and_training_images(store, trained, tmp_path):
+    config = replace(SMALL, projected=True)
+    train_cgan(store, config, tmp_path / "second", TrainConfig(1, 4), init_from=trained / "checkpoint.pt")
+    assert load_cgan(tmp_path / "second/checkpoint.pt")[1] == config
+    extra_state = load_checkpoint(tmp_path / "second")["extra_state"]
+    assert extra_state["init_from"].endswith("checkpoint.pt")
+    train_ids = store.table["image_id"].iloc[store.rows("train", needs=["sketch", "label"])]
+    assert extra_state["trained_on"] == sorted(train_ids)
+    val_rows = store.rows("val", needs=["sketch", "label"])
+    with pytest.raises(DataError, match=f"was trained on {len(train_ids)} images that are held out"):
+        train_cgan(store, SMALL, tmp_path / "third", TrainConfig(1, 4), val_rows, init_from=trained / "checkpoint.pt")
 
 
-class Backward:
-    """Calls backward with clean gradients, and notes which networks got some."""
-
-    def __init__(self, networks: dict[str, nn.Module], notes: list[dict[str, bool]]):
-        self.networks, self.notes = networks, notes
-
-    def __call__(self, loss: torch.Tensor) -> None:
-        for net in self.networks.values():
-            net.zero_grad(set_to_none=True)
-        loss.backward()
-        got = {n: any(p.grad is not None for p in net.parameters()) for n, net in self.networks.items()}
-        self.notes.append(got)
+# ------------------------------------------------------------------------------------------------ training, sampling
 
 
-def test_drawing_is_reproducible_and_takes_given_noise():
-    torch.manual_seed(0)
-    generator = small().generator().eval()
-    sketches = np.zeros((5, 64, 64), np.uint8)
-    sketches[:, 20:40, 20:22] = 255
-    before = torch.random.get_rng_state()
-    one = sample(generator, sketches, [0, 1, 2, 3, 4], seed=3, batch_size=2)
-    assert one.shape == (5, 64, 64, 3) and one.dtype == np.uint8
-    assert np.array_equal(one, sample(generator, sketches, [0, 1, 2, 3, 4], seed=3, batch_size=2))
-    assert not np.array_equal(one, sample(generator, sketches, [0, 1, 2, 3, 4], seed=4, batch_size=2))
-    assert torch.equal(before, torch.random.get_rng_state()), "other random numbers are left alone"
-    same = sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16))
-    assert np.array_equal(same[0], same[1]), "the same grain too"
-    assert not np.array_equal(same, sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16), seed=1))
-    different = sample(generator, sketches[:2], [0, 0], latent=torch.tensor([[-2.0], [2.0]]).expand(2, 16))
-    assert not np.array_equal(different[0], different[1])
-    with pytest.raises(ValueError, match="5 sketches, 2 labels"):
-        sample(generator, sketches, [0, 1])
-    with pytest.raises(ValueError, match=r"\(32, 32\) pixels, the network draws \(64, 64\)"):
-        sample(generator, sketches[:, :32, :32], [0] * 5)
+def test_train_resumed_equals_uninterrupted_run_and_saves_grids(store, tmp_path):
+    intervals = {"batch_size": 4, "log_every": 1, "save_every": 1}
+    history = train_cgan(store, SMALL, tmp_path / "once", TrainConfig(3, **intervals))
+    train_cgan(store, SMALL, tmp_path / "twice", TrainConfig(1, **intervals))
+    assert train_cgan(store, SMALL, tmp_path / "twice", TrainConfig(3, **intervals)) == history
+    generator, config = load_cgan(tmp_path / "once/checkpoint.pt")
+    assert config == SMALL and not generator.training
+    resumed = load_cgan(tmp_path / "twice/checkpoint.pt")[0].state_dict()
+    for name, weight in generator.state_dict().items():
+        assert torch.equal(weight, resumed[name]), name
+    assert sorted(p.name for p in (tmp_path / "once").glob("grid-*.png")) == [f"grid-{k:06d}.png" for k in (1, 2, 3)]
+    with pytest.raises(ValueError, match="base_channels is 8 there, 16 here"):
+        train_cgan(store, replace(SMALL, base_channels=16), tmp_path / "once", TrainConfig(4, **intervals))
 
 
-def test_settings_that_do_not_fit_the_store_are_refused(store, tmp_path):
-    with pytest.raises(ValueError, match="size 64, not 128"):
-        train_cgan(store, small(128), tmp_path, TrainConfig(1))
-    with pytest.raises(ValueError, match=r"classes .* not .*'MEL', 'NV'"):
-        train_cgan(store, CGANConfig(64, ("MEL", "NV"), base_channels=8), tmp_path, TrainConfig(1))
-    with pytest.raises(ValueError, match="style 'contour', not 'structure'"):
-        train_cgan(store, CGANConfig(64, CLASSES, style="structure", base_channels=8), tmp_path, TrainConfig(1))
+def test_train_config_unlike_store_raises(store, tmp_path):
+    changes = {
+        "the store has size 64, the config 128": {"size": 128},
+        r"the store has classes \('MEL', 'NV', .*, the config \('MEL', 'NV'\)": {"classes": ("MEL", "NV")},
+        "the store has style 'contour', the config 'structure'": {"style": "structure"},
+    }
+    for message, change in changes.items():
+        with pytest.raises(ValueError, match=message):
+            train_cgan(store, replace(SMALL, **change), tmp_path, TrainConfig(1))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_preview_shows_every_label_and_two_more_noises(store):
-    preview = make_preview(store, small(), seed=0, num_sketches=3)
+def test_train_unpaired_sketches_of_wrong_kind_raise(store, tmp_path):
+    lines = np.full((2, 64, 64), 255, np.uint8)
+    for paired, sketches in ((True, lines), (False, lines[:, :32, :32]), (False, 0 * lines)):
+        with pytest.raises(ValueError, match=r"unpaired sketches need paired=False, size \(64, 64\) and lines; got"):
+            train_cgan(store, replace(SMALL, paired=paired), tmp_path, TrainConfig(1), sketches=sketches)
+
+
+def test_train_without_images_raises(store, tmp_path):
+    with pytest.raises(DataError, match="needs at least one training image with a sketch and a label, got none"):
+        train_cgan(store, SMALL, tmp_path, TrainConfig(1), rows=np.array([], int))
+
+
+def test_sample_same_seed_repeats_and_latent_fixes_the_noise():
+    torch.manual_seed(0)
+    generator = SMALL.generator().eval()
+    sketches, labels = np.zeros((5, 64, 64), np.uint8), [0, 1, 2, 3, 4]
+    sketches[:, 20:40, 20:22] = 255
+    random_state = torch.random.get_rng_state()
+    images = sample(generator, sketches, labels, seed=3, batch_size=2)
+    assert images.shape == (5, 64, 64, 3) and images.dtype == np.uint8
+    assert np.array_equal(images, sample(generator, sketches, labels, seed=3, batch_size=2))
+    assert not np.array_equal(images, sample(generator, sketches, labels, seed=4, batch_size=2))
+    assert torch.equal(random_state, torch.random.get_rng_state()), "the global random state is restored"
+    equal = sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16))
+    assert np.array_equal(equal[0], equal[1]), "the same per-pixel noise"
+    assert not np.array_equal(equal, sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16), seed=1))
+    different = sample(generator, sketches[:2], [0, 0], latent=torch.tensor([[-2.0], [2.0]]).expand(2, 16))
+    assert not np.array_equal(different[0], different[1])
+
+
+def test_sample_wrong_number_or_size_raises():
+    generator, sketches = SMALL.generator().eval(), np.zeros((5, 64, 64), np.uint8)
+    with pytest.raises(ValueError, match="got 5 sketches, 2 labels, no latents"):
+        sample(generator, sketches, [0, 1])
+    with pytest.raises(ValueError, match="got 5 sketches, 5 labels, 1 latents"):
+        sample(generator, sketches, [0] * 5, latent=torch.zeros(1, 16))
+    with pytest.raises(ValueError, match=r"sketches must be \(64, 64\) pixels, got \(32, 32\)"):
+        sample(generator, sketches[:, :32, :32], [0] * 5)
+
+
+def test_make_preview_has_every_label_and_two_more_latents_per_sketch(store):
+    preview = make_preview(store, SMALL, seed=0, num_sketches=3)
     assert preview["sketches"].shape == (27, 1, 64, 64) and preview["columns"] == 9
     assert preview["labels"][:7].tolist() == list(range(7))
     assert torch.equal(preview["sketches"][0], preview["sketches"][8])
@@ -187,49 +243,42 @@ def test_preview_shows_every_label_and_two_more_noises(store):
     assert not torch.equal(preview["latents"][0], preview["latents"][7])
 
 
-def test_train_resume_and_load(store, tmp_path):
-    run = {"batch": 4, "report_every": 2, "save_every": 2}
-    history = train_cgan(store, small(), tmp_path / "whole", TrainConfig(6, **run))
-    train_cgan(store, small(), tmp_path / "parts", TrainConfig(2, **run))
-    assert train_cgan(store, small(), tmp_path / "parts", TrainConfig(6, **run)) == history
-    one, settings = load_cgan(tmp_path / "whole/checkpoint.pt")
-    other, _ = load_cgan(tmp_path / "parts/checkpoint.pt")
-    assert settings == small() and isinstance(one, nn.Module)
-    for a, b in zip(one.state_dict().values(), other.state_dict().values(), strict=True):
-        assert torch.equal(a, b)
-    assert sorted(p.name for p in (tmp_path / "whole").glob("grid-*.png")) == [f"grid-{k:06d}.png" for k in (2, 4, 6)]
-    with pytest.raises(ValueError, match="width 8 there, 16 here"):
-        train_cgan(store, CGANConfig(64, CLASSES, base_channels=16), tmp_path / "whole", TrainConfig(8, **run))
+# ------------------------------------------------------------------------------------------- sketches without a pair
 
 
-def test_the_penalty_follows_the_size_unless_it_is_given():
-    assert [CGANConfig(size, ("NV",)).r1_gamma for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
-    assert CGANConfig(256, ("NV",), r1_gamma=0.5).r1_gamma == 0.5
-
-
-def test_unpaired_learns_from_no_pair_and_is_drawn_with_alike(store, tmp_path):
-    settings = replace(small(), paired=False)
-    history = train_cgan(store, settings, tmp_path, TrainConfig(2, batch_size=4, log_every=1))
+def test_train_unpaired_records_sketch_loss_and_loads_like_paired(store, tmp_path):
+    config = replace(SMALL, paired=False)
+    history = train_cgan(store, config, tmp_path, TrainConfig(2, batch_size=4, log_every=1))
     assert history["sketch"][0] > 0 and all(np.isfinite(history["l1"]))
     generator, loaded = load_cgan(tmp_path / "checkpoint.pt")
-    assert loaded == settings and sample(generator, store.sketches[:2], [0, 1]).shape == (2, 64, 64, 3)
+    assert loaded == config and sample(generator, store.sketches[:2], [0, 1]).shape == (2, 64, 64, 3)
 
 
-def test_an_unpaired_sketch_is_obeyed_by_two_tones_and_the_discriminator_does_not_see_it():
-    method, sketches = UnpairedCGAN(replace(small(), paired=False)), torch.zeros(2, 1, 64, 64)
-    region = torch.zeros(2, 1, 64, 64)
-    region[:, :, 20:44, 20:44] = 1
-    sketches[:, :, 20:44, 20:44] = 1
+def two_tone_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
+    """Images with a dark square at another position than their sketch's, and the square of the sketch."""
+    square = torch.zeros(2, 1, 64, 64)
+    square[:, :, 20:44, 20:44] = 1
+    sketches = square.clone()
     sketches[:, :, 22:42, 22:42] = 0
-    photographs = 0.8 - region.roll(-12, dims=3) + 0.05 * torch.randn(2, 3, 64, 64)
-    batch = {"images": photographs, "sketches": sketches, "labels": torch.arange(2)}
-    obeying, ignoring = ((0.8 - place).expand(2, 3, 64, 64) for place in (region, region.roll(12, dims=2)))
-    told, other = (method.reconstruction_losses(drawn, batch, num_encoded=1) for drawn in (obeying, ignoring))
-    assert told["sketch"] == 0 < 0.3 < other["sketch"]
-    assert told["l1"] < 0.05 < 0.3 < other["l1"], "dark inside, light outside, wherever in the photograph"
-    judge = method.networks["discriminator"]
-    answers = []
-    for shown in (sketches, 1 - sketches):
-        torch.manual_seed(0)
-        answers.append(method.run_discriminator(judge, photographs, batch | {"sketches": shown})[1])
-    assert torch.equal(*answers)
+    images = 0.8 - square.roll(-12, dims=3) + 0.05 * torch.randn(2, 3, 64, 64)
+    return {"images": images, "sketches": sketches, "labels": torch.arange(2)}, square
+
+
+def test_unpaired_reconstruction_losses_dark_region_off_the_sketch_is_penalized():
+    torch.manual_seed(0)
+    task, (batch, square) = UnpairedCGAN(replace(SMALL, paired=False)), two_tone_batch()
+    on_sketch, off_sketch = ((0.8 - s).expand(2, 3, 64, 64) for s in (square, square.roll(12, dims=2)))
+    low, high = (task.reconstruction_losses(fake, batch, num_encoded=1) for fake in (on_sketch, off_sketch))
+    assert low["sketch"] == 0 and high["sketch"] > 0.3
+    assert low["l1"] < 0.05 and high["l1"] > 0.3, "region colors of the real image, wherever its dark region lies"
+
+
+def test_unpaired_run_discriminator_other_sketch_gives_equal_features():
+    torch.manual_seed(0)
+    task, (batch, _) = UnpairedCGAN(replace(SMALL, paired=False)), two_tone_batch()
+    features = []
+    for sketches in (batch["sketches"], 1 - batch["sketches"]):
+        torch.manual_seed(0)  # the same augmentation
+        inputs = batch | {"sketches": sketches}
+        features.append(task.run_discriminator(task.networks["discriminator"], batch["images"], inputs)[1])
+    assert torch.equal(*features)

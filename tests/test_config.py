@@ -1,64 +1,75 @@
 import pytest
 
-from helpers.config import PROFILES, ROOT, SIZES, display_path, get_config
+from helpers.config import PROFILES, ROOT, SIZES, display_path, find_weights_file, get_config
 
 
 @pytest.fixture(autouse=True)
 def no_variables(monkeypatch):
-    for name in ("LESION_PROFILE", "LESION_DATASET", "LESION_DATA_ROOT"):
+    for name in ("LESION_PROFILE", "LESION_DATASET", "LESION_DATA_ROOT", "LESION_WEIGHTS_DIR"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_default_is_the_demo_on_the_embedded_sample():
+def test_get_config_without_variables_is_the_demo_on_phantoms():
     cfg = get_config("data")
     assert (cfg.profile, cfg.dataset, cfg.seed) == ("demo", "phantoms", 0)
     assert cfg.data_root == ROOT / "data/phantoms-demo" and cfg.outputs == ROOT / "outputs/phantoms-demo"
     assert cfg.workers >= 1 and cfg.size == SIZES["data"]["demo"]["size"]
 
 
-def test_environment_chooses(monkeypatch, tmp_path):
+def test_get_config_reads_profile_dataset_and_root_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LESION_PROFILE", "full")
     monkeypatch.setenv("LESION_DATASET", "isic2017")
     assert get_config("data").data_root == ROOT / "data/isic2017"
     monkeypatch.setenv("LESION_DATA_ROOT", "../elsewhere")
-    assert get_config("data").data_root == ROOT / "../elsewhere", "counts from the repository, not from the notebook"
+    assert get_config("data").data_root == ROOT / "../elsewhere", "relative to the repository, not to the notebook"
     monkeypatch.setenv("LESION_DATA_ROOT", str(tmp_path))
     assert get_config("data").data_root == tmp_path
     assert get_config("data").outputs == ROOT / "outputs/isic2017-full"
 
 
-def test_what_is_given_goes_before_the_environment(monkeypatch, tmp_path):
+def test_get_config_arguments_override_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LESION_DATASET", "isic2017")
     monkeypatch.setenv("LESION_DATA_ROOT", "somewhere")
     cfg = get_config("data", dataset="ham10000")
-    assert cfg.data_root == ROOT / "data/ham10000", "the root of another data set is not this one's"
+    assert cfg.data_root == ROOT / "data/ham10000", "LESION_DATA_ROOT belongs to isic2017"
     assert get_config("data", dataset="isic2017").data_root == ROOT / "somewhere"
     assert get_config("data", data_root=tmp_path).data_root == tmp_path
     monkeypatch.delenv("LESION_DATASET")
-    assert get_config("data", dataset="ham10000").data_root == ROOT / "somewhere", "a root alone is meant for this set"
+    assert get_config("data", dataset="ham10000").data_root == ROOT / "somewhere", "no other set is named"
 
 
-def test_empty_variables_are_no_choice(monkeypatch):
+def test_get_config_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("LESION_DATASET", "")
     assert get_config("data").dataset == "phantoms"
 
 
 @pytest.mark.parametrize("variable", ["LESION_PROFILE", "LESION_DATASET"])
-def test_unknown_names_are_refused(monkeypatch, variable):
+def test_get_config_unknown_value_raises(monkeypatch, variable):
     monkeypatch.setenv(variable, "nonsense")
-    with pytest.raises(ValueError, match=f"{variable}='nonsense' is not one of"):
+    with pytest.raises(ValueError, match=f"{variable} must be one of .*, got 'nonsense'"):
         get_config("data")
 
 
-def test_every_part_has_every_profile():
-    for part, sizes in SIZES.items():
-        assert set(sizes) == set(PROFILES), part
-        assert len({tuple(sorted(values)) for values in sizes.values()}) == 1, part
-    with pytest.raises(ValueError, match="no settings for 'soup'"):
+def test_get_config_unknown_part_raises():
+    with pytest.raises(ValueError, match=r"part must be one of sample, .*, got 'soup'"):
         get_config("soup")
 
 
-def test_paths_are_shown_from_the_root(tmp_path, monkeypatch):
+def test_sizes_have_every_profile_with_the_same_settings():
+    for part, sizes in SIZES.items():
+        assert set(sizes) == set(PROFILES), part
+        assert len({tuple(sorted(values)) for values in sizes.values()}) == 1, part
+
+
+def test_find_weights_file_returns_the_first_that_exists(monkeypatch, tmp_path):
+    assert find_weights_file("a.pth") is None
+    monkeypatch.setenv("LESION_WEIGHTS_DIR", str(tmp_path))
+    assert find_weights_file("a.pth", "b.pth") is None
+    (tmp_path / "b.pth").write_bytes(b"")
+    assert find_weights_file("a.pth", "b.pth") == tmp_path / "b.pth"
+
+
+def test_display_path_is_relative_to_the_repository_or_working_directory(tmp_path, monkeypatch):
     assert display_path(ROOT / "data/x") == "data/x"
     monkeypatch.chdir(tmp_path)
     assert display_path(tmp_path / "y") == "y"

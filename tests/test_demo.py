@@ -1,4 +1,4 @@
-"""The page as a program, as many programs at once, and as a person with a mouse see it."""
+"""The page called by one program, by many programs at once, and in a browser."""
 
 import os
 import re
@@ -9,6 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
 from pathlib import Path
+from threading import Event
 from types import SimpleNamespace
 from urllib.parse import quote, urlsplit
 from zipfile import ZipFile
@@ -31,20 +32,19 @@ from helpers.views.demo import Handlers, build_page, canvas_with, launch_page, s
 from helpers.views.predictor import Predictor, example_sketches, find_weights
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-
-QUIET = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
+CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
 
 
 @pytest.fixture(scope="module")
-def studio() -> Predictor:
+def predictor() -> Predictor:
     return Predictor(find_weights(get_config("cgan")))
 
 
 @pytest.fixture(scope="module")
-def address(studio):
-    page = build_page(studio)
+def address(predictor):
+    page = build_page(predictor)
     yield launch_page(page, quiet=True)
-    page.close()
+    page.close(verbose=False)
 
 
 @pytest.fixture()
@@ -52,324 +52,355 @@ def client(address, tmp_path) -> Client:
     return Client(address, verbose=False, download_files=tmp_path)
 
 
-def on_paper(sketch: np.ndarray, folder: Path, name: str = "paper.png") -> dict:
+def canvas_value(sketch: np.ndarray, folder: Path, name: str = "canvas.png") -> dict:
+    """Value of the canvas, as a program sends it, with a sketch in black on white."""
     Image.fromarray(255 - sketch).save(folder / name)
     return {"background": None, "layers": [], "composite": handle_file(folder / name)}
 
 
-def pictures(gallery: list[dict]) -> list[np.ndarray]:
+def read_gallery(gallery: list[dict]) -> list[np.ndarray]:
     return [np.array(Image.open(entry["image"]).convert("RGB")) for entry in gallery]
 
 
-# ---------------------------------------------------------------------------------------------------- pure functions
+# ---------------------------------------------------------------------------------------------------- without a server
 
 
-@pytest.mark.parametrize("paper", [None, demo.EMPTY_CANVAS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}])
-def test_empty_paper_gets_a_sentence(paper):
-    with pytest.raises(DataError, match="paper is empty"):
-        sketch_from_canvas(paper, 128)
+@pytest.mark.parametrize(
+    "canvas", [None, demo.EMPTY_CANVAS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}]
+)
+def test_sketch_from_canvas_empty_raises(canvas):
+    with pytest.raises(DataError, match="drawing is empty"):
+        sketch_from_canvas(canvas, 128)
 
 
-def test_a_sketch_laid_on_the_paper_comes_back():
+def test_canvas_with_a_sketch_gives_that_sketch_back():
     for sketch in example_sketches(128):
-        paper = canvas_with(sketch)
-        assert paper["composite"].size == (demo.CANVAS, demo.CANVAS) and len(paper["layers"]) == 1
-        back = sketch_from_canvas(paper, 128)
-        assert np.array_equal(back, sketch)
+        canvas = canvas_with(sketch)
+        assert canvas["composite"].size == (demo.CANVAS, demo.CANVAS) and len(canvas["layers"]) == 1
+        assert np.array_equal(sketch_from_canvas(canvas, 128), sketch)
 
 
-def test_what_programs_ask_for_is_bounded(studio):
-    desk = Handlers(studio)
-    paper = canvas_with(desk.examples[0])
-    assert len(desk.generate(paper, "MEL", 1.0, 10_000, 0)[0]) == demo.MAX_IMAGES
-    assert len(desk.generate(paper, "MEL", 1.0, -5, -7)[0]) == 1
-    much, most = (desk.generate(paper, "MEL", variation, 1, 0)[0] for variation in (1e9, demo.MAX_VARIATION))
-    assert np.array_equal(much, most)
-    with pytest.raises(DataError, match="no wart"):
-        desk.generate(paper, "wart", 1.0, 1, 0)
+def test_generate_clips_count_seed_and_variation(predictor):
+    handlers = Handlers(predictor)
+    canvas = canvas_with(handlers.examples[0])
+    assert len(handlers.generate(canvas, "MEL", 1.0, 10_000, 0)[0]) == demo.MAX_IMAGES
+    assert len(handlers.generate(canvas, "MEL", 1.0, -5, -7)[0]) == 1
+    clipped, largest = (handlers.generate(canvas, "MEL", v, 1, 0)[0] for v in (1e9, demo.MAX_VARIATION))
+    assert np.array_equal(clipped, largest)
+    with pytest.raises(DataError, match="got wart"):
+        handlers.generate(canvas, "wart", 1.0, 1, 0)
+    assert len(handlers.sample_without_sketch("SK", 1_000, 5)) == demo.MAX_IMAGES
 
 
-def test_who_does_not_look_for_lesions_does_not_deny_them(studio):
-    poor = Predictor({name: path for name, path in studio.weights.items() if name != "segmenter"})
-    words = Handlers(poor).words(poor.analyze(phantoms.render(1, 4)[0]))
-    assert "no lesion is looked for" in words and demo.NO_LESION not in words and demo.PROBABILITY_NOTE in words
+def test_describe_without_a_segmenter_does_not_claim_that_there_is_no_lesion(predictor):
+    without = Predictor({name: path for name, path in predictor.weights.items() if name != "segmenter"})
+    text = Handlers(without).describe(without.analyze(phantoms.render(1, 4)[0]))
+    assert demo.NO_SEGMENTER in text and demo.NO_LESION not in text and demo.PROBABILITY_NOTE in text
 
 
-def test_the_private_folder_is_private_and_goes_with_the_process():
+def test_handlers_without_a_file_ask_for_one(predictor):
+    handlers = Handlers(predictor)
+    for handler, message in (
+        (handlers.upload, "Choose a file"),
+        (handlers.analyze, "Choose or take a photo"),
+        (handlers.send_to_canvas, "no sketch yet"),
+    ):
+        with pytest.raises(DataError, match=message):
+            handler(None)
+
+
+def test_upload_dir_is_private_and_is_deleted_when_the_process_ends():
     assert os.stat(uploads.UPLOAD_DIR).st_mode & 0o077 == 0
-    code = "from helpers.views.uploads import PRIVATE; print(PRIVATE); open(PRIVATE + '/a', 'w').close()"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    folder = Path(done.stdout.strip().splitlines()[-1])
+    code = (  # without gradio and torch, which take seconds to import
+        "import sys; from unittest.mock import MagicMock\n"
+        "sys.modules |= {'gradio': MagicMock(), 'helpers.views.predictor': MagicMock()}\n"
+        "from helpers.views.uploads import UPLOAD_DIR\n"
+        "open(UPLOAD_DIR + '/a', 'w').close(); print(UPLOAD_DIR)"
+    )
+    process = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    folder = Path(process.stdout.strip())
     assert folder.name.startswith("sketch2lesion-") and not folder.exists()
 
 
 # ----------------------------------------------------------------------------------------------------------- programs
 
 
-def test_a_program_draws_and_gets_images_sketch_and_mask(client, studio, tmp_path):
+def test_api_generate_returns_images_and_a_zip_with_sketch_and_mask(client, predictor, tmp_path):
     sketch = example_sketches(128)[1]
-    gallery, archive = client.predict(on_paper(sketch, tmp_path), "SK", 1.0, 3, 7, api_name="/draw")
-    assert np.array_equal(pictures(gallery), studio.draw(sketch, "SK", 3, 1.0, 7))
-    with ZipFile(archive) as inside:
-        assert sorted(inside.namelist()) == ["SK-7-1.png", "SK-7-2.png", "SK-7-3.png", "mask.png", "sketch.png"]
-        inside.extractall(tmp_path)
+    canvas = canvas_value(sketch, tmp_path)
+    gallery, archive = client.predict(canvas, "SK", 1.0, 3, 7, api_name="/generate")
+    assert np.array_equal(read_gallery(gallery), predictor.sample(sketch, "SK", 3, 1.0, 7))
+    with ZipFile(archive) as file:
+        assert sorted(file.namelist()) == ["SK-7-1.png", "SK-7-2.png", "SK-7-3.png", "mask.png", "sketch.png"]
+        file.extractall(tmp_path)
     assert np.array_equal(np.array(Image.open(tmp_path / "sketch.png")), sketch)
     mask = np.array(Image.open(tmp_path / "mask.png"))
     assert set(np.unique(mask)) == {0, 255} and mask[sketch > 0].mean() > 200
-    *_, seed = client.predict(on_paper(sketch, tmp_path), "SK", 1.0, 1, 7, api_name="/draw_others")
-    assert seed == 8
+    more, _, seed = client.predict(canvas, "SK", 1.0, 1, 7, api_name="/generate_more")
+    assert seed == 8 and np.array_equal(read_gallery(more), predictor.sample(sketch, "SK", 1, 1.0, 8))
 
 
-def test_a_program_gets_a_zip_of_pairs_to_train_with(client, tmp_path):
-    archive = client.predict(on_paper(example_sketches(128)[0], tmp_path), "NV", True, 3, 0, api_name="/set_of")
-    with ZipFile(archive) as inside:
-        names = [f"{part}/NV_{k:03d}.png" for k in (1, 2, 3) for part in ("images", "masks")]
-        assert sorted(inside.namelist()) == sorted(names)
+def test_api_generate_with_an_empty_canvas_raises(client, tmp_path):
+    with pytest.raises(AppError, match="drawing is empty"):
+        client.predict(canvas_value(np.zeros((256, 256), np.uint8), tmp_path), "MEL", 1.0, 1, 0, api_name="/generate")
 
 
-def test_a_photograph_is_analysed_and_its_sketch_can_be_drawn(client, tmp_path):
+def test_api_make_zip_returns_images_with_masks(client, tmp_path):
+    canvas = canvas_value(example_sketches(128)[0], tmp_path)
+    archive = client.predict(canvas, "NV", True, 3, 0, api_name="/make_zip")
+    with ZipFile(archive) as file:
+        names = [f"{folder}/NV_{k:03d}.png" for k in (1, 2, 3) for folder in ("images", "masks")]
+        assert sorted(file.namelist()) == sorted(names)
+
+
+def test_api_sample_without_sketch_returns_dcgan_images(client, predictor):
+    gallery = client.predict("NV", 3, 5, api_name="/sample_without_sketch")
+    assert np.array_equal(read_gallery(gallery), predictor.sample_without_sketch("NV", 3, 5))
+    with pytest.raises(AppError, match="wart"):
+        client.predict("wart", 1, 0, api_name="/sample_without_sketch")
+
+
+def test_api_analyze_returns_a_sketch_that_generate_accepts(client, tmp_path):
     Image.fromarray(phantoms.render(1, 4, size=200)[0]).save(tmp_path / "photo.png")
-    outlined, words, named, heat, sketch = client.predict(handle_file(tmp_path / "photo.png"), api_name="/look")
-    assert Image.open(outlined).size == (200, 200) and Image.open(heat).size == (128, 128)
-    assert re.search(r"takes \*\*\d+\.\d %\*\*", words)
-    sure = {entry["label"]: entry["confidence"] for entry in named["confidences"]}
-    assert set(sure) == {"melanoma", "seborrhoeic keratosis", "mole (nevus)"} and abs(sum(sure.values()) - 1) < 1e-4
-    paper = client.predict(handle_file(sketch), api_name="/upload")
-    drawn, _ = client.predict(
-        {**paper, "composite": handle_file(paper["composite"]), "background": None, "layers": []},
-        "MEL",
-        1.0,
-        1,
-        0,
-        api_name="/draw",
+    outlined, text, probabilities, heatmap, sketch = client.predict(
+        handle_file(tmp_path / "photo.png"), api_name="/analyze"
     )
-    assert pictures(drawn)[0].shape == (128, 128, 3)
+    assert Image.open(outlined).size == (200, 200) and Image.open(heatmap).size == (128, 128)
+    assert re.search(r"covers \*\*\d+\.\d %\*\* of the image", text)
+    confidences = {entry["label"]: entry["confidence"] for entry in probabilities["confidences"]}
+    assert set(confidences) == {"melanoma", "seborrheic keratosis", "mole (nevus)"}
+    assert sum(confidences.values()) == pytest.approx(1, abs=1e-4)
+    canvas = client.predict(handle_file(sketch), api_name="/upload")
+    canvas |= {"composite": handle_file(canvas["composite"]), "background": None, "layers": []}
+    gallery, _ = client.predict(canvas, "MEL", 1.0, 1, 0, api_name="/generate")
+    assert read_gallery(gallery)[0].shape == (128, 128, 3)
 
 
-@pytest.mark.parametrize("name", ["empty", "text", "cut", "colour"])
-def test_what_cannot_be_analysed_gets_a_sentence(client, tmp_path, name):
+@pytest.mark.parametrize("name", ["empty", "text", "cut", "color"])
+def test_api_analyze_of_an_unusable_file_raises_without_naming_the_folder(client, tmp_path, name):
     file = tmp_path / f"{name}.png"
     Image.fromarray(np.full((99, 99, 3), 90, np.uint8)).save(file)
-    if name != "colour":
-        file.write_bytes({"empty": b"", "text": b"no picture", "cut": file.read_bytes()[:60]}[name])
-    with pytest.raises(AppError, match="one colour" if name == "colour" else "damaged or not a picture") as error:
-        client.predict(handle_file(file), api_name="/look")
+    if name != "color":
+        file.write_bytes({"empty": b"", "text": b"not an image", "cut": file.read_bytes()[:60]}[name])
+    with pytest.raises(AppError, match="one color" if name == "color" else "damaged or not an image") as error:
+        client.predict(handle_file(file), api_name="/analyze")
     assert uploads.UPLOAD_DIR not in str(error.value)
 
 
-def test_nothing_drawn_gets_a_sentence(client, tmp_path):
-    with pytest.raises(AppError, match="paper is empty"):
-        client.predict(on_paper(np.zeros((256, 256), np.uint8), tmp_path), "MEL", 1.0, 1, 0, api_name="/draw")
-
-
-def own_memory() -> float:
-    """MiB of this process that are no mapped files, where the system tells."""
+def process_memory() -> float:
+    """Anonymous memory of this process in MiB; 0 where the system does not report it."""
     status = Path("/proc/self/status")
-    found = re.search(r"RssAnon:\s+(\d+)", status.read_text()) if status.is_file() else None
-    return int(found[1]) / 1024 if found else 0.0
+    match = re.search(r"RssAnon:\s+(\d+)", status.read_text()) if status.is_file() else None
+    return int(match[1]) / 1024 if match else 0.0
 
 
-def test_twenty_at_once_all_get_their_own_answer(address, studio, tmp_path):
-    sketches = example_sketches(128, 20)
-    wanted = [studio.draw(sketch, studio.classes["cgan"][k % 3], 2, 1.0, k) for k, sketch in enumerate(sketches)]
+def test_api_generate_from_twenty_clients_at_once_answers_each(address, predictor, tmp_path):
+    sketches, classes = example_sketches(128, 20), predictor.classes["cgan"]
+    expected = [predictor.sample(sketch, classes[k % 3], 1, 1.0, k) for k, sketch in enumerate(sketches)]
+
+    def connect(k: int) -> Client:
+        return Client(address, verbose=False, download_files=tmp_path / str(k))
 
     def visit(k: int) -> list[np.ndarray]:
-        paper = on_paper(sketches[k], tmp_path, f"{k}.png")
-        gallery, _ = Client(address, verbose=False, download_files=tmp_path / str(k)).predict(
-            paper, studio.classes["cgan"][k % 3], 1.0, 2, k, api_name="/draw"
-        )
-        return pictures(gallery)
+        canvas = canvas_value(sketches[k], tmp_path, f"{k}.png")
+        gallery, _ = clients[k].predict(canvas, classes[k % 3], 1.0, 1, k, api_name="/generate")
+        return read_gallery(gallery)
 
     with ThreadPoolExecutor(20) as pool:
+        clients = list(pool.map(connect, range(20)))
         first = list(pool.map(visit, range(20)))
-        before = own_memory()
+        before = process_memory()
         second = list(pool.map(visit, range(20)))
-    for got in (first, second):
-        assert all(np.array_equal(one, other) for one, other in zip(got, wanted, strict=True))
-    assert own_memory() - before < 300, "MiB more for another twenty uploads"
+    for answers in (first, second):
+        assert all(np.array_equal(images, wanted) for images, wanted in zip(answers, expected, strict=True))
+    assert process_memory() - before < 300, "MiB more after twenty more uploads"
 
 
-# -------------------------------------------------------------------------------------------------------- other files
+# -------------------------------------------------------------------------------------------------------------- files
 
 
-def fetched(address: str, path: str) -> tuple[int, str]:
-    """Status and text; unlike other clients this one sends the path as it is."""
+def fetch(address: str, path: str) -> tuple[int, str]:
+    """Status and text of a GET request; unlike `httpx`, `HTTPConnection` does not normalize the path."""
     connection = HTTPConnection(urlsplit(address).netloc, timeout=30)
     connection.request("GET", path)
-    answer = connection.getresponse()
-    return answer.status, answer.read().decode(errors="replace")
+    response = connection.getresponse()
+    return response.status, response.read().decode(errors="replace")
 
 
-def test_no_file_outside_the_pages_own_can_be_fetched(address, tmp_path):
+def test_server_does_not_send_files_outside_the_upload_dir(address, tmp_path):
     (tmp_path / "secret.txt").write_text("hush-hush")
-    own = Path(uploads.UPLOAD_DIR) / "own.txt"
-    own.write_text("for uploads")
-    assert fetched(address, f"/gradio_api/file={own}") == (200, "for uploads"), "the way in that is tried below"
+    allowed = Path(uploads.UPLOAD_DIR) / "allowed.txt"
+    allowed.write_text("for uploads")
+    assert fetch(address, f"/gradio_api/file={allowed}") == (200, "for uploads"), "the route that is tried below"
     up = "../" * 12
-    places = ["/etc/passwd", f"{up}etc/passwd", f"{uploads.UPLOAD_DIR}/{up}etc/passwd", "file:///etc/passwd"]
-    places += [f"{tmp_path}/secret.txt", f"{uploads.UPLOAD_DIR}/{up}{tmp_path}/secret.txt", "/proc/self/environ"]
-    places += [uploads.UPLOAD_DIR, f"{uploads.UPLOAD_DIR}/", f"{ROOT}/README.md", "helpers/config.py", "README.md"]
-    places += [quote(place, safe="") for place in places]
-    for place in places:
-        for door in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/stream/", ""):
-            status, told = fetched(address, f"/{door}{place}")
-            assert status >= 300 or "<html" in told, (door, place)
-            assert not re.search("root:x:|hush-hush|PATH=|own.txt|def get_config|# Sketch2Lesion\n\n", told), (
-                door,
-                place,
-            )
+    paths = ["/etc/passwd", f"{up}etc/passwd", f"{uploads.UPLOAD_DIR}/{up}etc/passwd", "file:///etc/passwd"]
+    paths += [f"{tmp_path}/secret.txt", f"{uploads.UPLOAD_DIR}/{up}{tmp_path}/secret.txt", "/proc/self/environ"]
+    paths += [uploads.UPLOAD_DIR, f"{uploads.UPLOAD_DIR}/", f"{ROOT}/README.md", "helpers/config.py", "README.md"]
+    paths += [quote(path, safe="") for path in paths]
+    leaked = re.compile("root:x:|hush-hush|PATH=|allowed.txt|def get_config|# Sketch2Lesion\n\n")
+    for path in paths:
+        for route in ("gradio_api/file=", "file=", "gradio_api/file/", "static/", "assets/", "gradio_api/stream/", ""):
+            status, text = fetch(address, f"/{route}{path}")
+            assert status >= 300 or "<html" in text, (route, path)
+            assert not leaked.search(text), (route, path)
 
 
-def asked(address: str, given: dict) -> str:
-    """What the page says to a program that sends `given` as its photograph."""
-    event = httpx.post(f"{address}gradio_api/call/look", json={"data": [given]}).json()["event_id"]
-    return httpx.get(f"{address}gradio_api/call/look/{event}", timeout=60).text
+def analyze_path(address: str, path: str) -> str:
+    """The page's answer to a program that sends a path as its photo."""
+    data = [{"path": path, "meta": {"_type": "gradio.FileData"}}]
+    event = httpx.post(f"{address}gradio_api/call/analyze", json={"data": data}).json()["event_id"]
+    return httpx.get(f"{address}gradio_api/call/analyze/{event}", timeout=60).text
 
 
-def test_only_what_was_uploaded_is_analysed(address, tmp_path):
-    file = tmp_path / "mine.png"
+def test_analyze_accepts_only_uploaded_files(address, tmp_path):
+    file = tmp_path / "own.png"
     Image.fromarray(phantoms.render(1, 4)[0]).save(file)
     uploaded = httpx.post(f"{address}gradio_api/upload", files={"files": file.open("rb")}).json()[0]
-    assert "event: complete" in asked(address, {"path": uploaded, "meta": {"_type": "gradio.FileData"}})
-    addresses = ["http://127.0.0.1:9/a.png", f"{address}gradio_api/file={uploaded}"]
-    for place in (str(file), uploads.UPLOAD_DIR, str(Path(uploaded).parent), "/etc/hostname", *addresses):
-        told = asked(address, {"path": place, "meta": {"_type": "gradio.FileData"}})
-        assert "event: error" in told and "takes" not in told, place
+    answer = analyze_path(address, uploaded)
+    assert "event: complete" in answer and "The lesion covers" in answer
+    urls = ["http://127.0.0.1:9/a.png", f"{address}gradio_api/file={uploaded}"]
+    for path in (str(file), uploads.UPLOAD_DIR, str(Path(uploaded).parent), "/etc/hostname", *urls):
+        answer = analyze_path(address, path)
+        assert "event: error" in answer and "covers" not in answer, path
     os.unlink(uploaded)
-    assert "event: error" in asked(address, {"path": uploaded, "meta": {"_type": "gradio.FileData"}})
+    assert "event: error" in analyze_path(address, uploaded)
 
 
-def test_a_program_draws_without_a_sketch(client, studio):
-    gallery = client.predict("NV", 3, 5, api_name="/noise")
-    assert np.array_equal(pictures(gallery), studio.draw_without_sketch("NV", 3, 5))
-    assert len(Handlers(studio).sample_without_sketch("SK", 1_000, 5)) == demo.MAX_IMAGES
-    with pytest.raises(AppError, match="wart"):
-        client.predict("wart", 1, 0, api_name="/noise")
-
-
-def test_papers_of_programs_are_bounded(address, tmp_path):
+def test_composite_only_rejects_huge_drawings_and_limits_their_number(tmp_path):
+    pad = uploads.composite_only(gradio.Sketchpad(type="pil"))
+    huge = tmp_path / "huge.png"
+    Image.new("1", (9_000, 9_000)).save(huge)
     with pytest.raises(gradio.exceptions.Error, match="pixels"):
-        bomb = tmp_path / "bomb.png"
-        Image.new("1", (9_000, 9_000)).save(bomb)
-        pad = uploads.composite_only(gradio.Sketchpad(type="pil"))
-        pad.preprocess(EditorData(composite=FileData(path=str(bomb)), layers=[FileData(path=str(bomb))] * 50))
+        pad.preprocess(EditorData(composite=FileData(path=str(huge)), layers=[FileData(path=str(huge))] * 50))
     for k in range(2 * uploads.MAX_CANVASES):
         for kind in ("layer", "composite"):
             pad.accept_blobs(SimpleNamespace(data={"type": kind, "index": "999999", "id": str(k)}, files=[("f", b"x")]))
-    assert len(pad.blob_storage) <= uploads.MAX_CANVASES
-    assert all(not sheet.layers for sheet in pad.blob_storage.values())
+    assert len(pad.blob_storage) == uploads.MAX_CANVASES
+    assert all(not drawing.layers for drawing in pad.blob_storage.values())
 
 
-def test_uploads_are_bounded_and_not_told_to_others(address, client, tmp_path):
+def test_uploads_are_limited_in_size_and_not_listed_to_other_visitors(address, client, tmp_path):
     large = tmp_path / "large.png"
     large.write_bytes(b"\0" * 21 * 2**20)
     with large.open("rb") as file:
         assert httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 413
     Image.fromarray(phantoms.render(2, 4)[0]).save(tmp_path / "somebodys-mole.png")
-    client.predict(handle_file(tmp_path / "somebodys-mole.png"), api_name="/look")
-    kept = [path for path in Path(uploads.UPLOAD_DIR).rglob("*somebodys-mole*") if path.is_file()]
-    assert kept, "uploads lie in the private folder"
-    for place in ("", "config", "gradio_api/info", "gradio_api/startup-events"):
-        assert "somebodys-mole" not in httpx.get(address + place).text
+    client.predict(handle_file(tmp_path / "somebodys-mole.png"), api_name="/analyze")
+    assert any(path.is_file() for path in Path(uploads.UPLOAD_DIR).rglob("*somebodys-mole*"))
+    for route in ("", "config", "gradio_api/info", "gradio_api/startup-events"):
+        assert "somebodys-mole" not in httpx.get(address + route).text
 
 
-def test_uploads_are_emptied_and_examples_stay(studio, tmp_path, monkeypatch):
-    monkeypatch.setattr(uploads, "KEEP_SECONDS", 2)
-    monkeypatch.setattr(uploads, "PURGE_INTERVAL", 1)
-    page = build_page(studio)
+def test_purge_old_uploads_deletes_uploads_and_keeps_examples(predictor, tmp_path, monkeypatch):
+    monkeypatch.setattr(uploads, "KEEP_SECONDS", 0.5)
+    monkeypatch.setattr(uploads, "PURGE_INTERVAL", 0.2)
+    page = build_page(predictor)
     try:
-        there = launch_page(page, quiet=True)
+        address = launch_page(page, quiet=True)
         Image.fromarray(phantoms.render(3, 4)[0]).save(tmp_path / "short-lived.png")
-        kept = Path(
-            httpx.post(f"{there}gradio_api/upload", files={"files": (tmp_path / "short-lived.png").open("rb")}).json()[
-                0
-            ]
-        )
-        assert kept.is_file() and kept.is_relative_to(uploads.UPLOAD_DIR)
-        left = time.monotonic() + 60
-        while kept.parent.exists() and time.monotonic() < left:
-            time.sleep(0.5)
-        assert not kept.parent.exists()
-        examples = re.findall(rf'"path":"({uploads.UPLOAD_DIR}[^"]+)"', httpx.get(f"{there}config").text)
-        assert len(set(examples)) >= 5 and all(Path(path).is_file() for path in examples)
+        with (tmp_path / "short-lived.png").open("rb") as file:
+            (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
+        assert Path(path).is_relative_to(uploads.UPLOAD_DIR)
+        deadline = time.monotonic() + 60
+        while Path(path).parent.exists() and time.monotonic() < deadline:
+            time.sleep(0.1)
+        assert not Path(path).parent.exists()
+        examples = re.findall(rf'"path":"({uploads.UPLOAD_DIR}[^"]+)"', httpx.get(f"{address}config").text)
+        assert len(set(examples)) >= 5 and all(Path(example).is_file() for example in examples)
     finally:
         page.close(verbose=False)
 
 
-# ------------------------------------------------------------------------------------------------------------- people
+# ------------------------------------------------------------------------------------------------------------ browser
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
-def test_a_person_draws_with_the_mouse_and_uploads_a_photograph(address, tmp_path):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
-    shots = get_config("cgan").outputs / "figures"
-    shots.mkdir(parents=True, exist_ok=True)
-    Image.fromarray(phantoms.render(0, 12, size=300)[0]).save(tmp_path / "photo.png")
-    with sync_api.sync_playwright() as play:
-        browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        tab = browser.new_page(viewport={"width": 1280, "height": 900})
-        tab.set_default_timeout(60_000)
-        tab.goto(address)
-        tab.get_by_label("Brush Size").wait_for()  # the pen is in hand
-        box = tab.locator("canvas").first.bounding_box()
-        middle, reach = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2]), np.array([95, 75])
-        for k, angle in enumerate(np.linspace(0, 2 * np.pi, 50)):
-            at = middle + reach * [np.cos(angle), np.sin(angle)] * (1 + 0.1 * np.sin(3 * angle))
-            tab.mouse.move(*at)
-            if k == 0:
-                tab.mouse.down()
-        tab.mouse.up()
-        tab.get_by_label("seborrhoeic keratosis").first.check()
-        tab.get_by_role("button", name="Draw", exact=True).click()
-        thumbnails = tab.get_by_role("button", name=re.compile("Thumbnail . of 4"))
-        thumbnails.nth(3).wait_for()
-        tab.wait_for_function("[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 0)")
-        assert thumbnails.nth(0).locator("img").evaluate("i => i.naturalWidth") == 128
-        tab.screenshot(path=shots / "08_draw.png", full_page=True)
-        tab.get_by_role("tab", name="Analyse").click()
-        tab.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
-        tab.get_by_role("button", name="Analyse", exact=True).click()
-        tab.get_by_text("of the picture").wait_for()
-        tab.wait_for_timeout(1_500)
-        tab.screenshot(path=shots / "08_analyse.png")
-        tab.get_by_role("button", name="Draw this sketch under another diagnosis").click()
-        tab.get_by_label("Brush Size").wait_for()
-        tab.get_by_role("button", name="Draw", exact=True).click()
-        tab.wait_for_timeout(3_000)
-        tab.screenshot(path=shots / "08_again.png")
-        assert tab.get_by_text("paper is empty").count() == 0
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("Chromium is not installed")
+    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=CHROMIUM_ARGS)
+        yield browser
         browser.close()
 
 
-@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed here")
-def test_who_waits_sees_where_in_the_queue(studio, tmp_path, monkeypatch):
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed here")
-    monkeypatch.setattr(Predictor, "draw", slowly(Predictor.sample, seconds=4))
-    page = build_page(studio)
+def open_page(browser, address: str):
+    page = browser.new_page(viewport={"width": 1280, "height": 900})
+    page.set_default_timeout(60_000)
+    page.goto(address)
+    page.get_by_label("Brush Size").wait_for()  # the brush is selected
+    return page
+
+
+@pytest.fixture(scope="module")
+def figures() -> Path:
+    folder = get_config("cgan").outputs / "figures"
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+ALL_LOADED = "[...document.querySelectorAll('img')].every(i => i.complete && i.naturalWidth > 0)"
+
+
+def test_browser_draw_generate_analyze_and_reuse_the_sketch(address, browser, figures, tmp_path):
+    Image.fromarray(phantoms.render(0, 12, size=300)[0]).save(tmp_path / "photo.png")
+    page = open_page(browser, address)
+    box = page.locator("canvas").first.bounding_box()
+    center = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
+    for k, angle in enumerate(np.linspace(0, 2 * np.pi, 17)):
+        offset = np.array([95, 75]) * [np.cos(angle), np.sin(angle)] * (1 + 0.1 * np.sin(3 * angle))
+        page.mouse.move(*(center + offset))
+        if k == 0:
+            page.mouse.down()
+    page.mouse.up()
+    page.get_by_label("seborrheic keratosis").first.check()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    thumbnails = page.get_by_role("button", name=re.compile("Thumbnail . of 4"))
+    thumbnails.nth(3).wait_for()
+    page.wait_for_function(ALL_LOADED)
+    assert thumbnails.nth(0).locator("img").evaluate("i => i.naturalWidth") == 128
+    before = thumbnails.nth(0).locator("img").get_attribute("src")
+    page.screenshot(path=figures / "08_draw.png", full_page=True)
+    page.get_by_role("tab", name="Analyze").click()
+    page.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
+    page.get_by_role("button", name="Analyze", exact=True).click()
+    page.get_by_text("of the image").first.wait_for()
+    page.wait_for_function(ALL_LOADED)
+    page.screenshot(path=figures / "08_analyze.png")
+    page.get_by_role("button", name="Generate from this sketch").click()
+    page.get_by_label("Brush Size").wait_for()
+    page.get_by_role("button", name="Generate", exact=True).click()
+    page.wait_for_function(f"!document.body.innerHTML.includes({before!r})")
+    page.wait_for_function(ALL_LOADED)
+    page.screenshot(path=figures / "08_again.png")
+    assert page.get_by_text("drawing is empty").count() == 0
+    page.close()
+
+
+def test_browser_waiting_visitor_sees_the_position_in_the_queue(predictor, browser, figures, tmp_path, monkeypatch):
+    released, sample = Event(), Predictor.sample
+
+    def wait_and_sample(*args):
+        assert released.wait(60)
+        return sample(*args)
+
+    monkeypatch.setattr(Predictor, "sample", wait_and_sample)
+    app = build_page(predictor)
     try:
-        client = Client(launch_page(page, quiet=True), verbose=False, download_files=tmp_path)
-        sketch = on_paper(example_sketches(128)[0], tmp_path)
-        before = [client.submit(sketch, "NV", 1.0, 1, 0, api_name="/draw") for _ in range(3)]
-        with sync_api.sync_playwright() as play:
-            browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-            tab = browser.new_page(viewport={"width": 1280, "height": 900})
-            tab.set_default_timeout(60_000)
-            tab.goto(page.local_url)
-            tab.get_by_role("button", name="Draw", exact=True).click()
-            place = tab.get_by_text(re.compile(r"queue: \d+/\d+")).first
-            place.wait_for()
-            box = place.bounding_box()
-            assert box["y"] + box["height"] < 900, "without scrolling"
-            tab.screenshot(path=get_config("cgan").outputs / "figures" / "08_queue.png")
-            browser.close()
-        assert all(job.result(60) for job in before)
+        client = Client(launch_page(app, quiet=True), verbose=False, download_files=tmp_path)
+        canvas = canvas_value(example_sketches(128)[0], tmp_path)
+        jobs = [client.submit(canvas, "NV", 1.0, 1, 0, api_name="/generate") for _ in range(2)]
+        page = open_page(browser, app.local_url)
+        page.get_by_role("button", name="Generate", exact=True).click()
+        position = page.get_by_text(re.compile(r"queue: \d+/\d+")).first
+        position.wait_for()
+        box = position.bounding_box()
+        assert box["y"] + box["height"] < 900, "visible without scrolling"
+        page.screenshot(path=figures / "08_queue.png")
+        page.close()
+        released.set()
+        assert all(len(job.result(60)[0]) == 1 for job in jobs)
     finally:
-        page.close(verbose=False)
-
-
-def slowly(method, seconds: float):
-    def slow(*given):
-        time.sleep(seconds)
-        return method(*given)
-
-    return slow
+        released.set()
+        app.close(verbose=False)

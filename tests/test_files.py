@@ -2,7 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import paint
+from factories import write_image
 from PIL import Image
 
 from helpers.data.files import (
@@ -19,42 +19,62 @@ from helpers.data.files import (
 DISC = (np.hypot(*np.mgrid[-16:16, -20:20]) < 9).astype(np.uint8)
 
 
-def test_truncated_picture_is_named(tmp_path):
-    whole = paint(tmp_path / "whole.jpg", size=(300, 200)).read_bytes()
-    (tmp_path / "cut.jpg").write_bytes(whole[: len(whole) // 2])
-    with pytest.raises(DataError, match=r"cut\.jpg"):
-        read_image(tmp_path / "cut.jpg")
+def test_read_image_truncated_file_raises(tmp_path):
+    content = write_image(tmp_path / "complete.jpg", size=(300, 200)).read_bytes()
+    (tmp_path / "truncated.jpg").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError, match=r"truncated\.jpg is missing, damaged or not an image"):
+        read_image(tmp_path / "truncated.jpg")
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>no such page</html>", b"\x89PNG\r\n\x1a\n"])
-def test_what_is_no_picture_is_named(tmp_path, content):
+def test_read_image_other_content_raises(tmp_path, content):
     (tmp_path / "page.png").write_bytes(content)
     with pytest.raises(DataError, match=r"page\.png"):
         read_image(tmp_path / "page.png")
-    with pytest.raises(DataError, match="absent"):
+
+
+def test_read_image_missing_file_raises(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.png is missing"):
         read_image(tmp_path / "absent.png")
 
 
-def test_transparent_is_white_and_grey_is_rgb(tmp_path):
+def test_read_image_transparency_becomes_white(tmp_path):
     Image.new("RGBA", (8, 6), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read_image(tmp_path / "clear.png") == 255).all()
-    Image.new("L", (8, 6), 77).save(tmp_path / "grey.png")
-    assert read_image(tmp_path / "grey.png").shape == (6, 8, 3)
-    assert (read_image(tmp_path / "grey.png") == 77).all()
 
 
-def test_draft_is_smaller_but_not_too_small(tmp_path):
-    path = paint(tmp_path / "large.jpg", size=(1600, 1200))
-    small = read_image(path, min_size=150)
-    assert small.shape == (150, 200, 3)
-    assert image_shape(path) == (1200, 1600)
-    whole = np.asarray(Image.fromarray(read_image(path)).resize((200, 150), Image.Resampling.BOX), float)
-    assert np.abs(small - whole).mean() < 3
+def test_read_image_gray_becomes_rgb(tmp_path):
+    Image.new("L", (8, 6), 77).save(tmp_path / "gray.png")
+    image = read_image(tmp_path / "gray.png")
+    assert image.shape == (6, 8, 3) and (image == 77).all()
 
 
-@pytest.mark.parametrize("kind", ["0/1", "0/100", "0/255", "RGB", "one bit", "palette", "16 bit", "jpeg"])
-def test_masks_of_every_kind_are_zero_and_one(tmp_path, kind):
-    picture = {
+def test_read_image_16_bit_is_scaled_not_clipped(tmp_path):
+    ramp = np.linspace(0, 60000, 20 * 30).reshape(20, 30).astype(np.uint16)
+    Image.fromarray(ramp).save(tmp_path / "deep.png")
+    image = read_image(tmp_path / "deep.png")
+    assert image.shape == (20, 30, 3) and abs(float(image.mean()) - 127) < 5
+
+
+def test_read_image_min_size_reduces_large_jpeg(tmp_path):
+    path = write_image(tmp_path / "large.jpg", size=(1600, 1200))
+    reduced = read_image(path, min_size=150)
+    assert reduced.shape == (150, 200, 3) and image_shape(path) == (1200, 1600)
+    resized = np.asarray(Image.fromarray(read_image(path)).resize((200, 150), Image.Resampling.BOX), float)
+    assert np.abs(reduced - resized).mean() < 3
+
+
+def test_read_image_upright_applies_exif_orientation(tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees for display
+    Image.new("RGB", (8, 6)).save(tmp_path / "rotated.jpg", exif=exif)
+    assert read_image(tmp_path / "rotated.jpg").shape == (6, 8, 3)
+    assert read_image(tmp_path / "rotated.jpg", upright=True).shape == (8, 6, 3)
+
+
+@pytest.mark.parametrize("encoding", ["0/1", "0/100", "0/255", "RGB", "one bit", "palette", "16 bit", "jpeg"])
+def test_read_mask_any_encoding_is_zero_and_one(tmp_path, encoding):
+    image = {
         "0/1": Image.fromarray(DISC),
         "0/100": Image.fromarray(DISC * 100),
         "16 bit": Image.fromarray(DISC.astype(np.uint16) * 65535),
@@ -63,86 +83,85 @@ def test_masks_of_every_kind_are_zero_and_one(tmp_path, kind):
         "one bit": Image.fromarray(DISC * 255).convert("1"),
         "palette": Image.fromarray(DISC * 255).convert("P"),
         "jpeg": Image.fromarray(DISC * 255),
-    }[kind]
-    path = tmp_path / ("mask.jpg" if kind == "jpeg" else "mask.png")
-    picture.save(path)
+    }[encoding]
+    path = tmp_path / ("mask.jpg" if encoding == "jpeg" else "mask.png")
+    image.save(path)
     mask = read_mask(path, (32, 40))
     assert mask.dtype == np.uint8 and set(np.unique(mask)) == {0, 1}
-    assert (mask != DISC).mean() < (0.02 if kind == "jpeg" else 1e-9)
+    assert (mask != DISC).mean() < (0.02 if encoding == "jpeg" else 1e-9)
 
 
-def test_empty_and_full_masks(tmp_path):
-    for value, expected in ((0, 0), (1, 1), (255, 1)):
-        Image.fromarray(np.full((4, 4), value, np.uint8)).save(tmp_path / "m.png")
-        assert (read_mask(tmp_path / "m.png") == expected).all()
+@pytest.mark.parametrize(("value", "expected"), [(0, 0), (1, 1), (255, 1)])
+def test_read_mask_uniform_is_empty_or_full(tmp_path, value, expected):
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png") == expected).all()
 
 
-def test_compressed_empty_mask_is_empty(tmp_path):
+def test_read_mask_compression_noise_is_empty(tmp_path):
     noise = np.random.default_rng(0).integers(0, 6, (32, 40), dtype=np.uint8)
-    Image.fromarray(noise).save(tmp_path / "m.png")
-    assert read_mask(tmp_path / "m.png").max() == 0
+    Image.fromarray(noise).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png").max() == 0
 
 
-def test_deep_pictures_do_not_clip(tmp_path):
-    ramp = np.linspace(0, 60000, 20 * 30).reshape(20, 30).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    image = read_image(tmp_path / "deep.png")
-    assert image.shape == (20, 30, 3) and abs(float(image.mean()) - 127) < 5
-
-
-def test_mask_of_another_size_names_both(tmp_path):
-    Image.fromarray(DISC).save(tmp_path / "m.png")
+def test_read_mask_other_size_raises_with_both_sizes(tmp_path):
+    Image.fromarray(DISC).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"40 x 32 pixels but its image is 80 x 64"):
-        read_mask(tmp_path / "m.png", (64, 80))
+        read_mask(tmp_path / "mask.png", (64, 80))
 
 
-def test_dark_on_light_drawing_is_inverted(tmp_path):
-    line = np.full((20, 20), 255, np.uint8)
-    line[10] = 0
-    Image.fromarray(line).save(tmp_path / "paper.png")
-    Image.fromarray(255 - line).save(tmp_path / "board.png")
-    for name in ("paper.png", "board.png"):
-        assert read_sketch(tmp_path / name)[10].min() == 255
-        assert read_sketch(tmp_path / name)[:10].max() == 0
+@pytest.mark.parametrize("inverted", [True, False], ids=["dark on light", "light on dark"])
+def test_read_sketch_any_polarity_is_white_on_black(tmp_path, inverted):
+    line = np.zeros((20, 20), np.uint8)
+    line[10] = 255
+    Image.fromarray(255 - line if inverted else line).save(tmp_path / "sketch.png")
+    assert (read_sketch(tmp_path / "sketch.png") == line).all()
 
 
-def test_central_square():
-    picture = np.arange(6 * 10).reshape(6, 10)
-    assert (center_crop(picture) == picture[:, 2:8]).all()
-    assert (center_crop(picture.T) == picture.T[2:8]).all()
+def test_center_crop_landscape_and_portrait_keep_the_center():
+    image = np.arange(6 * 10).reshape(6, 10)
+    assert (center_crop(image) == image[:, 2:8]).all()
+    assert (center_crop(image.T) == image.T[2:8]).all()
 
 
-def test_listing_skips_what_is_hidden_or_no_picture(tmp_path):
+def test_list_images_skips_hidden_and_other_files(tmp_path):
     for name in ("b.JPG", "a.png", "._a.png", "notes.txt"):
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in list_images(tmp_path)] == ["a.png", "b.JPG"]
     assert list_images(tmp_path / "absent") == []
 
 
-def test_whole_folder_keeps_the_old_one_on_failure(tmp_path):
-    for text in ("first", "second"):
-        with atomic_folder(tmp_path / "out") as fresh:
-            (fresh / "file").write_text(text)
-    assert (tmp_path / "out/file").read_text() == "second"
-    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "out") as fresh:
-        (fresh / "file").write_text("half")
-        raise OSError("disk full")
+def write_version(folder: Path, text: str) -> None:
+    with atomic_folder(folder) as temporary:
+        (temporary / "file").write_text(text)
+
+
+def test_atomic_folder_success_replaces_the_old_one(tmp_path):
+    write_version(tmp_path / "out", "first")
+    write_version(tmp_path / "out", "second")
     assert (tmp_path / "out/file").read_text() == "second"
     assert [p.name for p in tmp_path.iterdir()] == ["out"]
-    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755, "others of a course may read it"
+    assert (tmp_path / "out").stat().st_mode & 0o777 == 0o755, "readable by others"
 
 
-def test_whole_folder_puts_the_old_one_back(tmp_path, monkeypatch):
-    with atomic_folder(tmp_path / "out") as fresh:
-        (fresh / "file").write_text("first")
+def test_atomic_folder_failure_keeps_the_old_one(tmp_path):
+    write_version(tmp_path / "out", "first")
+    with pytest.raises(OSError, match="disk full"), atomic_folder(tmp_path / "out") as temporary:
+        (temporary / "file").write_text("half")
+        raise OSError("disk full")
+    assert (tmp_path / "out/file").read_text() == "first"
+    assert [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+def test_atomic_folder_failed_rename_restores_the_old_one(tmp_path, monkeypatch):
+    write_version(tmp_path / "out", "first")
     rename = Path.rename
 
     def refuse(self, target):
         if self.name.startswith(".out-") and Path(target).name == "out":
-            raise OSError("no")
+            raise OSError("refused")
         return rename(self, target)
 
     monkeypatch.setattr(Path, "rename", refuse)
-    with pytest.raises(OSError, match="no"), atomic_folder(tmp_path / "out") as fresh:
-        (fresh / "file").write_text("second")
+    with pytest.raises(OSError, match="refused"):
+        write_version(tmp_path / "out", "second")
     assert (tmp_path / "out/file").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["out"]

@@ -1,3 +1,5 @@
+"""The command line: every command's normal use, its bad inputs, and what it prints."""
+
 import json
 import os
 import re
@@ -23,53 +25,76 @@ from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segm
 from helpers.models.trainer import TrainConfig
 
 ROOT = Path(__file__).parents[1]
+CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 
 @pytest.fixture(autouse=True)
-def no_variables(monkeypatch):
+def no_environment(monkeypatch):
     for name in ("LESION_PROFILE", "LESION_DATASET", "LESION_DATA_ROOT"):
         monkeypatch.delenv(name, raising=False)
 
 
-def test_audit_says_what_a_folder_is(phantoms, capsys):
-    assert main(["audit", str(phantoms)]) == 0
-    told = capsys.readouterr().out
-    assert told.startswith("phantoms: 120 pictures") and "copies under another label" in told
-    assert len(told.splitlines()) <= 40
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    """Stores and outputs are written here instead of into the repository."""
+    return tmp_path_factory.mktemp("root")
 
 
-def test_audit_of_a_subset(phantoms, capsys):
-    assert main(["audit", str(phantoms), "--classes", "MEL", "BKL"]) == 0
-    told = capsys.readouterr().out
-    assert "BKL" in told and "VASC" not in told
+@pytest.fixture
+def smoke(root, monkeypatch):
+    monkeypatch.setattr("helpers.config.ROOT", root)
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
 
 
-def test_audit_fails_on_data_that_cannot_be_used(tmp_path, capsys):
-    assert main(["audit", str(tmp_path)]) == 2
-    assert "none of the known layouts" in capsys.readouterr().err
-    pictures = isic2016(tmp_path / "isic") / "ISBI2016_ISIC_Part1_Training_Data"
-    for path in list(pictures.iterdir())[:6]:
-        path.write_bytes(b"")
-    assert main(["audit", str(tmp_path / "isic")]) == 1
-    assert "CANNOT BE USED" in capsys.readouterr().out
+def fails(capsys, arguments: list, message: str) -> None:
+    """Assert that a command ends with exit status 2 and an error message that matches."""
+    assert main([str(argument) for argument in arguments]) == 2
+    assert re.search(f"error: .*{message}", capsys.readouterr().err, re.DOTALL), message
 
 
-def test_audit_writes_nothing(phantoms, tmp_path, monkeypatch):
-    before = sorted((p, p.stat().st_mtime_ns) for p in phantoms.rglob("*"))
+def test_help_of_the_module_lists_the_commands():
+    process = subprocess.run([sys.executable, "-m", "helpers", "--help"], cwd=ROOT, capture_output=True, text=True)
+    assert process.returncode == 0
+    for command in ("audit", "prepare", "train", "export", "generate", "quality", "segment", "classify", "demo"):
+        assert re.search(rf"^    {command} ", process.stdout, re.MULTILINE), command
+
+
+# ------------------------------------------------------------------------------------------------- audit and prepare
+
+
+def test_audit_reports_on_one_screen_and_writes_nothing(phantoms, tmp_path, monkeypatch, capsys):
+    before = sorted((path, path.stat().st_mtime_ns) for path in phantoms.rglob("*"))
     monkeypatch.chdir(tmp_path)
-    main(["audit", str(phantoms)])
-    assert sorted((p, p.stat().st_mtime_ns) for p in phantoms.rglob("*")) == before
+    assert main(["audit", str(phantoms)]) == 0
+    report = capsys.readouterr().out
+    assert report.startswith("phantoms: 120 images") and "VASC" in report and len(report.splitlines()) <= 40
+    assert sorted((path, path.stat().st_mtime_ns) for path in phantoms.rglob("*")) == before
     assert list(tmp_path.iterdir()) == []
 
 
-def prepare(folder, stores, *more) -> int:
-    return main(["prepare", "--data-root", str(folder), "--size", "32", "--out", str(stores), *more])
+def test_audit_of_some_classes_ignores_the_others(phantoms, capsys):
+    assert main(["audit", str(phantoms), "--classes", "MEL", "BKL"]) == 0
+    report = capsys.readouterr().out
+    assert "BKL" in report and "VASC" not in report
 
 
-def test_prepare_writes_one_store_and_opens_it_again(tmp_path, capsys):
+def test_audit_of_unknown_or_damaged_data_fails(tmp_path, capsys):
+    fails(capsys, ["audit", tmp_path], "known layouts")
+    images = isic2016(tmp_path / "isic") / "ISBI2016_ISIC_Part1_Training_Data"
+    for path in list(images.iterdir())[:6]:
+        path.write_bytes(b"")
+    assert main(["audit", str(tmp_path / "isic")]) == 1
+    assert "6 of 20 images cannot be read" in capsys.readouterr().out
+
+
+def prepare_args(dataset: str, folder: Path, out: Path, *more: str) -> list[str]:
+    return ["prepare", "--dataset", dataset, "--data-root", str(folder), "--size", "32", "--out", str(out), *more]
+
+
+def test_prepare_twice_writes_one_store(tmp_path, capsys):
     folder, stores = isic2016(tmp_path / "isic"), tmp_path / "stores"
-    assert prepare(folder, stores, "--dataset", "isic2016") == 0
-    assert prepare(folder, stores, "--dataset", "isic2016") == 0
+    assert main(prepare_args("isic2016", folder, stores)) == 0
+    assert main(prepare_args("isic2016", folder, stores)) == 0
     assert len(list(stores.iterdir())) == 1
     store = Store(next(stores.iterdir()))
     assert len(store) == 20 and store.config.size == 32
@@ -77,332 +102,349 @@ def test_prepare_writes_one_store_and_opens_it_again(tmp_path, capsys):
     assert "isic2016" in capsys.readouterr().out
 
 
-def test_prepare_of_class_folders(tmp_path, capsys):
+def test_prepare_without_masks_needs_style_structure(tmp_path, capsys):
     folder, stores = folders(tmp_path / "tree"), tmp_path / "stores"
-    assert prepare(folder, stores, "--dataset", "folders") == 2
-    assert "style 'structure'" in capsys.readouterr().err
-    assert (
-        prepare(folder, stores, "--dataset", "folders", "--style", "structure", "--classes", "nevus", "melanoma") == 0
-    )
+    fails(capsys, prepare_args("folders", folder, stores), "'structure'")
+    options = ["--style", "structure", "--classes", "nevus", "melanoma"]
+    assert main(prepare_args("folders", folder, stores, *options)) == 0
     store = Store(next(stores.iterdir()))
     assert store.classes == ["nevus", "melanoma"] and len(store) == 18
 
 
 @pytest.mark.parametrize("dataset", ["course", "folders"])
-def test_what_cannot_be_downloaded_is_said(tmp_path, capsys, dataset):
-    assert prepare(tmp_path / "absent", tmp_path / "stores", "--dataset", dataset) == 2
-    assert "no download called" in capsys.readouterr().err
+def test_prepare_of_an_absent_data_set_without_download_fails(tmp_path, capsys, dataset):
+    fails(capsys, prepare_args(dataset, tmp_path / "absent", tmp_path / "stores"), f"download.*'{dataset}'")
 
 
-def test_a_folder_that_cannot_be_written_is_a_sentence(tmp_path, capsys):
+def test_prepare_into_a_file_fails(tmp_path, capsys):
     (tmp_path / "stores").write_text("a file")
-    assert prepare(isic2016(tmp_path / "isic"), tmp_path / "stores", "--dataset", "isic2016") == 2
-    assert "error: " in capsys.readouterr().err
+    fails(capsys, prepare_args("isic2016", isic2016(tmp_path / "isic"), tmp_path / "stores"), "stores")
 
 
-def test_the_shell_door():
-    told = subprocess.run(
-        [sys.executable, "-m", "helpers", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert "audit" in told.stdout and "prepare" in told.stdout
-
-
-# ------------------------------------------------------------------------------------------------- train and draw
+# ------------------------------------------------------------------------------------------------ training and export
 
 
 @pytest.fixture(scope="module")
-def trained(phantoms, tmp_path_factory) -> Path:
-    """A checkpoint that the shell door made; too few steps to be worth looking at."""
-    root = tmp_path_factory.mktemp("root")
+def trained(phantoms, root) -> Path:
+    """Checkpoint of a CGAN after 2 steps, then continued to 3."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("helpers.config.ROOT", root)  # stores go there, not into the repository's data folder
+        patch.setattr("helpers.config.ROOT", root)
         patch.setenv("LESION_PROFILE", "smoke")
-        assert main(["train", "cgan", "--data-root", str(phantoms), "--steps", "2", "--out", str(root / "run")]) == 0
-        assert main(["train", "cgan", "--data-root", str(phantoms), "--steps", "3", "--out", str(root / "run")]) == 0
+        for steps in ("2", "3"):
+            out = str(root / "run")
+            assert main(["train", "cgan", "--data-root", str(phantoms), "--steps", steps, "--out", out]) == 0
     return root / "run" / "checkpoint.pt"
 
 
-@pytest.fixture
-def drawings(tmp_path) -> Path:
-    """Three outlines as people hand them in: white on black, black on paper, large and not square."""
-    folder = tmp_path / "drawings"
-    folder.mkdir()
-    for name, shape, turned in (
-        ("a.png", (64, 64), False),
-        ("sketch_b.png", (64, 64), True),
-        ("c.jpg", (300, 400), True),
-    ):
-        drawing = np.zeros(shape, np.uint8)
-        cv2.circle(drawing, (shape[1] // 2, shape[0] // 2), shape[0] // 4, 255, max(2, shape[0] // 60))
-        cv2.imwrite(str(folder / name), 255 - drawing if turned else drawing)
-    return folder
-
-
-def draw(checkpoint, sketches, out, *more) -> int:
-    return main(["draw", "--checkpoint", str(checkpoint), "--sketches", str(sketches), "--out", str(out), *more])
-
-
-def drawn(out: Path) -> dict[str, bytes]:
-    return {str(p.relative_to(out)): p.read_bytes() for p in sorted(out.rglob("*.png"))}
-
-
-def test_train_writes_all_that_is_promised_and_goes_on(trained):
-    assert {"checkpoint.pt", "history.json", "grid-000002.png", "grid-000003.png"} <= {
-        p.name for p in trained.parent.iterdir()
-    }
+def test_train_cgan_twice_continues_and_writes_history_and_grids(trained):
+    names = {path.name for path in trained.parent.iterdir()}
+    assert {"checkpoint.pt", "history.json", "grid-000002.png", "grid-000003.png"} <= names
 
 
 KILLED = """
 import sys
 from pathlib import Path
-sys.path.insert(0, {code!r})
+sys.path.insert(0, {repository!r})
 import torch
 torch.set_num_threads(1)
 import helpers.config
-from helpers.__main__ import main, read_sketches
+from helpers.__main__ import main
 helpers.config.ROOT = Path({root!r})
-length = ["--steps", "24", "--save-every", "4"]
-sys.exit(main(["train", "cgan", "--data-root", {phantoms!r}, *length, "--out", sys.argv[1]]))
+sys.exit(main({command!r}))
 """
 
 
-def test_killed_in_the_middle_and_the_same_command_again(phantoms, tmp_path):
-    """kill -9 while the two networks train, then the same command: the same weights, averages and history."""
-    code = KILLED.format(code=str(ROOT), root=str(tmp_path), phantoms=str(phantoms))
-    environment = os.environ | {"LESION_PROFILE": "smoke"}
-
-    def command(out: str) -> list[str]:
-        return [sys.executable, "-c", code, str(tmp_path / out)]
-
-    subprocess.run(command("whole"), check=True, capture_output=True, env=environment)
-    process = subprocess.Popen(command("killed"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment)
-    while process.poll() is None and not (tmp_path / "killed/checkpoint.pt").is_file():
+def test_train_killed_and_started_again_equals_a_run_without_interruption(phantoms, root, tmp_path, smoke):
+    command = ["train", "cgan", "--data-root", str(phantoms), "--steps", "12", "--save-every", "4", "--out"]
+    checkpoints = [tmp_path / out / "checkpoint.pt" for out in ("killed", "uninterrupted")]
+    killed = KILLED.format(repository=str(ROOT), root=str(root), command=[*command, str(tmp_path / "killed")])
+    process = subprocess.Popen([sys.executable, "-c", killed], env=os.environ, stdout=subprocess.DEVNULL)
+    while process.poll() is None and not checkpoints[0].is_file():
         time.sleep(0.01)
     process.kill()
     process.wait()
-    kept = torch.load(tmp_path / "killed/checkpoint.pt", weights_only=True)
-    assert 0 < kept["step"] < 24
-    subprocess.run(command("killed"), check=True, capture_output=True, env=environment)
-    one, other = (torch.load(tmp_path / out / "checkpoint.pt", weights_only=True) for out in ("whole", "killed"))
-    assert one["step"] == other["step"] == 24 and one["history"] == other["history"]
-    for part in ("networks", "ema_models"):
-        for name, weights in one[part].items():
-            assert all(torch.equal(w, other[part][name][k]) for k, w in weights.items()), name
+    assert 0 < torch.load(checkpoints[0], weights_only=True)["step"] < 12
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the process: sums depend on the number of threads
+    try:
+        for checkpoint in checkpoints:
+            assert main([*command, str(checkpoint.parent)]) == 0
+    finally:
+        torch.set_num_threads(threads)
+    resumed, expected = (torch.load(checkpoint, weights_only=True) for checkpoint in checkpoints)
+    assert resumed["step"] == expected["step"] == 12 and resumed["history"] == expected["history"]
+    for group in ("networks", "ema_models"):
+        for name, weights in expected[group].items():
+            assert all(torch.equal(weight, resumed[group][name][key]) for key, weight in weights.items()), name
 
 
-def test_draw_every_class_for_every_sketch(trained, drawings, tmp_path, capsys):
-    assert draw(trained, drawings, tmp_path / "one", "--seed", "4") == 0
-    assert draw(trained, drawings, tmp_path / "two", "--seed", "4") == 0
-    assert draw(trained, drawings, tmp_path / "three", "--seed", "5") == 0
-    one = drawn(tmp_path / "one")
-    classes = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-    assert set(one) == {f"{c}/{i}.png" for c in classes for i in "abc"}
-    assert one == drawn(tmp_path / "two") != drawn(tmp_path / "three")
-    assert cv2.imread(str(tmp_path / "one/MEL/c.png")).shape == (64, 64, 3)
-    told = capsys.readouterr().out
-    assert "checkpoint.pt: 64 px, sketches of style contour, MEL NV" in told and "!" not in told
+def train_args(method: str, phantoms: Path, out: Path, *more: str) -> list[str]:
+    command = ["train", method, "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(out)]
+    return [*command, "--steps", "1", "--batch-size", "4", *more]
 
 
-@pytest.mark.parametrize("paper, ink", [(190, 40), (225, 90), (50, 200), (255, 0)])
-def test_paper_and_boards_need_not_be_white_or_black(trained, tmp_path, paper, ink):
-    (tmp_path / "in").mkdir()
-    drawing = np.full((200, 200, 3), paper, np.uint8)
-    cv2.circle(drawing, (100, 100), 50, (ink,) * 3, 3)
-    cv2.imwrite(str(tmp_path / "in/a.png"), drawing)
-    problems = []
-    sketch = read_sketches(tmp_path / "in", 64, problems)["a"]
-    assert not problems and 0.01 < (sketch > 0).mean() < 0.1 and sketch[0, 0] == 0
+def test_train_cgan_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke, capsys):
+    def args(out: str, *more: str) -> list[str]:
+        return train_args("cgan", phantoms, tmp_path / out, "--base-channels", "8", *more)
+
+    assert main(args("first", "--no-projected")) == 0
+    first = tmp_path / "first/checkpoint.pt"
+    assert not load_cgan(first)[1].projected
+    assert main(args("second", "--init-from", str(first), "--d4-augment")) == 0
+    config = load_cgan(tmp_path / "second/checkpoint.pt")[1]
+    assert config.projected and config.d4_augment
+    saved = torch.load(tmp_path / "second/checkpoint.pt", weights_only=True)
+    assert saved["extra_state"]["init_from"].endswith("first/checkpoint.pt")
+    fails(capsys, args("third", "--init-from", str(tmp_path / "none.pt")), "none.pt")
+
+
+def test_train_cgan_unpaired_uses_unpaired_sketches_or_says_that_there_are_none(phantoms, tmp_path, smoke, capsys):
+    options = ["--size", "64", "--steps", "1", "--batch-size", "4", "--base-channels", "8", "--unpaired"]
+    command = ["train", "cgan", *options, "--dataset", "course", "--data-root", str(course(tmp_path / "course"))]
+    assert main([*command, "--out", str(tmp_path / "a")]) == 0
+    assert re.search(r"^\d+ unpaired sketches$", capsys.readouterr().out, re.MULTILINE)
+    assert main(train_args("cgan", phantoms, tmp_path / "b", *options)) == 0
+    assert "no unpaired sketches found" in capsys.readouterr().out
+    assert not load_cgan(tmp_path / "b/checkpoint.pt")[1].paired
+
+
+def test_train_dcgan_with_options_writes_checkpoint_and_grid(phantoms, tmp_path, smoke):
+    options = ["--base-channels", "8", "--projected", "--d4-augment"]
+    assert main(train_args("dcgan", phantoms, tmp_path, *options)) == 0
+    config = load_dcgan(tmp_path / "checkpoint.pt")[1]
+    assert (config.base_channels, config.projected, config.d4_augment) == (8, True, True)
+    assert (tmp_path / "grid-000001.png").is_file()
+
+
+def test_train_classifier_prints_balanced_accuracy_and_memory(phantoms, tmp_path, smoke, capsys):
+    assert main(train_args("classifier", phantoms, tmp_path, "--balance", "loss")) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"trained, balanced accuracy on val 0\.\d{3}:", output) and "memory" in output.splitlines()[-1]
+    config = load_classifier(tmp_path / "checkpoint.pt")[1]
+    assert (config.arch, config.balance) == ("small_cnn", "loss")
+
+
+def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, capsys):
+    def args(out: str, *more: str) -> list[str]:
+        return train_args("segmenter", phantoms, tmp_path / out, *more)
+
+    assert main(args("options", "--arch", "FPN", "--decoder-channels", "64")) == 0
+    assert re.search(r"trained, mean Jaccard on val 0\.\d{3}:", capsys.readouterr().out)
+    config = load_segmenter(tmp_path / "options/checkpoint.pt")[1]
+    assert (config.arch, config.decoder_channels) == ("FPN", 64)
+    assert main(args("baseline", "--baseline")) == 0
+    config = load_segmenter(tmp_path / "baseline/checkpoint.pt")[1]
+    assert (config.pretrained, config.tta, config.color_jitter) == (False, False, 0)
+    fails(capsys, args("options", "--decoder-channels", "16"), "at least .* got 16")
+
+
+@pytest.mark.parametrize("option", ["--steps", "--batch-size", "--base-channels", "--size", "--save-every"])
+def test_train_refuses_numbers_below_one(option, capsys):
+    for value in ("0", "-3", "many"):
+        with pytest.raises(SystemExit):
+            main(["train", "cgan", option, value])
+        assert f"expected an integer of at least 1, got '{value}'" in capsys.readouterr().err
+
+
+def test_train_refuses_sizes_without_a_network(phantoms, tmp_path, smoke, capsys):
+    fails(capsys, train_args("cgan", phantoms, tmp_path, "--size", "96"), "one of 64, 128, 256, got 96")
+
+
+def test_export_writes_weights_that_load_and_says_what_is_missing(trained, tmp_path, smoke, capsys):
+    file = tmp_path / "cgan.safetensors"
+    assert main(["export", "cgan", "--checkpoint", str(trained), "--out", str(file)]) == 0
+    assert "MB; write a model card" in capsys.readouterr().out
+    assert load_cgan(file)[1] == load_cgan(trained)[1] and file.stat().st_size < trained.stat().st_size / 2
+    fails(capsys, ["export", "dcgan", "--checkpoint", tmp_path / "none.pt"], "train dcgan")
+    fails(capsys, ["export", "classifier", "--checkpoint", trained], "not a checkpoint of a classifier")
+
+
+# ----------------------------------------------------------------------------------------------------------- generate
+
+
+@pytest.fixture
+def sketches(tmp_path) -> Path:
+    """Three outlines: white on black, black on white, and a large one that is not square."""
+    folder = tmp_path / "sketches"
+    folder.mkdir()
+    for name, shape, inverted in (("a.png", (64, 64), 0), ("sketch_b.png", (64, 64), 1), ("c.jpg", (300, 400), 1)):
+        sketch = np.zeros(shape, np.uint8)
+        cv2.circle(sketch, (shape[1] // 2, shape[0] // 2), shape[0] // 4, 255, max(2, shape[0] // 60))
+        cv2.imwrite(str(folder / name), 255 - sketch if inverted else sketch)
+    return folder
+
+
+def generate_args(checkpoint: Path, sketches: Path, out: Path, *more: str) -> list[str]:
+    return ["generate", "--checkpoint", str(checkpoint), "--sketches", str(sketches), "--out", str(out), *more]
+
+
+def generated(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.png"))}
+
+
+def test_generate_without_labels_writes_every_class_and_depends_on_the_seed(trained, sketches, tmp_path, capsys):
+    for out, seed in (("first", "4"), ("second", "4"), ("third", "5")):
+        assert main(generate_args(trained, sketches, tmp_path / out, "--seed", seed)) == 0
+    first = generated(tmp_path / "first")
+    assert set(first) == {f"{name}/{i}.png" for name in CLASSES for i in "abc"}
+    assert first == generated(tmp_path / "second") != generated(tmp_path / "third")
+    assert cv2.imread(str(tmp_path / "first/MEL/c.png")).shape == (64, 64, 3)
+    output = capsys.readouterr().out
+    assert "checkpoint.pt: 64 px, sketch style contour, MEL NV" in output and "!" not in output
 
 
 @pytest.mark.parametrize(
     "table", ["image_id,label\na,BCC\nb,NV\nc.jpg,NV\n", "image,MEL,NV,BCC\na,0,0,1\nb,0.0,1.0,0.0\nc,0,1,0\n"]
 )
-def test_draw_by_a_label_file(trained, drawings, tmp_path, table):
+def test_generate_with_labels_writes_one_class_per_sketch(trained, sketches, tmp_path, table):
     (tmp_path / "labels.csv").write_text(table)
-    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 0
-    assert set(drawn(tmp_path / "out")) == {"BCC/a.png", "NV/b.png", "NV/c.png"}
+    assert main(generate_args(trained, sketches, tmp_path / "out", "--labels", str(tmp_path / "labels.csv"))) == 0
+    assert set(generated(tmp_path / "out")) == {"BCC/a.png", "NV/b.png", "NV/c.png"}
 
 
-def test_draw_names_what_it_leaves_out(trained, drawings, tmp_path, capsys):
-    (drawings / "broken.png").write_bytes(b"no picture")
-    cv2.imwrite(str(drawings / "empty.png"), np.zeros((64, 64), np.uint8))
-    cv2.imwrite(str(drawings / "a_mask.png"), np.eye(64, dtype=np.uint8) * 255)
-    shade = np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1))
-    cv2.imwrite(str(drawings / "photo.png"), shade)
+def test_generate_reports_sketches_and_labels_that_it_leaves_out(trained, sketches, tmp_path, capsys):
+    (sketches / "broken.png").write_bytes(b"not an image")
+    cv2.imwrite(str(sketches / "empty.png"), np.zeros((64, 64), np.uint8))
+    cv2.imwrite(str(sketches / "a_mask.png"), np.eye(64, dtype=np.uint8) * 255)
+    cv2.imwrite(str(sketches / "filled.png"), np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1)))
     (tmp_path / "labels.csv").write_text("image_id,label\nsketch_a.bmp,BCC\nb,lupus\nz,NV\nc,\n")
-    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 0
-    told = capsys.readouterr().out
-    for part in (
-        "broken.png is missing, damaged",
-        "empty.png is empty",
-        "photo.png is a filled area",
-        "none of MEL NV",
-        "(a_mask.png) have the id",
-        "2 sketches have no label",
+    assert main(generate_args(trained, sketches, tmp_path / "out", "--labels", str(tmp_path / "labels.csv"))) == 0
+    problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
+    for message in (
+        "broken.png",
+        "empty.png is left out: expected a line drawing, got an empty image",
+        "filled.png is left out: expected a line drawing, got a filled area",
+        "a_mask.png",  # its id is that of a.png
+        "expected MEL NV",  # lupus
+        "2 sketches have no label in labels.csv",
         "1 ids of labels.csv have no sketch (z)",
     ):
-        assert part in told
-    assert set(drawn(tmp_path / "out")) == {"BCC/a.png"}
+        assert any(message in problem for problem in problems), message
+    assert set(generated(tmp_path / "out")) == {"BCC/a.png"}
 
 
-def test_draw_says_why_it_cannot(trained, drawings, tmp_path, capsys):
-    assert draw(tmp_path / "none.pt", drawings, tmp_path / "out") == 2
-    assert "train cgan" in capsys.readouterr().err
+def test_generate_with_unusable_checkpoint_sketches_or_labels_fails(trained, sketches, tmp_path, capsys):
+    out = tmp_path / "out"
+    fails(capsys, generate_args(tmp_path / "none.pt", sketches, out), "train cgan")
     for name, content in (("torn.pt", trained.read_bytes()[:1000]), ("text.pt", b"weights")):
         (tmp_path / name).write_bytes(content)
-        assert draw(tmp_path / name, drawings, tmp_path / "out") == 2
-        assert f"{name} is not a checkpoint" in capsys.readouterr().err
-    torch.save({"settings": {"classes": []}}, tmp_path / "other.pt")
-    assert draw(tmp_path / "other.pt", drawings, tmp_path / "out") == 2
-    assert "other.pt is not a checkpoint" in capsys.readouterr().err
-    assert draw(trained, tmp_path / "nowhere", tmp_path / "out") == 2
-    assert "there is no folder" in capsys.readouterr().err
+        fails(capsys, generate_args(tmp_path / name, sketches, out), f"{name} is not a checkpoint")
+    torch.save({"config": {"classes": []}}, tmp_path / "other.pt")
+    fails(capsys, generate_args(tmp_path / "other.pt", sketches, out), "other.pt is not a checkpoint")
+    fails(capsys, generate_args(trained, tmp_path / "nowhere", out), "nowhere is not a folder")
     (tmp_path / "nothing").mkdir()
-    assert draw(trained, tmp_path / "nothing", tmp_path / "out") == 2
-    assert "nothing to draw" in capsys.readouterr().err
-    (tmp_path / "labels.csv").write_text("image_id,age\na,40\n")
-    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 2
-    assert "neither a column 'label'" in capsys.readouterr().err
-    (tmp_path / "labels.csv").write_text("image_id,label\na,NV\na,MEL\n")
-    assert draw(trained, drawings, tmp_path / "out", "--labels", str(tmp_path / "labels.csv")) == 2
-    assert "under different labels" in capsys.readouterr().err
-    assert not (tmp_path / "out").exists()
+    fails(capsys, generate_args(trained, tmp_path / "nothing", out), "at least one readable sketch with a label")
+    labels = tmp_path / "labels.csv"
+    labels.write_text("image_id,age\na,40\n")
+    fails(capsys, generate_args(trained, sketches, out, "--labels", str(labels)), "column 'label'")
+    labels.write_text("image_id,label\na,NV\na,MEL\n")
+    fails(capsys, generate_args(trained, sketches, out, "--labels", str(labels)), "different labels")
+    assert not out.exists()
 
 
-@pytest.mark.parametrize("option", ["--steps", "--batch", "--width", "--size", "--save-every"])
-def test_train_refuses_numbers_that_are_none(option, capsys):
-    for value in ("0", "-3", "many"):
-        with pytest.raises(SystemExit):
-            main(["train", "cgan", option, value])
-        assert "is not a whole number from 1 up" in capsys.readouterr().err
+@pytest.mark.parametrize("background, ink", [(190, 40), (225, 90), (50, 200), (255, 0)])
+def test_read_sketches_accepts_any_background_and_ink(tmp_path, background, ink):
+    drawing = np.full((200, 200, 3), background, np.uint8)
+    cv2.circle(drawing, (100, 100), 50, (ink,) * 3, 3)
+    cv2.imwrite(str(tmp_path / "a.png"), drawing)
+    problems = []
+    sketch = read_sketches(tmp_path, 64, problems)["a"]
+    assert not problems and 0.01 < (sketch > 0).mean() < 0.1 and sketch[0, 0] == 0
 
 
-def test_train_refuses_a_size_it_has_no_network_for(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    assert main(["train", "cgan", "--data-root", str(phantoms), "--size", "96", "--steps", "1"]) == 2
-    assert "96 is not one of 64, 128, 256" in capsys.readouterr().err
+# ------------------------------------------------------------------------------------- quality, classify and segment
 
 
 @pytest.fixture(scope="module")
-def judging(phantom_store, tmp_path_factory) -> Path:
-    """Folders of real, other real and copied pictures by class, and a classifier to judge them."""
-    place = tmp_path_factory.mktemp("judging")
+def image_sets(phantom_store, tmp_path_factory) -> Path:
+    """Folders `real`, `floor` and `synthetic` of phantoms by class, and a classifier's checkpoint in `classifier`."""
+    root = tmp_path_factory.mktemp("image-sets")
     for row, image in enumerate(phantom_store.images):
-        folder = place / ("real", "floor", "synthetic")[row % 3] / phantom_store.classes[phantom_store.labels[row]]
+        folder = root / ("real", "floor", "synthetic")[row % 3] / phantom_store.classes[phantom_store.labels[row]]
         folder.mkdir(parents=True, exist_ok=True)
         cv2.imwrite(str(folder / f"{row}.png"), image[..., ::-1])
-    settings = ClassifierConfig(64, tuple(phantom_store.classes))
-    train_classifier(phantom_store, settings, place / "classifier", TrainConfig(2, 4))
-    return place
+    config = ClassifierConfig(64, tuple(phantom_store.classes))
+    train_classifier(phantom_store, config, root / "classifier", TrainConfig(2, 4))
+    return root
 
 
-def rate(judging: Path, *more: str, synthetic: str = "synthetic") -> int:
-    features = ("--features", str(judging / "classifier" / "checkpoint.pt"))
-    return main(["quality", "--real", str(judging / "real"), "--synthetic", str(judging / synthetic), *features, *more])
+def quality_args(image_sets: Path, *more: str, synthetic: str = "synthetic") -> list[str]:
+    command = ["quality", "--features", str(image_sets / "classifier" / "checkpoint.pt")]
+    return [*command, "--real", str(image_sets / "real"), "--synthetic", str(image_sets / synthetic), *more]
 
 
-def test_quality_as_json_and_as_a_table(judging, tmp_path, monkeypatch, capsys):
+def test_quality_prints_json_or_a_table(image_sets, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    assert rate(judging, "--floor", str(judging / "floor"), "--json") == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["extractor"] == "classifier" and told["n_real"] == 40 and told["n_synthetic"] == 39
-    assert all(isinstance(told[k], float) for k in ("kid", "fd", "floor_kid", "floor_fd")) and told["floor_n"] == 39
+    args = quality_args(image_sets, "--floor", str(image_sets / "floor"))
+    assert main([*args, "--json"]) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["extractor"] == "classifier" and summary["n_real"] == 40 and summary["n_synthetic"] == 39
+    assert all(isinstance(summary[k], float) for k in ("kid", "fd", "floor_kid", "floor_fd"))
+    assert summary["floor_n"] == 39
     assert len(list((tmp_path / "data" / "features").glob("*.npz"))) == 4, "three sets and the blurred one"
-    assert rate(judging, "--floor", str(judging / "floor")) == 0
+    assert main(args) == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split()[:4] == ["extractor", "compared", "class", "n"] and "nan" not in "".join(lines).lower()
-    assert any(line.startswith("! synthetic, ") and "too few" in line for line in lines)
+    assert any(line.startswith("! ") and "DF" in line for line in lines), "classes with too few images are reported"
 
 
-def test_quality_says_why_it_cannot(judging, tmp_path, monkeypatch, capsys):
+def test_quality_with_unusable_folders_or_features_fails(image_sets, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    (judging / "empty").mkdir(exist_ok=True)
-    assert rate(judging, synthetic="empty") == 2
-    assert "holds no pictures" in capsys.readouterr().err
-    (judging / "one").mkdir(exist_ok=True)
-    cv2.imwrite(str(judging / "one" / "a.png"), np.zeros((64, 64, 3), np.uint8))
-    assert rate(judging, synthetic="one") == 2
-    assert "1 images are too few to measure" in capsys.readouterr().err
-    assert main(["quality", "--real", str(judging), "--synthetic", str(judging), "--features", "resnet19"]) == 2
-    assert "there is no network 'resnet19'" in capsys.readouterr().err
-    monkeypatch.setattr(
-        "helpers.metrics.extractors.load_extractor", lambda name: (_ for _ in ()).throw(DataError(f"no {name}"))
-    )
-    assert main(["quality", "--real", str(judging / "real"), "--synthetic", str(judging / "real")]) == 2
-    assert "nobody to judge: no inception; no mobilenet_v2" in capsys.readouterr().err
+    (image_sets / "empty").mkdir(exist_ok=True)
+    fails(capsys, quality_args(image_sets, synthetic="empty"), "empty")
+    (image_sets / "single").mkdir(exist_ok=True)
+    cv2.imwrite(str(image_sets / "single" / "a.png"), np.zeros((64, 64, 3), np.uint8))
+    fails(capsys, quality_args(image_sets, synthetic="single"), "at least 10 images, got 1")
+    real = ["quality", "--real", image_sets / "real", "--synthetic", image_sets / "real"]
+    fails(capsys, [*real, "--features", "resnet19"], "resnet19")
+
+    def not_available(name: str):
+        raise DataError(f"no {name}")
+
+    monkeypatch.setattr("helpers.metrics.extractors.load_extractor", not_available)
+    fails(capsys, real, "no feature extractor available: no inception; no mobilenet_v2")
 
 
-ODD = {"a.png": (50, 70, 3), "grey.png": (64, 64), "clear.png": (80, 60, 4), "large.jpg": (3000, 4000, 3)}
+SHAPES = {"a.png": (50, 70, 3), "gray.png": (64, 64), "clear.png": (80, 60, 4), "large.jpg": (1500, 2000, 3)}
 
 
-def odd_pictures(folder: Path) -> Path:
-    """Pictures of several sizes and modes, an all-black one and a damaged one."""
+def varied_images(folder: Path) -> Path:
+    """Images of several sizes and modes, a black one and a damaged one."""
     folder.mkdir()
     rng = np.random.default_rng(0)
-    for name, shape in ODD.items():
+    for name, shape in SHAPES.items():
         coarse = rng.integers(0, 255, (8, 8, *shape[2:])).astype(np.uint8)
         cv2.imwrite(str(folder / name), cv2.resize(coarse, shape[1::-1]))
     cv2.imwrite(str(folder / "black.png"), np.zeros((40, 30, 3), np.uint8))
-    (folder / "broken.jpg").write_bytes(b"no picture")
+    (folder / "broken.jpg").write_bytes(b"not an image")
     return folder
 
 
-def test_train_classifier(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    command = ["train", "classifier", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
-    assert main([*command, "--steps", "2", "--batch", "4"]) == 0
-    assert "trained, balanced accuracy on val 0." in capsys.readouterr().out
-    assert load_classifier(tmp_path / "checkpoint.pt")[1].arch == "small"
-
-
-def test_train_dcgan(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    command = ["train", "dcgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
-    assert main([*command, "--steps", "2", "--batch", "4", "--width", "8", "--projected", "--turned"]) == 0
-    settings = load_dcgan(tmp_path / "checkpoint.pt")[1]
-    assert (settings.base_channels, settings.projected, settings.d4_augment) == (8, True, True)
-    assert (tmp_path / "grid-000002.png").is_file()
-
-
-def test_train_cgan_begins_with_the_weights_of_another(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    command = ["train", "cgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--steps", "1", "--batch", "4"]
-    assert main([*command, "--no-projected", "--out", str(tmp_path / "one")]) == 0
-    assert not load_cgan(tmp_path / "one/checkpoint.pt")[1].projected
-    start = str(tmp_path / "one/checkpoint.pt")
-    assert main([*command, "--start", start, "--turned", "--out", str(tmp_path / "two")]) == 0
-    settings = load_cgan(tmp_path / "two/checkpoint.pt")[1]
-    assert settings.projected and settings.d4_augment
-    assert main([*command, "--start", str(tmp_path / "none.pt"), "--out", str(tmp_path / "three")]) == 2
-    assert "none.pt" in capsys.readouterr().err
-
-
-def test_classify_writes_probabilities(judging, tmp_path, capsys):
-    images, checkpoint = odd_pictures(tmp_path / "in"), judging / "classifier" / "checkpoint.pt"
+def test_classify_writes_probabilities_and_reports_unusable_images(image_sets, tmp_path, capsys):
+    images, checkpoint = varied_images(tmp_path / "in"), image_sets / "classifier" / "checkpoint.pt"
     command = ["classify", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(tmp_path / "p.csv")]
     assert main(command) == 0
-    told = capsys.readouterr().out
-    assert "broken.jpg is missing, damaged" in told and "black.png is all one colour: what is said of it" in told
-    assert "5 pictures, " in told and "not for diagnosis" in told
+    output = capsys.readouterr().out
+    assert re.search(r"^! .*broken.jpg", output, re.MULTILINE) and "black.png has one color only" in output
+    assert "5 images, " in output and "not for diagnosis" in output
     table = pd.read_csv(tmp_path / "p.csv", index_col="image_id")
     classes = load_classifier(checkpoint)[1].classes
-    assert sorted(table.index) == ["a", "black", "clear", "grey", "large"]
+    assert sorted(table.index) == ["a", "black", "clear", "gray", "large"]
     assert list(table.columns) == ["diagnosis", *classes]
-    p = table[list(classes)]
-    assert p.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5) and (p.idxmax(axis=1) == table["diagnosis"]).all()
+    probs = table[list(classes)]
+    assert probs.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
+    assert (probs.idxmax(axis=1) == table["diagnosis"]).all()
 
 
-def test_classify_says_why_it_cannot(judging, trained, tmp_path, capsys):
-    checkpoint = judging / "classifier" / "checkpoint.pt"
-    for file, images, why in (
+def test_classify_with_unusable_checkpoint_or_images_fails(image_sets, trained, tmp_path, capsys):
+    checkpoint = image_sets / "classifier" / "checkpoint.pt"
+    for file, images, message in (
         (tmp_path / "none.pt", tmp_path, "train classifier"),
-        (trained, tmp_path, "is not a checkpoint of a classifier"),
-        (checkpoint, tmp_path / "nowhere", "there is no folder"),
-        (checkpoint, tmp_path, "nothing to classify"),
+        (trained, tmp_path, "not a checkpoint of a classifier"),
+        (checkpoint, tmp_path / "nowhere", "nowhere is not a folder"),
+        (checkpoint, tmp_path, "at least one readable image, got none"),
     ):
-        assert main(["classify", "--checkpoint", str(file), "--images", str(images), "--out", str(tmp_path / "x")]) == 2
-        assert why in capsys.readouterr().err
+        fails(capsys, ["classify", "--checkpoint", file, "--images", images, "--out", tmp_path / "x"], message)
     assert not (tmp_path / "x").exists()
 
 
@@ -413,18 +455,18 @@ def segmenter(phantom_store, tmp_path_factory) -> Path:
     return folder / "checkpoint.pt"
 
 
-def segment(checkpoint: Path, images: Path, out: Path) -> int:
-    return main(["segment", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(out)])
+def segment_args(checkpoint: Path, images: Path, out: Path) -> list[str]:
+    return ["segment", "--checkpoint", str(checkpoint), "--images", str(images), "--out", str(out)]
 
 
-def test_segment_writes_masks_at_the_images_own_sizes(segmenter, tmp_path, capsys):
-    images = odd_pictures(tmp_path / "in")
-    assert segment(segmenter, images, tmp_path / "out") == 0
-    told = capsys.readouterr().out
-    assert "broken.jpg is missing, damaged" in told and "black.png is all one colour: its mask is empty" in told
+def test_segment_writes_masks_of_the_images_sizes_and_areas(segmenter, tmp_path, capsys):
+    assert main(segment_args(segmenter, varied_images(tmp_path / "in"), tmp_path / "out")) == 0
+    output = capsys.readouterr().out
+    assert re.search(r"^! .*broken.jpg", output, re.MULTILINE)
+    assert "black.png has one color only: its mask is empty" in output
     table = pd.read_csv(tmp_path / "out" / "areas.csv", index_col="image_id")
-    assert sorted(table.index) == ["a", "black", "clear", "grey", "large"]
-    for name, shape in ODD.items():
+    assert sorted(table.index) == ["a", "black", "clear", "gray", "large"]
+    for name, shape in SHAPES.items():
         mask = cv2.imread(str(tmp_path / "out" / f"{name.split('.')[0]}.png"), cv2.IMREAD_UNCHANGED)
         row = table.loc[name.split(".")[0]]
         assert mask.shape == shape[:2] == (row["height"], row["width"]) and set(np.unique(mask)) <= {0, 255}
@@ -433,123 +475,99 @@ def test_segment_writes_masks_at_the_images_own_sizes(segmenter, tmp_path, capsy
     assert table.loc["black", "lesion_pixels"] == 0
 
 
-def test_segment_says_why_it_cannot(segmenter, trained, tmp_path, capsys):
-    assert segment(tmp_path / "none.pt", tmp_path, tmp_path / "out") == 2
-    assert "train segmenter" in capsys.readouterr().err
-    assert segment(trained, tmp_path, tmp_path / "out") == 2
-    assert "is not a checkpoint of a segmenter" in capsys.readouterr().err
-    assert segment(segmenter, tmp_path / "nowhere", tmp_path / "out") == 2
-    assert "there is no folder" in capsys.readouterr().err
-    (tmp_path / "nothing").mkdir()
-    assert segment(segmenter, tmp_path / "nothing", tmp_path / "out") == 2
-    assert "nothing to segment" in capsys.readouterr().err
-    assert segment(segmenter, tmp_path / "nothing", tmp_path / "nothing" / ".." / "nothing") == 2
-    assert "is the folder of the images" in capsys.readouterr().err
+def test_segment_with_unusable_checkpoint_or_folders_fails(segmenter, trained, tmp_path, capsys):
+    out, nothing = tmp_path / "out", tmp_path / "nothing"
+    nothing.mkdir()
+    fails(capsys, segment_args(tmp_path / "none.pt", tmp_path, out), "train segmenter")
+    fails(capsys, segment_args(trained, tmp_path, out), "not a checkpoint of a segmenter")
+    fails(capsys, segment_args(segmenter, tmp_path / "nowhere", out), "nowhere is not a folder")
+    fails(capsys, segment_args(segmenter, nothing, out), "at least one readable image, got none")
+    fails(capsys, segment_args(segmenter, nothing, nothing / ".." / "nothing"), "--out must not be the image folder")
 
 
-def test_train_segmenter(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    command = ["train", "segmenter", "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path)]
-    assert main([*command, "--steps", "2", "--batch", "4", "--network", "FPN", "--width", "64"]) == 0
-    assert "trained, mean Jaccard on val 0." in capsys.readouterr().out
-    settings = load_segmenter(tmp_path / "checkpoint.pt")[1]
-    assert (settings.arch, settings.decoder_channels) == ("FPN", 64)
-    assert main([*command, "--steps", "2", "--batch", "4", "--width", "16"]) == 2
-    assert "width 16 is below 32" in capsys.readouterr().err
+# --------------------------------------------------------------------------------------------------------------- demo
 
 
-def test_experiment(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    command = ["experiment", "segmentation", "--dataset", "phantoms", "--data-root", str(phantoms)]
-    assert main([*command, "--seeds", "0", "--steps", "2", "--shares", "0.5", "--out", str(tmp_path / "out")]) == 0
-    told = capsys.readouterr().out
-    assert told.count("50% of the real images, ") == 5 and "drawn only against real: one seed, no verdict" in told
-    assert (tmp_path / "out" / "arms-jaccard.csv").is_file() and (
-        tmp_path / "out" / "comparisons-jaccard.csv"
-    ).is_file()
-    assert len(list((tmp_path / "out").glob("*-0.5-0.csv"))) == 5
-    assert main([*command, "--steps", "3", "--out", str(tmp_path / "out")]) == 2
-    assert "holds another experiment" in capsys.readouterr().err
-    some = [*command, "--seeds", "0", "--steps", "2", "--shares", "0.5", "--arms", "real", "real + augmentation"]
-    assert main([*some, "--out", str(tmp_path / "some")]) == 0
-    told = capsys.readouterr().out
-    assert "real + augmentation against real: one seed" in told and "drawn" not in told
-    assert (
-        not (tmp_path / "some" / "generator-0.5").exists() and len(list((tmp_path / "some").glob("*-0.5-0.csv"))) == 2
-    )
-    assert main([*some, "unreal", "--out", str(tmp_path / "some")]) == 2
-    assert "no arm 'unreal': there are real, real + augmentation, real + drawn," in capsys.readouterr().err
-    assert main([*command, "--shares", "1.5", "--out", str(tmp_path / "out")]) == 2
-    assert "shares [1.5] of the training images are not in (0, 1]" in capsys.readouterr().err
-
-
-def test_experiments_on_classifiers(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    about = ["--dataset", "phantoms", "--data-root", str(phantoms), "--seeds", "0", "--steps", "1", "--draw-steps", "1"]
-    out = tmp_path / "diagnosis"
-    assert main(["experiment", "diagnosis", *about, "--shares", "0.5", "--drawn", "7", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert json.loads((out / "plan.json").read_text())["generator"]["projected"] is False
-    assert told.count("50% of the real images, ") == 15 and "one seed, no verdict" in told
-    assert {p.name for p in out.glob("arms*")} == {
-        f"arms-{m}.csv" for m in ("auc", "average-precision", "balanced-accuracy")
-    }
-    out = tmp_path / "balancing"
-    more = ["--noise-steps", "1", "--made", "4", "--projected"]
-    assert main(["experiment", "balancing", *about, *more, "--out", str(out)]) == 0
-    plan = json.loads((out / "plan.json").read_text())
-    assert plan["cgan"]["projected"] and plan["dcgan"]["projected"]
-    told = capsys.readouterr().out
-    assert "rare: " in told and told.count("DCGAN against ") == 2 and len(list(out.glob("comparisons*"))) == 2
-    assert main(["experiment", "balancing", *about, *more, "--out", str(out), "--arms", "blended"]) == 0
-    told = capsys.readouterr().out
-    assert "blended" in told and "DCGAN" not in told
-    assert main(["experiment", "balancing", *about, "--folds", "60", "--out", str(tmp_path / "x")]) == 2
-    assert "fewer lesions than the 60 folds" in capsys.readouterr().err
-
-
-def test_small_data_experiment_and_its_options(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    about = ["--dataset", "phantoms", "--data-root", str(phantoms), "--seeds", "0", "--steps", "1", "--judged", "10"]
-    out = tmp_path / "out"
-    assert main(["experiment", "small-data", *about, "--shares", "0.5", "--out", str(out)]) == 0
-    told = capsys.readouterr().out
-    assert "judged by mobilenet_v2" in told and "copied_pixels" in told and "whole recipe 0.5" in told
-    assert (out / "table.csv").is_file()
-    with pytest.raises(SystemExit):
-        main(["experiment", "ablation", *about, "--shares", "0.5"])
-    ablation = ["experiment", "ablation", *about, "--out", str(tmp_path / "ablation"), "--arms", "photographs"]
-    assert main(ablation) == 0 and [f.name for f in (tmp_path / "ablation").glob("photo*")] == ["photographs-1-0.csv"]
-    assert (tmp_path / "ablation/some.csv").is_file() and not (tmp_path / "ablation/table.csv").exists()
-    assert main([*ablation, "all"]) == 2 and "no arm 'all'" in capsys.readouterr().err
-    with pytest.raises(SystemExit):
-        main(["experiment", "small-data", *about, "--draw-steps", "1"])
-
-
-def test_unpaired_training_says_whose_sketches_it_takes(phantoms, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    steps = ["--size", "64", "--steps", "1", "--batch", "4", "--width", "8", "--unpaired"]
-    root = course(tmp_path / "course")
-    command = ["train", "cgan", *steps]
-    assert main([*command, "--dataset", "course", "--data-root", str(root), "--out", str(tmp_path / "a")]) == 0
-    told = capsys.readouterr().out
-    assert re.search(r"\d+ unpaired sketches", told) and "of memory at most" in told
-    assert main([*command, "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(tmp_path / "b")]) == 0
-    assert "no unpaired sketches: each picture comes with any of the others'" in capsys.readouterr().out
-
-
-def test_the_page_opens_with_released_or_named_weights(monkeypatch, capsys, tmp_path):
+def test_demo_opens_the_page_with_released_or_given_weights(monkeypatch, capsys, tmp_path):
     from helpers.views import demo
 
-    asked = []
-    monkeypatch.setattr(demo, "launch_page", lambda page, port, wait: asked.append((page.title, port, wait)))
+    launched = []
+    monkeypatch.setattr(demo, "launch_page", lambda page, port, wait: launched.append((page.title, port, wait)))
     assert main(["demo", "--port", "7999"]) == 0
-    assert asked == [("Sketch2Lesion", 7999, True)]
+    assert launched == [("Sketch2Lesion", 7999, True)]
     assert "cgan: data/released/cgan.safetensors, 128 px, MEL SK NV" in capsys.readouterr().out
-    assert main(["demo", "--cgan", str(tmp_path / "gone.pt")]) == 2
-    assert "there is no" in capsys.readouterr().err
+    fails(capsys, ["demo", "--cgan", tmp_path / "gone.pt"], "gone.pt does not exist")
+
+
+# -------------------------------------------------------------------------------------------------------- experiments
+
+
+def experiment_args(name: str, phantoms: Path, *more: str) -> list[str]:
+    return ["experiment", name, "--dataset", "phantoms", "--data-root", str(phantoms), "--seeds", "0", *more]
+
+
+def test_experiment_segmentation_resumes_compares_and_refuses_other_settings(phantoms, tmp_path, smoke, capsys):
+    out = tmp_path / "out"
+    args = experiment_args("segmentation", phantoms, "--gan-steps", "1", "--out", str(out))
+    half = [*args, "--steps", "1", "--fractions", "0.5"]
+    assert main([*half, "--arms", "real", "real + augmentation"]) == 0
+    output = capsys.readouterr().out
+    assert "real + augmentation against real: one seed, no verdict" in output and "synthetic" not in output
+    assert not (out / "generator-0.5").exists() and len(list(out.glob("*-0.5-0.csv"))) == 2
+    assert main(half) == 0
+    output = capsys.readouterr().out
+    assert output.count("50% of the real images, ") == 5 and "synthetic only against real: one seed" in output
+    assert (out / "arms-jaccard.csv").is_file() and (out / "comparisons-jaccard.csv").is_file()
+    assert len(list(out.glob("*-0.5-0.csv"))) == 5
+    fails(capsys, [*args, "--steps", "3"], "holds another experiment")
+    fails(capsys, [*half, "--arms", "unreal"], "one of real, real \\+ augmentation, real \\+ synthetic, .*unreal")
+    fails(capsys, [*args, "--fractions", "1.5"], r"in \(0, 1\], got \[1.5\]")
+
+
+def test_experiment_real_vs_synthetic_writes_arms_by_three_measures(phantoms, tmp_path, smoke, capsys):
+    options = ["--steps", "1", "--gan-steps", "1", "--fractions", "0.5", "--num-synthetic", "7"]
+    assert main(experiment_args("real-vs-synthetic", phantoms, *options, "--out", str(tmp_path))) == 0
+    output = capsys.readouterr().out
+    plan = json.loads((tmp_path / "plan.json").read_text())
+    assert plan["generator"]["projected"] is False and plan["num_synthetic"] == 7
+    assert output.count("50% of the real images, ") == 15 and "one seed, no verdict" in output
+    measures = ("auc", "average-precision", "balanced-accuracy")
+    assert {path.name for path in tmp_path.glob("arms*")} == {f"arms-{measure}.csv" for measure in measures}
+
+
+def test_experiment_balancing_compares_with_the_best_baseline(phantoms, tmp_path, smoke, capsys):
+    options = ["--steps", "1", "--gan-steps", "1", "--dcgan-steps", "1", "--num-synthetic", "4", "--projected"]
+    args = experiment_args("balancing", phantoms, *options)
+    out = tmp_path / "out"
+    assert main([*args, "--out", str(out)]) == 0
+    plan = json.loads((out / "plan.json").read_text())
+    assert plan["cgan"]["projected"] and plan["dcgan"]["projected"]
+    output = capsys.readouterr().out
+    assert "rare classes: " in output and output.count("DCGAN against ") == 2
+    assert len(list(out.glob("comparisons*"))) == 2
+    assert main([*args, "--out", str(out), "--arms", "blended"]) == 0
+    output = capsys.readouterr().out
+    assert "blended" in output and "DCGAN" not in output
+    fails(capsys, [*args, "--folds", "60", "--out", str(tmp_path / "x")], "60 folds")
+
+
+def test_experiment_small_data_and_ablation_write_their_tables(phantoms, tmp_path, smoke, capsys):
+    options = ["--steps", "1", "--num-eval", "10"]
+    small_data, ablation = (experiment_args(name, phantoms, *options) for name in ("small-data", "ablation"))
+    assert main([*small_data, "--fractions", "0.5", "--out", str(tmp_path / "small-data")]) == 0
+    output = capsys.readouterr().out
+    assert "features of mobilenet_v2" in output and "pixel_copies" in output
+    assert re.search(r"full recipe +0\.5", output)
+    assert (tmp_path / "small-data/table.csv").is_file()
+    assert main([*ablation, "--out", str(tmp_path / "ablation"), "--arms", "real images"]) == 0
+    assert [path.name for path in (tmp_path / "ablation").glob("real*")] == ["real_images-1-0.csv"]
+    assert (tmp_path / "ablation/some.csv").is_file() and not (tmp_path / "ablation/table.csv").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments", [["ablation", "--fractions", "0.5"], ["small-data", "--gan-steps", "1"], ["small-data", "--arms", "x"]]
+)
+def test_experiment_refuses_options_of_other_experiments(arguments, capsys):
+    with pytest.raises(SystemExit):
+        main(["experiment", *arguments])
+    assert "unrecognized arguments" in capsys.readouterr().err

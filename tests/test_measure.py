@@ -1,6 +1,6 @@
 import numpy as np
 import pytest
-from measure import choose, painter
+from measure import load_generator, sample_rows
 
 from helpers.data.files import DataError
 from helpers.models.cgan import CGANConfig, train_cgan
@@ -8,29 +8,32 @@ from helpers.models.dcgan import DCGANConfig, train_dcgan
 from helpers.models.trainer import TrainConfig
 
 
-def test_either_generator_paints_and_only_one_looks_at_sketches(phantom_store, tmp_path):
+def test_load_generator_cgan_and_dcgan_only_the_cgan_depends_on_sketches(phantom_store, tmp_path):
     classes, rows = tuple(phantom_store.classes), phantom_store.rows("train", ["sketch", "label"])
     train_cgan(phantom_store, CGANConfig(64, classes, base_channels=8), tmp_path / "cgan", TrainConfig(1, 4))
     train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
     batch = phantom_store.batch(rows[:3])
-    other = np.zeros_like(batch["sketches"])
-    for method, looks in (("cgan", True), ("dcgan", False)):
-        paint, settings = painter(tmp_path / method / "checkpoint.pt")
-        images = paint(batch["sketches"], batch["labels"], 0)
-        assert settings.size == 64 and images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
-        assert np.array_equal(images, paint(batch["sketches"], batch["labels"], 0)), "one seed, one picture"
-        assert not np.array_equal(images, paint(batch["sketches"], batch["labels"], 1))
-        assert np.array_equal(images, paint(other, batch["labels"], 0)) != looks
-    (tmp_path / "none.pt").write_bytes(b"no network")
+    sketches, labels, blank = batch["sketches"], batch["labels"], np.zeros_like(batch["sketches"])
+    for method, uses_sketches in (("cgan", True), ("dcgan", False)):
+        generate, config = load_generator(tmp_path / method / "checkpoint.pt")
+        images = generate(sketches, labels, 0)
+        assert config.size == 64 and images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
+        assert np.array_equal(images, generate(sketches, labels, 0)), "repeatable by seed"
+        assert not np.array_equal(images, generate(sketches, labels, 1))
+        assert np.array_equal(images, generate(blank, labels, 0)) != uses_sketches
+
+
+def test_load_generator_other_file_raises(tmp_path):
+    (tmp_path / "none.pt").write_bytes(b"not a checkpoint")
     with pytest.raises(DataError, match=r"none\.pt"):
-        painter(tmp_path / "none.pt")
+        load_generator(tmp_path / "none.pt")
 
 
-def test_the_floor_has_as_many_of_each_class(phantom_store):
-    measured = choose(phantom_store, "test", "balanced")
-    like = choose(phantom_store, "train", "balanced", measured)
-    counts = [np.bincount(phantom_store.labels[rows], minlength=7) for rows in (measured, like)]
+def test_sample_rows_like_other_rows_returns_as_many_of_each_class(phantom_store):
+    measured = sample_rows(phantom_store, "test", "balanced")
+    floor = sample_rows(phantom_store, "train", "balanced", measured)
+    counts = [np.bincount(phantom_store.labels[rows], minlength=7) for rows in (measured, floor)]
     assert np.array_equal(*counts) and len(set(measured)) == len(measured)
-    natural = choose(phantom_store, "test", "natural")
+    natural = sample_rows(phantom_store, "test", "natural")
     assert set(natural) == set(phantom_store.rows("test", ["sketch", "label"]))
-    assert len(choose(phantom_store, "train", "natural", natural)) == len(natural)
+    assert len(sample_rows(phantom_store, "train", "natural", natural)) == len(natural)

@@ -1,4 +1,4 @@
-"""What holds for every committed notebook, and the setup cell run as Colab would run it."""
+"""Rules for every committed notebook, and the setup cell, run as in Colab."""
 
 import os
 import re
@@ -21,65 +21,65 @@ def notebook(request):
     return nbformat.read(request.param, as_version=4)
 
 
-def code(notebook) -> list:
+def code_cells(notebook) -> list:
     return [cell for cell in notebook.cells if cell.cell_type == "code"]
 
 
-def words(notebook) -> int:
+def count_words(notebook) -> int:
     return sum(len(cell.source.split()) for cell in notebook.cells if cell.cell_type == "markdown")
 
 
-def test_badge_and_setup_cell_are_those_of_the_repository(notebook, request):
+def test_notebook_badge_and_setup_cell_name_the_repository(notebook, request):
     stem = request.node.callspec.id
     assert badge(REPOSITORY, stem) in notebook.cells[0].source
     setup = [cell.source for cell in notebook.cells if cell.source.startswith("# Setup")]
     assert setup == [setup_cell(REPOSITORY)] and notebook.cells[1].source == setup[0]
 
 
-def test_readme_and_citation_name_the_same_repository():
+def test_readme_and_citation_name_the_repository():
     for name in ("README.md", "CITATION.cff"):
-        found = set(re.findall(r"github(?:\.com)?/([\w.-]+/[\w-]+)", (ROOT / name).read_text()))
-        assert found == {REPOSITORY}, name
+        repositories = set(re.findall(r"github(?:\.com)?/([\w.-]+/[\w-]+)", (ROOT / name).read_text()))
+        assert repositories == {REPOSITORY}, name
 
 
-def test_opening_and_ending(notebook):
+def test_notebook_has_opening_imports_and_ending(notebook):
     first, last = notebook.cells[0].source, notebook.cells[-1].source
     assert first.startswith("# ") and "**You will**" in first
     assert all(word in first for word in ("**Reads**", "**Writes**", "**Takes**"))
     assert "## Exercises" in last and "**Next:**" in last
-    imports = [c.source for c in code(notebook)[1:] if re.search(r"^(import|from) ", c.source, re.MULTILINE)]
+    imports = [c.source for c in code_cells(notebook)[1:] if re.search(r"^(import|from) ", c.source, re.MULTILINE)]
     assert len(imports) == 1, "one cell with all imports"
 
 
-def test_cells_are_short_and_explained(notebook):
-    lines = [len(cell.source.splitlines()) for cell in code(notebook)]
+def test_notebook_cells_are_short_and_explained(notebook):
+    lines = [len(cell.source.splitlines()) for cell in code_cells(notebook)]
     assert max(lines) <= 20 and sorted(lines)[len(lines) // 2] <= 8
-    assert 400 <= words(notebook) <= 1200
-    assert any("assert" in cell.source for cell in code(notebook))
+    assert 400 <= count_words(notebook) <= 1200
+    assert any("assert" in cell.source for cell in code_cells(notebook))
 
 
-def test_notebooks_do_not_branch_on_the_profile(notebook):
-    source = "\n".join(cell.source for cell in code(notebook)[1:])
+def test_notebook_code_does_not_branch_on_profile_or_dataset(notebook):
+    source = "\n".join(cell.source for cell in code_cells(notebook)[1:])
     assert not re.search(r"cfg\.(profile|dataset)\s*(==|!=|in\b)|\bif cfg\.(profile|dataset)", source)
     assert "LESION_" not in source
 
 
-def test_committed_with_outputs_of_one_run_from_top_to_bottom(notebook):
-    cells = [cell for cell in code(notebook) if cell.source]
+def test_notebook_outputs_are_from_one_run_without_errors(notebook):
+    cells = [cell for cell in code_cells(notebook) if cell.source]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
     outputs = [output for cell in cells for output in cell.outputs]
     assert not any(output.output_type == "error" or output.get("name") == "stderr" for output in outputs)
-    pictures = [o for o in outputs if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
-    assert len(pictures) >= 4 and any("image/png" in o.data for o in pictures)
-    assert cells[0].outputs == [], "outside Colab the setup shows nothing"
+    images = [o for o in outputs if {"image/png", "image/jpeg"} & set(o.get("data", {}))]
+    assert len(images) >= 4 and any("image/png" in o.data for o in images)
+    assert cells[0].outputs == [], "outside Colab the setup cell prints nothing"
 
 
-def test_no_path_of_a_machine(notebook):
+def test_notebook_contains_no_absolute_path(notebook):
     text = nbformat.writes(notebook)
     assert str(ROOT) not in text and not re.search(r"/content\b|/home/|/Users/|/root/|/tmp/", text)
 
 
-def test_size():
+def test_notebook_files_are_small():
     sizes = [path.stat().st_size for path in PATHS]
     assert max(sizes) < 700_000 and sum(sizes) < 4_000_000
 
@@ -102,28 +102,28 @@ def run_setup(tmp_path: Path, script: str, cwd: Path, **variables: str) -> list[
     (tmp_path / "script.py").write_text(script)
     environment = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"} | variables
     command = [sys.executable, str(tmp_path / "script.py"), str(tmp_path / "setup.py")]
-    done = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return done.stdout.split("\n")
+    process = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True)
+    assert process.returncode == 0, process.stderr
+    return process.stdout.split("\n")
 
 
-@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="not a clone: there is nothing to clone from")
-def test_setup_cell_in_colab_clones_once_and_can_run_twice(tmp_path):
+@pytest.mark.skipif(not (ROOT / ".git").exists(), reason="needs a clone to clone from")
+def test_setup_cell_in_colab_run_twice_clones_once(tmp_path):
     empty = tmp_path / "colab"
     empty.mkdir()
-    told = run_setup(tmp_path, AS_COLAB, empty, LESION_REPOSITORY=ROOT.as_uri())
+    lines = run_setup(tmp_path, AS_COLAB, empty, LESION_REPOSITORY=ROOT.as_uri())
     clone = empty / REPOSITORY.split("/")[1]
-    assert told[0] == str(clone) and told[1] == "1 True", "everything is here, so nothing was installed or printed"
+    assert lines[0] == str(clone) and lines[1] == "1 True", "nothing is missing, so nothing is installed or printed"
     assert (clone / "requirements.txt").is_file() and len(list(empty.iterdir())) == 1
 
 
-def test_setup_cell_elsewhere_shows_nothing(tmp_path):
+def test_setup_cell_outside_colab_prints_nothing(tmp_path):
     script = "import sys\nfor _ in range(2): exec(open(sys.argv[1]).read())\nimport helpers\nprint(helpers.__file__)"
-    told = run_setup(tmp_path, script, ROOT / "notebooks")
-    assert told == [str(ROOT / "helpers" / "__init__.py"), ""]
+    lines = run_setup(tmp_path, script, ROOT / "notebooks")
+    assert lines == [str(ROOT / "helpers" / "__init__.py"), ""]
 
 
-def test_only_what_is_missing_is_installed_and_never_torch(monkeypatch, capsys):
+def test_install_missing_installs_missing_packages_but_never_torch(monkeypatch, capsys):
     commands = []
     monkeypatch.setattr(helpers.config.subprocess, "run", lambda command, check: commands.append(command))
     assert missing_requirements() == []
@@ -143,7 +143,7 @@ def test_only_what_is_missing_is_installed_and_never_torch(monkeypatch, capsys):
 # ------------------------------------------------------------------------------------------------------- badges
 
 
-def test_another_repository_name_gets_into_a_notebook(tmp_path):
+def test_write_notebook_with_another_repository_changes_badge_and_setup_only(tmp_path):
     path = tmp_path / PATHS[0].name
     path.write_bytes(PATHS[0].read_bytes())
     write_notebook(path, "zz-somebody/zz-other")
@@ -154,6 +154,6 @@ def test_another_repository_name_gets_into_a_notebook(tmp_path):
     assert [c.get("outputs") for c in changed.cells] == [c.get("outputs") for c in before.cells]
 
 
-def test_badges_refuse_what_is_no_repository():
+def test_badges_main_without_owner_and_name_exits():
     with pytest.raises(SystemExit, match="owner/name"):
         main("https://example.org/x")

@@ -4,6 +4,8 @@ import pytest
 
 from helpers.data.poisson import blend, dilate, poisson_blend, remove_lesion
 
+LIGHT = (220, 170, 150)
+
 
 @pytest.fixture
 def rng():
@@ -14,63 +16,65 @@ def disc(size: int = 64, radius: int = 12) -> np.ndarray:
     return cv2.circle(np.zeros((size, size), np.uint8), (size // 2, size // 2), radius, 1, -1)
 
 
-def skin(tone: tuple[int, int, int], size: int = 64, seed: int = 0) -> np.ndarray:
-    grain = np.random.default_rng(seed).normal(0, 4, (size, size, 1))
-    return np.clip(np.array(tone) + grain, 0, 255).astype(np.uint8)
+def skin(color: tuple[int, int, int], size: int = 64, seed: int = 0) -> np.ndarray:
+    noise = np.random.default_rng(seed).normal(0, 4, (size, size, 1))
+    return np.clip(np.array(color) + noise, 0, 255).astype(np.uint8)
 
 
-def with_lesion(image: np.ndarray, mask: np.ndarray, darker: int = 80) -> np.ndarray:
+def add_lesion(image: np.ndarray, mask: np.ndarray, darker: int = 80) -> np.ndarray:
     return np.clip(image - darker * mask[..., None].astype(int), 0, 255).astype(np.uint8)
 
 
-def test_a_lesion_moves_to_other_skin_and_takes_its_tone(rng):
-    mask, pale = disc(), skin((220, 170, 150))
-    image, moved = blend(with_lesion(skin((150, 120, 90), seed=1), mask), mask, pale, rng)
-    assert image.shape == (64, 64, 3) and image.dtype == np.uint8 and set(np.unique(moved)) == {0, 1}
-    far = dilate(moved, 1 / 10) == 0
-    away = np.abs(image[far].astype(int) - pale[far])
-    assert away.max() <= 2 and away.mean() < 0.5, "skin away from the lesion is the skin it was put on"
-    inside = cv2.erode(moved, np.ones((5, 5), np.uint8)) == 1
-    step = pale[far].mean(axis=0) - image[inside].mean(axis=0)
-    assert step == pytest.approx([80, 80, 80], abs=12), "as much darker as it was, on a skin of another tone"
+def test_blend_adapts_the_lesion_to_the_color_of_the_skin(rng):
+    mask, target = disc(), skin(LIGHT)
+    image, new_mask = blend(add_lesion(skin((150, 120, 90), seed=1), mask), mask, target, rng)
+    assert image.shape == (64, 64, 3) and image.dtype == np.uint8 and set(np.unique(new_mask)) == {0, 1}
+    far = dilate(new_mask, 1 / 10) == 0
+    difference = np.abs(image[far].astype(int) - target[far])
+    assert difference.max() <= 2 and difference.mean() < 0.5, "skin away from the lesion is unchanged"
+    inside = cv2.erode(new_mask, np.ones((5, 5), np.uint8)) == 1
+    contrast = target[far].mean(axis=0) - image[inside].mean(axis=0)
+    assert contrast == pytest.approx([80, 80, 80], abs=12), "the contrast of the source"
 
 
-def test_nothing_to_blend_leaves_the_skin(rng):
-    pale = skin((220, 170, 150))
-    image, moved = blend(pale // 2, np.zeros((64, 64), np.uint8), pale, rng)
-    assert np.array_equal(image, pale) and not moved.any()
-
-
-def test_a_lesion_that_leaves_the_frame_keeps_its_tone_there():
-    half = np.zeros((64, 64), np.uint8)
-    half[:, :30] = 1
-    pale = skin((220, 170, 150))
-    image = poisson_blend(with_lesion(skin((200, 160, 140), seed=2), half), dilate(half, 1 / 24), pale)
-    assert pale[:, 0].mean() - image[:, 0].mean() > 60 and pale[:, 10].mean() - image[:, 10].mean() > 60
+def test_blend_with_an_empty_mask_returns_the_skin(rng):
+    target = skin(LIGHT)
+    image, new_mask = blend(target // 2, np.zeros((64, 64), np.uint8), target, rng)
+    assert np.array_equal(image, target) and not new_mask.any()
 
 
 @pytest.mark.parametrize("mask", [np.ones((32, 32), np.uint8), np.eye(32, dtype=np.uint8)])
-def test_masks_of_any_shape_are_blended(mask, rng):
-    image, _ = blend(skin((90, 60, 50), 32), mask, skin((220, 170, 150), 32), rng)
-    assert image.shape == (32, 32, 3)
+def test_blend_full_or_thin_mask_darkens_the_region(mask, rng):
+    target = skin(LIGHT, 32)
+    image, new_mask = blend(add_lesion(skin((150, 120, 90), 32, seed=1), mask), mask, target, rng)
+    assert image.shape == (32, 32, 3) and new_mask.any()
+    assert image[new_mask == 1].mean() < target.mean() - 5
 
 
-def test_without_its_lesion_a_picture_is_skin(rng):
-    mask, pale = disc(), skin((220, 170, 150))
-    bare = remove_lesion(with_lesion(pale, mask), mask, rng)
-    inside = mask == 1
-    assert bare[inside].mean(axis=0) == pytest.approx(pale[inside].mean(axis=0), abs=6)
-    assert bare[inside].std(axis=0) == pytest.approx(pale[inside].std(axis=0), rel=0.5), "with grain of its own"
-    far = dilate(mask, 1 / 6) == 0
-    assert np.abs(bare[far].astype(int) - pale[far]).max() <= 1
-
-
-def test_nothing_to_take_away_leaves_the_picture(rng):
-    pale = skin((220, 170, 150))
-    for mask in (np.zeros((64, 64), np.uint8), np.ones((64, 64), np.uint8)):
-        assert np.array_equal(remove_lesion(pale, mask, rng), pale)
-
-
-def test_pictures_of_unequal_size_are_refused(rng):
-    with pytest.raises(ValueError, match=r"unequal size: \(64, 64\), \(64, 64\), \(32, 32\)"):
+def test_blend_sizes_differ_raises(rng):
+    with pytest.raises(ValueError, match=r"same size, got \(64, 64\), \(64, 64\), \(32, 32\)"):
         blend(skin((1, 1, 1)), disc(), skin((1, 1, 1), 32), rng)
+
+
+def test_poisson_blend_keeps_the_contrast_at_the_image_border():
+    half = np.zeros((64, 64), np.uint8)
+    half[:, :30] = 1
+    target = skin(LIGHT)
+    image = poisson_blend(add_lesion(skin((200, 160, 140), seed=2), half), dilate(half, 1 / 24), target)
+    assert target[:, 0].mean() - image[:, 0].mean() > 60 and target[:, 10].mean() - image[:, 10].mean() > 60
+
+
+def test_remove_lesion_leaves_textured_skin(rng):
+    mask, clean = disc(), skin(LIGHT)
+    image = remove_lesion(add_lesion(clean, mask), mask, rng)
+    inside = mask == 1
+    assert image[inside].mean(axis=0) == pytest.approx(clean[inside].mean(axis=0), abs=6)
+    assert image[inside].std(axis=0) == pytest.approx(clean[inside].std(axis=0), rel=0.5)
+    far = dilate(mask, 1 / 6) == 0
+    assert np.abs(image[far].astype(int) - clean[far]).max() <= 1
+
+
+def test_remove_lesion_empty_or_full_mask_returns_the_image(rng):
+    image = skin(LIGHT)
+    for mask in (np.zeros((64, 64), np.uint8), np.ones((64, 64), np.uint8)):
+        assert np.array_equal(remove_lesion(image, mask, rng), image)

@@ -2,11 +2,13 @@ import json
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
 import torch
-from test_extractors import Pooled
+from factories import MeanPoolExtractor
 
 from helpers.data.files import DataError
+from helpers.metrics import quality as quality_module
 from helpers.metrics.extractors import (
     FeatureExtractor,
     Features,
@@ -16,6 +18,7 @@ from helpers.metrics.extractors import (
     optimize_for_inference,
 )
 from helpers.metrics.quality import (
+    Quality,
     compute_metrics,
     frechet,
     inception_score,
@@ -28,194 +31,224 @@ from helpers.metrics.quality import (
 from helpers.models.classifier import Backbone
 
 
-def normal(n: int, mean: float = 0.0, deviation: float = 1.0, width: int = 16, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).normal(mean, deviation, (n, width)).astype(np.float32)
+def normal(n: int, mean: float = 0.0, std: float = 1.0, dim: int = 16, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, std, (n, dim)).astype(np.float32)
 
 
-@pytest.fixture(scope="module")
-def untrained() -> FeatureExtractor:
-    torch.manual_seed(0)
-    return FeatureExtractor(
-        "untrained", optimize_for_inference(Resized(Backbone("resnet18", pretrained=False), 64), 64)
-    )
+def class_row(result: Quality, compared: str, class_name: str) -> pd.Series:
+    """The one row of a comparison of one class."""
+    (row,) = (r for _, r in result.table.iterrows() if (r["compared"], r["class"]) == (compared, class_name))
+    return row
 
 
-def test_frechet_distance_of_normal_distributions_is_the_closed_form():
-    one, other = normal(40_000, width=6), normal(40_000, mean=0.5, deviation=2.0, width=6, seed=1)
-    assert frechet(one, other) == pytest.approx(6 * 0.25 + 6 * (2 - 1) ** 2, rel=0.02)
-    assert frechet(one, one) == pytest.approx(0, abs=1e-4)
+@pytest.fixture
+def extractor() -> FeatureExtractor:
+    return FeatureExtractor("mean_pool", MeanPoolExtractor())
 
 
-def test_mean_and_covariance_in_blocks():
-    values = normal(1000, mean=3)
-    mean, covariance = mean_and_covariance(values, block=64)
-    assert np.allclose(mean, values.mean(axis=0)) and np.allclose(covariance, np.cov(values, rowvar=False))
+# ------------------------------------------------------------------------------------------- measures of feature sets
 
 
-def test_kid_is_about_zero_for_halves_of_one_set_and_not_for_another():
-    for n, m in ((200, 200), (150, 300), (1200, 1300)):
-        assert abs(kid(normal(n), normal(m, seed=1))) < 0.02
-        assert kid(normal(n), normal(m, mean=0.5, seed=1)) > 0.2
+def test_frechet_normal_distributions_equals_closed_form():
+    features1, features2 = normal(40_000, dim=6), normal(40_000, mean=0.5, std=2.0, dim=6, seed=1)
+    assert frechet(features1, features2) == pytest.approx(6 * 0.25 + 6 * (2 - 1) ** 2, rel=0.02)
+    assert frechet(features1, features1) == pytest.approx(0, abs=1e-4)
 
 
-def test_kid_interval_holds_the_estimate_and_narrows_with_n():
+def test_mean_and_covariance_in_chunks_equal_numpy(monkeypatch):
+    monkeypatch.setattr(quality_module, "COVARIANCE_CHUNK", 64)
+    features = normal(1000, mean=3)
+    mean, covariance = mean_and_covariance(features)
+    assert np.allclose(mean, features.mean(axis=0)) and np.allclose(covariance, np.cov(features, rowvar=False))
+
+
+@pytest.mark.parametrize(("n", "m"), [(200, 200), (150, 300), (250, 300)])  # all at once; subsets of 150; of 200
+def test_kid_same_distribution_is_zero_and_other_is_not(n, m, monkeypatch):
+    monkeypatch.setattr(quality_module, "KID_SUBSET_SIZE", 200)
+    assert abs(kid(normal(n), normal(m, seed=1))) < 0.02
+    assert kid(normal(n), normal(m, mean=0.5, seed=1)) > 0.2
+
+
+def test_kid_and_precision_recall_identical_sets_are_ideal():
+    features = normal(300)
+    assert kid(features, features) < 0, "unbiased, so below 0 when both samples are the same"
+    assert kid(features, features) > -0.05
+    assert precision_recall(features, features) == (1, 1)
+
+
+def test_kid_interval_contains_the_estimate_and_narrows_with_n():
     widths = []
     for n in (50, 200, 800):
-        one, other = normal(n), normal(n, mean=0.3, seed=1)
-        low, high = kid_interval(one, other)
-        assert low < kid(one, other) < high and low > 0
+        features1, features2 = normal(n), normal(n, mean=0.3, seed=1)
+        low, high = kid_interval(features1, features2)
+        assert low < kid(features1, features2) < high and low > 0
         widths.append(high - low)
     assert widths[0] > 1.5 * widths[1] > 2 * widths[2]
 
 
-def test_kid_interval_of_samples_of_one_kind_mostly_holds_zero():
-    held = 0
-    for seed in range(40):
-        low, high = kid_interval(normal(60, seed=2 * seed), normal(60, seed=2 * seed + 1), rounds=200)
-        held += low <= 0 <= high
-    assert held >= 34
+def test_kid_interval_same_distribution_mostly_contains_zero(monkeypatch):
+    monkeypatch.setattr(quality_module, "KID_CI_ROUNDS", 200)
+    intervals = [kid_interval(normal(60, seed=2 * k), normal(60, seed=2 * k + 1)) for k in range(40)]
+    assert sum(low <= 0 <= high for low, high in intervals) >= 34
 
 
-def test_distances_grow_with_blur_and_with_noise(phantom_store, untrained):
-    rng = np.random.default_rng(0)
-    images = phantom_store.images[:]
-    real, other = images[::2], images[1::2]
+def test_distances_blurred_and_noisy_images_grow_with_strength(phantom_store):
+    torch.manual_seed(0)
+    network = optimize_for_inference(Resized(Backbone("small_cnn", pretrained=False), 64), 64)
+    random_cnn, rng = FeatureExtractor("random", network), np.random.default_rng(0)
 
-    def distance(spoilt: np.ndarray) -> tuple[float, float]:
-        one, two = (extract_features(ImageSet.from_array(x), untrained, 64).values for x in (spoilt, real))
-        return kid(one, two), frechet(one, two)
+    def features(images: np.ndarray) -> np.ndarray:
+        return extract_features(ImageSet.from_array(images), random_cnn, 64).values
 
-    blurs = [other] + [np.stack([cv2.GaussianBlur(i, (0, 0), s) for i in other]) for s in (1, 2, 4)]
-    noises = [other] + [np.clip(other + rng.normal(0, s, other.shape), 0, 255).astype(np.uint8) for s in (10, 25, 60)]
-    for steps in (blurs, noises):
-        kids, fds = zip(*(distance(step) for step in steps), strict=True)
-        assert list(kids) == sorted(kids) and kids[-1] > kids[0]
-        assert list(fds)[1:] == sorted(fds[1:]) and fds[-1] > fds[0]
+    real, images = features(phantom_store.images[::2]), phantom_store.images[1::2]
+    blurred = [np.stack([cv2.GaussianBlur(i, (0, 0), sigma) for i in images]) for sigma in (2, 4)]
+    noisy = [np.clip(images + rng.normal(0, std, images.shape), 0, 255).astype(np.uint8) for std in (25, 60)]
+    for levels in (blurred, noisy):
+        sets = [features(level) for level in (images, *levels)]
+        for distance in (kid, frechet):
+            unchanged, weak, strong = (distance(values, real) for values in sets)
+            assert unchanged < weak < strong
 
 
-def test_mode_collapse_is_found_by_recall_and_invention_by_precision():
+def test_precision_recall_mode_collapse_lowers_recall_and_outliers_lower_precision():
     real, same = normal(400), normal(400, seed=1)
     precision, recall = precision_recall(same, real)
     assert precision > 0.7 and recall > 0.7
-    collapsed = real[:4].repeat(100, axis=0) + normal(400, deviation=0.05, seed=2)
+    collapsed = real[:4].repeat(100, axis=0) + normal(400, std=0.05, seed=2)
     precision, recall = precision_recall(collapsed, real)
     assert precision > 0.9 and recall < 0.1
-    invented = np.concatenate([same[:200], same[200:] + 8])
-    assert precision_recall(invented, real)[0] == pytest.approx(precision_recall(same[:200], real)[0] / 2, abs=0.02)
+    half_outliers = np.concatenate([same[:200], same[200:] + 8])
+    expected = precision_recall(same[:200], real)[0] / 2
+    assert precision_recall(half_outliers, real)[0] == pytest.approx(expected, abs=0.02)
 
 
-def test_inception_score_of_sure_and_even_guesses_is_the_number_of_classes():
-    sure = np.full((1000, 5), -50.0, np.float32)
-    sure[np.arange(1000), np.arange(1000) % 5] = 50
-    assert inception_score(sure) == pytest.approx(5, rel=0.05)
+def test_inception_score_certain_uniform_predictions_is_number_of_classes():
+    logits = np.full((1000, 5), -50.0, np.float32)
+    logits[np.arange(1000), np.arange(1000) % 5] = 50
+    assert inception_score(logits) == pytest.approx(5, rel=0.05)
     assert inception_score(np.zeros((1000, 5), np.float32)) == pytest.approx(1)
 
 
-def test_inception_alone_has_columns_fid_and_is(phantom_store, monkeypatch):
-    monkeypatch.setattr("helpers.metrics.quality.MIN_IMAGES_FOR_IS", 40)
+def test_compute_metrics_cache_of_other_version_is_ignored(tmp_path, monkeypatch):
+    synthetic, real = (Features(name, normal(20, seed=k), np.empty((20, 0)), [], np.arange(20), np.arange(20))
+                       for k, name in enumerate("ab"))  # fmt: skip
+    metrics = compute_metrics(synthetic, real, tmp_path)
+    (path,) = tmp_path.iterdir()
+    path.write_text(path.read_text().replace(str(metrics["kid"]), "7"))
+    assert compute_metrics(synthetic, real, tmp_path)["kid"] == 7
+    monkeypatch.setattr(quality_module, "VERSION", 2)
+    assert compute_metrics(synthetic, real, tmp_path) == metrics
 
-    class WithLogits(Pooled):
+
+def test_compute_metrics_too_few_images_raises():
+    few, many = (Features("", normal(n), np.empty((n, 0)), [], np.arange(n), np.arange(n)) for n in (9, 10))
+    with pytest.raises(DataError, match="need at least 10 images, got 9"):
+        compute_metrics(many, few)
+
+
+# ------------------------------------------------------------------------------------------------------------- tables
+
+
+def test_quality_inception_only_has_columns_fid_and_is(phantom_store, extractor, monkeypatch):
+    monkeypatch.setattr(quality_module, "MIN_IMAGES_FOR_IS", 40)
+
+    class WithLogits(MeanPoolExtractor):
         def forward(self, x):
-            found = super().forward(x)
-            return torch.cat([found, found[:, :5]], dim=1)
+            features = super().forward(x)
+            return torch.cat([features, features[:, :5]], dim=1)
 
     sets = ImageSet.from_array(phantom_store.images[:40]), ImageSet.from_array(phantom_store.images[40:80])
-    found = quality(*sets, [FeatureExtractor("inception", WithLogits(), 5)])
-    assert {"fid", "is", "kid"} <= set(found.row()) and "fd" not in found.table
-    assert found.summary()["fd"] == found.summary()["fid"] and found.summary()["floor_fd"] > 0
-    assert "is" not in found.row("floor"), "20 images are too few for it"
-    row = quality(*sets, [FeatureExtractor("pooled", Pooled())]).row()
+    result = quality(*sets, [FeatureExtractor("inception", WithLogits(), num_logits=5)])
+    assert {"fid", "is", "kid"} <= set(result.row()) and "fd" not in result.table
+    assert result.summary()["fd"] == result.summary()["fid"] and result.summary()["floor_fd"] > 0
+    assert "is" not in result.row("floor"), "20 images are too few for an Inception Score"
+    row = quality(*sets, [extractor]).row()
     assert "fd" in row and not {"fid", "is"} & set(row)
 
 
-def test_the_table_has_classes_floor_and_ceilings(phantom_store, tmp_path):
-    kinds = [phantom_store.classes[k] for k in phantom_store.labels]
-    real = ImageSet.from_array(phantom_store.images[::2], kinds[::2], "real")
-    synthetic = ImageSet.from_array(phantom_store.images[1::2], kinds[1::2], "drawn")
-    network = Pooled()
-    found = quality(real, synthetic, [FeatureExtractor("pooled", network)], cache=tmp_path)
-    table, half = found.table, len(phantom_store) // 2
-    assert found.row()["n"] == len(synthetic) and found.row()["n_real"] == len(real)
-    assert found.row("floor")["n"] == half // 2 and found.row("floor")["n_real"] == len(real) - half // 2
-    assert found.row("floor", "NV")["n"] + found.row("floor", "NV")["n_real"] == kinds[::2].count("NV")
-    assert found.row("synthetic", "NV")["n"] == kinds[1::2].count("NV")
-    assert found.row("other classes", "NV") and found.row("blurred real")["n"] == half // 2
-    assert any(f"the floor has {half // 2} images for {len(synthetic)}" in note for note in found.notes)
-    assert not table[["kid", "fd", "precision", "recall", "n", "n_real"]].isna().any().any()
-    counts = {kind: (kinds[::2].count(kind), kinds[1::2].count(kind)) for kind in set(kinds)}
-    few = [kind for kind, both in counts.items() if 0 < min(both) < 10]
-    assert few and all(any(f"{kind}: " in note and "too few" in note for note in found.notes) for kind in few)
-    alone = [kind for kind, both in counts.items() if 0 in both]
-    assert all(any("not in both sets" in note and kind in note for note in found.notes) for kind in alone)
-    seen = network.seen
-    again = quality(real, synthetic, [FeatureExtractor("pooled", network)], cache=tmp_path)
-    assert network.seen == seen and again.table.equals(table)
-    assert "pooled" in str(found) and "NaN" not in str(found)
+def test_quality_sets_with_classes_has_rows_per_class_floor_and_ceilings(phantom_store, extractor, tmp_path):
+    class_names = [phantom_store.classes[k] for k in phantom_store.labels]
+    real_names, synthetic_names = class_names[::2], class_names[1::2]
+    real = ImageSet.from_array(phantom_store.images[::2], real_names, "real")
+    synthetic = ImageSet.from_array(phantom_store.images[1::2], synthetic_names, "synthetic")
+    result = quality(real, synthetic, [extractor], cache=tmp_path)
+    half = len(real) // 2
+    assert result.row()["n"] == len(synthetic) and result.row()["n_real"] == len(real)
+    assert result.row("floor")["n"] == half and result.row("floor")["n_real"] == len(real) - half
+    assert result.row("blurred real")["n"] == half
+    assert class_row(result, "floor", "NV")[["n", "n_real"]].sum() == real_names.count("NV")
+    assert class_row(result, "synthetic", "NV")["n"] == synthetic_names.count("NV")
+    assert class_row(result, "other classes", "NV")["n_real"] == real_names.count("NV")
+    assert any(f"only {half} images for {len(synthetic)} synthetic ones" in note for note in result.notes)
+    assert not result.table[["kid", "fd", "precision", "recall", "n", "n_real"]].isna().any().any()
+    assert "mean_pool" in str(result) and "NaN" not in str(result)
 
 
-def test_another_class_is_further_away_than_the_floor(phantom_store):
-    grey = phantom_store.images[:80].mean(axis=(1, 2, 3))
-    kinds = np.where(grey > np.median(grey), "light", "dark").tolist()
-    found = quality(
-        *(ImageSet.from_array(phantom_store.images[:80], kinds) for _ in range(2)),
-        [FeatureExtractor("pooled", Pooled())],
-    )
-    assert found.row("other classes", "dark")["kid_low"] > abs(found.row("floor")["kid"])
+def test_quality_small_or_unmatched_classes_have_notes_instead_of_rows(phantom_store, extractor):
+    class_names = ["MEL"] * 15 + ["NV"] * 20 + ["BCC"] * 5, ["MEL"] * 3 + ["NV"] * 37
+    sets = (ImageSet.from_array(phantom_store.images[40 * k :][:40], class_names[k]) for k in range(2))
+    result = quality(*sets, [extractor])
+    assert "synthetic, MEL: need at least 10 images, got 3" in result.notes
+    assert "not in both sets, so without a row: BCC" in result.notes
+    rows = result.table[result.table["compared"] == "synthetic"]
+    assert list(rows["class"]) == ["all", "NV"]
 
 
-def test_summary_is_flat_json(phantom_store):
-    real, synthetic, floor = (ImageSet.from_array(phantom_store.images[k::3], name=f"set {k}") for k in range(3))
-    summary = json.loads(json.dumps(quality(real, synthetic, [FeatureExtractor("pooled", Pooled())], floor).summary()))
-    assert {"extractor", "n_real", "n_synthetic", "kid", "fd", "floor_kid", "floor_fd", "rows"} <= set(summary)
-    assert summary["floor_n"] == len(synthetic) and summary["extractor"] == "pooled"
-    halves = quality(ImageSet.from_array(real.items[:15]), synthetic, [FeatureExtractor("pooled", Pooled())])
-    assert halves.summary()["floor_kid"] is None and any("floor, all: 7 images are too few" in n for n in halves.notes)
+def test_quality_second_call_uses_the_cache(phantom_store, extractor, tmp_path):
+    sets = ImageSet.from_array(phantom_store.images[:40]), ImageSet.from_array(phantom_store.images[40:80])
+    result = quality(*sets, [extractor], cache=tmp_path)
+    num_images = extractor.network.num_images
+    assert quality(*sets, [extractor], cache=tmp_path).table.equals(result.table)
+    assert extractor.network.num_images == num_images > 0
 
 
-def test_the_floor_has_as_many_images_as_are_judged(phantom_store):
+def test_quality_other_class_is_farther_than_the_floor(phantom_store, extractor):
+    images = phantom_store.images[:80]
+    brightness = images.mean(axis=(1, 2, 3))
+    class_names = np.where(brightness > np.median(brightness), "light", "dark").tolist()
+    result = quality(*(ImageSet.from_array(images, class_names) for _ in range(2)), [extractor])
+    assert class_row(result, "other classes", "dark")["kid_low"] > abs(result.row("floor")["kid"])
+
+
+def test_quality_small_synthetic_set_has_floor_of_equal_size(phantom_store, extractor):
     real, synthetic = ImageSet.from_array(phantom_store.images[:80]), ImageSet.from_array(phantom_store.images[80:95])
-    found = quality(real, synthetic, [FeatureExtractor("pooled", Pooled())])
-    assert found.row("floor")["n"] == 15 and found.row("floor")["n_real"] == 65 and not found.notes
-    assert found.row("blurred real")["n"] == 15
+    result = quality(real, synthetic, [extractor])
+    assert result.row("floor")["n"] == 15 and result.row("floor")["n_real"] == 65 and not result.notes
+    assert result.row("blurred real")["n"] == 15
 
 
-def test_identical_sets_have_no_distance():
-    values = normal(300)
-    assert kid(values, values) < 0 < 0.05 + kid(values, values)
-    assert precision_recall(values, values) == (1, 1)
+def test_quality_shared_images_are_reported(phantom_store, extractor):
+    real = ImageSet.from_array(phantom_store.images[:40], name="real")
+    synthetic = ImageSet.from_array(phantom_store.images[35:75], name="synthetic")
+    result = quality(real, synthetic, [extractor])
+    assert any("5 images of real are also in synthetic" in note for note in result.notes)
 
 
-def test_numbers_of_another_version_are_not_taken(tmp_path, monkeypatch):
-    one, other = (Features(name, normal(20, seed=k), np.empty((20, 0)), [], np.arange(20), np.arange(20))
-                  for k, name in enumerate("ab"))  # fmt: skip
-    first = compute_metrics(one, other, tmp_path)
-    (kept,) = tmp_path.iterdir()
-    kept.write_text(kept.read_text().replace(str(first["kid"]), "7"))
-    assert compute_metrics(one, other, tmp_path)["kid"] == 7
-    monkeypatch.setattr("helpers.metrics.quality.VERSION", 2)
-    assert compute_metrics(one, other, tmp_path) == first
+def test_quality_different_sizes_are_compared_at_the_smaller(phantom_store, extractor):
+    images = phantom_store.images[40:80]
+    large = np.stack([cv2.resize(i, (128, 128), interpolation=cv2.INTER_NEAREST) for i in images])
+    synthetic = ImageSet.from_array(phantom_store.images[:40], name="small")
+    result = quality(ImageSet.from_array(large, name="large"), synthetic, [extractor])
+    expected = quality(ImageSet.from_array(images), synthetic, [extractor])
+    assert "compared at 64" in result.notes[0]
+    assert result.row()["kid"] == pytest.approx(expected.row()["kid"])
 
 
-def test_sets_that_overlap_are_told(phantom_store):
-    real, synthetic = ImageSet.from_array(phantom_store.images[:40], name="real"), phantom_store.images[35:75]
-    found = quality(real, ImageSet.from_array(synthetic, name="drawn"), [FeatureExtractor("pooled", Pooled())])
-    assert any("5 images of real are also in drawn" in note for note in found.notes)
+def test_quality_too_few_images_raises(phantom_store, extractor):
+    few = ImageSet.from_array(phantom_store.images[:1], name="few")
+    with pytest.raises(DataError, match="few: need at least 10 images, got 1"):
+        quality(ImageSet.from_array(phantom_store.images[1:50]), few, [extractor])
 
 
-def test_unequal_sizes_are_compared_at_the_smaller(phantom_store):
-    large = np.stack([cv2.resize(i, (128, 128), interpolation=cv2.INTER_NEAREST) for i in phantom_store.images[40:80]])
-    real, synthetic = (
-        ImageSet.from_array(large, name="large"),
-        ImageSet.from_array(phantom_store.images[:40], name="small"),
-    )
-    found = quality(real, synthetic, [FeatureExtractor("pooled", Pooled())])
-    same = quality(ImageSet.from_array(phantom_store.images[40:80]), synthetic, [FeatureExtractor("pooled", Pooled())])
-    assert "compared at 64" in found.notes[0] and found.row()["kid"] == pytest.approx(same.row()["kid"])
+def test_summary_with_floor_set_is_flat_json(phantom_store, extractor):
+    real, synthetic, floor = (ImageSet.from_array(phantom_store.images[k::3], name=f"set {k}") for k in range(3))
+    summary = json.loads(json.dumps(quality(real, synthetic, [extractor], floor).summary()))
+    assert {"extractor", "n_real", "n_synthetic", "kid", "fd", "floor_kid", "floor_fd", "rows"} <= set(summary)
+    assert summary["floor_n"] == len(synthetic) and summary["extractor"] == "mean_pool"
 
 
-def test_too_few_images_get_a_sentence(phantom_store):
-    one, many = ImageSet.from_array(phantom_store.images[:1]), ImageSet.from_array(phantom_store.images[1:50])
-    with pytest.raises(DataError, match="1 images are too few to measure, 10 are the least"):
-        quality(many, one, [FeatureExtractor("pooled", Pooled())])
-    with pytest.raises(DataError, match="too few"):
-        compute_metrics(*(extract_features(p, FeatureExtractor("pooled", Pooled()), 64) for p in (many, one)))
+def test_summary_floor_too_small_is_none_and_noted(phantom_store, extractor):
+    real, synthetic = ImageSet.from_array(phantom_store.images[:15]), ImageSet.from_array(phantom_store.images[40:80])
+    result = quality(real, synthetic, [extractor])
+    assert result.summary()["floor_kid"] is None
+    assert "floor, all: need at least 10 images, got 7" in result.notes

@@ -2,153 +2,182 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.experiments.runner import Arm, comparisons, fraction_of_rows, run_grid, summary, to_sentences
+from helpers.data.files import DataError
+from helpers.experiments.runner import (
+    Arm,
+    check_fractions,
+    check_rows,
+    comparisons,
+    fraction_of_rows,
+    run_grid,
+    summary,
+    to_sentences,
+)
+
+PAIRS = [("better", "real"), ("same", "real"), ("worse", "real"), ("worse", "better")]
 
 
-def measured(better: float) -> Arm:
-    """An arm that scores 40 images: their difficulty, a little chance, and `better`."""
+def constant_arm(gain: float) -> Arm:
+    """An arm that scores 40 images: the image's difficulty, a little noise per seed, and `gain` times the fraction."""
 
-    def cell(share: float, seed: int, work) -> pd.DataFrame:
+    def run_one(fraction: float, seed: int, work) -> pd.DataFrame:
         work.mkdir(parents=True)
         (work / "checkpoint.pt").write_text("large")
-        hard = np.random.default_rng(0).uniform(0.3, 0.8, 40)
-        chance = np.random.default_rng([seed, int(1000 + 100 * better)]).normal(0, 0.01, 40)
-        names = [f"{k:07d}" for k in range(40)]
-        return pd.DataFrame(
-            {"image_id": names, "group": names, "seconds": 1.5, "jaccard": hard + chance + better * share}
-        )
+        difficulty = np.random.default_rng(0).uniform(0.3, 0.8, 40)
+        noise = np.random.default_rng([seed, int(1000 + 100 * gain)]).normal(0, 0.01, 40)
+        ids = [f"{k:07d}" for k in range(40)]
+        jaccard = difficulty + noise + gain * fraction
+        return pd.DataFrame({"image_id": ids, "group": ids, "seconds": 1.5, "jaccard": jaccard})
 
-    return cell
+    return run_one
 
 
-def test_cells_are_run_once_and_go_on_after_a_kill(tmp_path):
+def test_run_grid_after_a_kill_continues_with_missing_runs(tmp_path):
     calls = []
 
     def counted(arm: Arm) -> Arm:
-        def cell(share, seed, work):
-            calls.append((share, seed))
+        def run_one(fraction, seed, work):
+            calls.append((fraction, seed))
             if len(calls) == 3:
                 raise KeyboardInterrupt
-            return arm(share, seed, work)
+            return arm(fraction, seed, work)
 
-        return cell
+        return run_one
 
-    arms = {"plain": counted(measured(0)), "a + b": counted(measured(0.1))}
+    arms = {"baseline": counted(constant_arm(0)), "a + b": counted(constant_arm(0.1))}
     with pytest.raises(KeyboardInterrupt):
         run_grid(arms, [0.5], [0, 1], tmp_path, {})
     assert len(list(tmp_path.glob("*.csv"))) == 2 and not list(tmp_path.glob("*.part"))
     results = run_grid(arms, [0.5], [0, 1], tmp_path, {})
     assert calls == [(0.5, 0), (0.5, 1), (0.5, 0), (0.5, 0), (0.5, 1)], "two before, the killed one again, the last"
-    assert len(results) == 4 * 40 and results["image_id"].iloc[0] == "0000000", "ids keep their zeros"
+    assert len(results) == 4 * 40 and results["image_id"].iloc[0] == "0000000", "ids keep leading zeros"
     assert list(results.columns[:3]) == ["arm", "fraction", "seed"]
-    assert not list(tmp_path.glob("work-*")), "checkpoints of finished cells are gone"
+    assert not list(tmp_path.glob("work-*")), "work folders of finished runs are deleted"
     pd.testing.assert_frame_equal(run_grid(arms, [0.5], [0, 1], tmp_path, {}), results)
     assert len(calls) == 5
 
 
-def test_results_of_another_plan_are_refused(tmp_path):
-    arms = {"real": measured(0)}
+def test_run_grid_with_another_fingerprint_raises(tmp_path):
+    arms = {"real": constant_arm(0)}
     run_grid(arms, [1.0], [0], tmp_path, {"steps": 10, "split": "val"})
     assert len(run_grid(arms, [1.0], [0, 1], tmp_path, {"steps": 10, "split": "val"})) == 80, "seeds may be added"
-    with pytest.raises(ValueError, match=r"another experiment .split 'val' there, 'test' here"):
+    with pytest.raises(ValueError, match=r"another experiment .split is 'val' there, 'test' here"):
         run_grid(arms, [1.0], [0], tmp_path, {"steps": 10, "split": "test"})
 
 
-def test_a_plan_that_came_to_nothing_binds_nobody(tmp_path):
-    def mistyped(*_):
-        raise ValueError("no such network")
+def test_run_grid_without_results_accepts_another_fingerprint(tmp_path):
+    def failing(*_):
+        raise ValueError("unknown architecture")
 
-    with pytest.raises(ValueError, match="no such network"):
-        run_grid({"real": mistyped}, [1.0], [0], tmp_path, {"network": "resnet19"})
-    assert len(run_grid({"real": measured(0)}, [1.0], [0], tmp_path, {"network": "resnet18"})) == 40
+    with pytest.raises(ValueError, match="unknown architecture"):
+        run_grid({"real": failing}, [1.0], [0], tmp_path, {"arch": "resnet19"})
+    assert len(run_grid({"real": constant_arm(0)}, [1.0], [0], tmp_path, {"arch": "resnet18"})) == 40
     with pytest.raises(ValueError, match="another experiment"):
-        run_grid({"real": measured(0)}, [1.0], [1], tmp_path, {"network": "resnet19"})
+        run_grid({"real": constant_arm(0)}, [1.0], [1], tmp_path, {"arch": "resnet19"})
 
 
-def test_some_arms_alone_are_those_of_the_whole(tmp_path):
-    arms = {"real": measured(0), "better": measured(0.1), "worse": measured(-0.2)}
-    some = run_grid(arms, [1.0], [0, 1], tmp_path, {"steps": 1}, only=["worse", "real"])
-    assert list(dict.fromkeys(some["arm"])) == ["real", "worse"] and not list(tmp_path.glob("better*"))
-    assert comparisons(some, "jaccard", PAIRS).index.to_list() == [(1.0, "worse", "real")]
-    assert comparisons(some, "jaccard", [("better", "real")]).empty
+def test_run_grid_with_only_runs_these_arms(tmp_path):
+    arms = {"real": constant_arm(0), "better": constant_arm(0.1), "worse": constant_arm(-0.2)}
+    subset = run_grid(arms, [1.0], [0, 1], tmp_path, {"steps": 1}, only=["worse", "real"])
+    assert list(dict.fromkeys(subset["arm"])) == ["real", "worse"] and not list(tmp_path.glob("better*"))
+    assert comparisons(subset, "jaccard", PAIRS).index.to_list() == [(1.0, "worse", "real")]
+    assert comparisons(subset, "jaccard", [("better", "real")]).empty
     written = (tmp_path / "worse-1-0.csv").stat().st_mtime_ns
-    everything = run_grid(arms, [1.0], [0, 1], tmp_path, {"steps": 1})
-    assert len(everything) == 3 * 80 and (tmp_path / "worse-1-0.csv").stat().st_mtime_ns == written
-    with pytest.raises(ValueError, match="no arm 'best': there are real, better, worse"):
+    results = run_grid(arms, [1.0], [0, 1], tmp_path, {"steps": 1})
+    assert len(results) == 3 * 80 and (tmp_path / "worse-1-0.csv").stat().st_mtime_ns == written
+
+
+def test_run_grid_with_an_unknown_arm_raises_and_writes_nothing(tmp_path):
+    arms = {"real": constant_arm(0), "better": constant_arm(0.1)}
+    with pytest.raises(ValueError, match="arm must be one of real, better; got 'best'"):
         run_grid(arms, [1.0], [0], tmp_path / "other", {"steps": 1}, only=["real", "best"])
-    assert not (tmp_path / "other").exists(), "refused before anything is written"
+    assert not (tmp_path / "other").exists()
 
 
-PAIRS = [("better", "real"), ("same", "real"), ("worse", "real"), ("worse", "better")]
-
-
-def test_comparisons_know_which_arm_is_better(tmp_path):
-    arms = {"real": measured(0), "same": measured(-0.0001), "better": measured(0.1), "worse": measured(-0.2)}
+def test_comparisons_find_the_better_arm(tmp_path):
+    arms = {"real": constant_arm(0), "same": constant_arm(-0.0001)}
+    arms |= {"better": constant_arm(0.1), "worse": constant_arm(-0.2)}
     results = run_grid(arms, [0.1, 1.0, 1.0], [0, 1, 2], tmp_path, {})
     table = summary(results, "jaccard")
     assert len(table) == 8 and (table["N"] == 40).all() and (table["seeds"] == 3).all()
     assert (table["from"] < table["jaccard"]).all() and (table["jaccard"] < table["to"]).all()
     assert (table["worst seed"] < table["jaccard"]).all() and (table["jaccard"] < table["best seed"]).all()
-    found = comparisons(results, "jaccard", PAIRS)
-    assert found.loc[1.0]["verdict"].to_list() == ["helps", "no difference seen", "hurts", "hurts"]
-    assert found.loc[1.0]["difference"].to_list() == pytest.approx([0.1, 0, -0.2, -0.3], abs=0.005)
-    assert found.loc[0.1]["difference"].to_list() == pytest.approx([0.01, 0, -0.02, -0.03], abs=0.005), "a tenth of it"
-    words = to_sentences(found, "jaccard")
-    assert len(words) == 8 and words[4].startswith("100% of the real images, better against real: helps (+0.")
-    assert words[4].endswith("N 40, 3 seeds)")
+    differences = comparisons(results, "jaccard", PAIRS)
+    assert differences.loc[1.0]["verdict"].to_list() == ["helps", "no difference seen", "hurts", "hurts"]
+    assert differences.loc[1.0]["difference"].to_list() == pytest.approx([0.1, 0, -0.2, -0.3], abs=0.005)
+    assert differences.loc[0.1]["difference"].to_list() == pytest.approx([0.01, 0, -0.02, -0.03], abs=0.005)
+    sentences = to_sentences(differences, "jaccard")
+    assert len(sentences) == 8
+    assert sentences[4].startswith("100% of the real images, better against real: helps (+0.")
+    assert sentences[4].endswith("N 40, 3 seeds)")
 
 
-def test_one_seed_makes_no_verdict(tmp_path):
-    results = run_grid({"real": measured(0), "better": measured(0.1)}, [1.0], [0], tmp_path, {})
+def test_comparisons_with_one_seed_have_no_verdict(tmp_path):
+    results = run_grid({"real": constant_arm(0), "better": constant_arm(0.1)}, [1.0], [0], tmp_path, {})
     assert comparisons(results, "jaccard", [("better", "real")])["verdict"].item() == "one seed, no verdict"
 
 
-def test_photographs_of_one_lesion_are_resampled_together(tmp_path):
-    def grouped(share, seed, work):
-        lesions = np.repeat(np.arange(10), 4)
-        value = np.random.default_rng(5).uniform(size=10)[lesions]
-        return pd.DataFrame(
-            {"image_id": [f"i{k}" for k in range(40)], "group": lesions, "seconds": 1, "jaccard": value}
-        )
+def test_comparisons_of_different_initial_weights_raise(tmp_path):
+    results = run_grid({"real": constant_arm(0), "better": constant_arm(0.1)}, [1.0], [0, 1], tmp_path, {})
+    results["init"] = np.where(results["seed"] == 0, "ImageNet", "random init")
+    with pytest.raises(ValueError, match="same initial weights to be compared, got ImageNet and random init"):
+        comparisons(results, "jaccard", [("better", "real")])
 
-    def alone(share, seed, work):
-        return grouped(share, seed, work).assign(group=range(40))
+
+def test_summary_resamples_the_images_of_a_lesion_together(tmp_path):
+    def grouped(fraction, seed, work):
+        lesions = np.repeat(np.arange(10), 4)
+        jaccard = np.random.default_rng(5).uniform(size=10)[lesions]
+        ids = [f"i{k}" for k in range(40)]
+        return pd.DataFrame({"image_id": ids, "group": lesions, "seconds": 1, "jaccard": jaccard})
+
+    def single(fraction, seed, work):
+        return grouped(fraction, seed, work).assign(group=range(40))
 
     widths = []
-    for name, arm in (("grouped", grouped), ("alone", alone)):
+    for name, arm in (("grouped", grouped), ("single", single)):
         row = summary(run_grid({"real": arm}, [1.0], [0], tmp_path / name, {}), "jaccard").iloc[0]
         widths.append(row["to"] - row["from"])
     assert widths[0] > 1.5 * widths[1]
 
 
-def test_a_share_takes_whole_lesions_and_grows(phantom_store):
+def test_summary_accepts_a_function_of_results_and_weights(tmp_path):
+    """A measure that is not a mean over images."""
+
+    def upper_half(run: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+        above = run["jaccard"].to_numpy() >= run["jaccard"].median()
+        return weights @ (run["jaccard"] * above) / (weights @ above)
+
+    results = run_grid({"real": constant_arm(0), "better": constant_arm(0.1)}, [1.0], [0, 1, 2], tmp_path, {})
+    table, differences = summary(results, upper_half), comparisons(results, upper_half, [("better", "real")])
+    jaccard = results[(results["arm"] == "real") & (results["seed"] == 1)]["jaccard"]
+    assert table["upper half"].iloc[0] == pytest.approx(jaccard[jaccard >= jaccard.median()].mean(), abs=0.02)
+    assert differences["verdict"].item() == "helps"
+    assert differences["difference"].item() == pytest.approx(0.1, abs=0.01)
+    assert "upper half" in to_sentences(differences, upper_half)[0]
+
+
+def test_fraction_of_rows_takes_whole_lesions_of_every_class(phantom_store):
     few, all_rows = fraction_of_rows(phantom_store, 0.2), fraction_of_rows(phantom_store, 1.0)
     assert set(few) < set(all_rows) and len(all_rows) == len(phantom_store.rows("train", ["mask", "label", "sketch"]))
     lesions = phantom_store.table["lesion_id"].to_numpy()
-    rest = np.setdiff1d(all_rows, few)
-    assert not set(lesions[few]) & set(lesions[rest])
+    assert not set(lesions[few]) & set(lesions[np.setdiff1d(all_rows, few)])
     for k in range(7):
-        whole, part = (len(set(lesions[rows[phantom_store.labels[rows] == k]])) for rows in (all_rows, few))
-        assert part == max(1, round(0.2 * whole)), "as large a share of every class"
+        num_all, num_few = (len(set(lesions[rows[phantom_store.labels[rows] == k]])) for rows in (all_rows, few))
+        assert num_few == max(1, round(0.2 * num_all)), "the same fraction of every class"
 
 
-def test_a_measure_may_be_a_function_of_cases_and_weights(tmp_path):
-    """The median, say, which is no mean over images."""
-
-    def upper_half(cell: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-        best = cell["jaccard"].to_numpy() >= cell["jaccard"].median()
-        return weights @ (cell["jaccard"] * best) / (weights @ best)
-
-    results = run_grid({"real": measured(0), "better": measured(0.1)}, [1.0], [0, 1, 2], tmp_path, {})
-    table, found = summary(results, upper_half), comparisons(results, upper_half, [("better", "real")])
-    cell = results[(results["arm"] == "real") & (results["seed"] == 1)]["jaccard"]
-    assert table["upper half"].iloc[0] == pytest.approx(cell[cell >= cell.median()].mean(), abs=0.02)
-    assert found["verdict"].item() == "helps" and found["difference"].item() == pytest.approx(0.1, abs=0.01)
-    assert "upper half" in to_sentences(found, upper_half)[0]
+def test_check_fractions_outside_0_to_1_raises():
+    check_fractions([0.01, 1.0])
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[0.0, 1.5\]"):
+        check_fractions([0.0, 0.5, 1.5])
 
 
-def test_networks_of_several_starts_are_not_compared(tmp_path):
-    results = run_grid({"real": measured(0), "better": measured(0.1)}, [1.0], [0, 1], tmp_path, {})
-    results["init"] = np.where(results["seed"] == 0, "ImageNet", "random init")
-    with pytest.raises(ValueError, match="started from ImageNet and from random init"):
-        comparisons(results, "jaccard", [("better", "real")])
+def test_check_rows_without_training_or_test_images_raises(phantom_store, monkeypatch):
+    num_train = len(fraction_of_rows(phantom_store, 1.0))
+    check_rows(phantom_store, np.arange(3), "test")
+    with pytest.raises(DataError, match=f"phantoms needs .* to test on in test; got {num_train} and 0"):
+        check_rows(phantom_store, np.arange(0), "test")
+    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
+    with pytest.raises(DataError, match="got 0 and 3"):
+        check_rows(phantom_store, np.arange(3), "test")

@@ -1,8 +1,9 @@
-"""The sample as a folder: complete, split by lesion, with true planted faults, and never over other people's files."""
+"""The sample folder: complete, split by lesion, with the listed faults, and never written over other files."""
 
 import csv
 import itertools
 import json
+import shutil
 
 import cv2
 import numpy as np
@@ -20,20 +21,25 @@ def sample(tmp_path_factory):
     return write(tmp_path_factory.mktemp("phantoms") / "sample", images=64, size=64)
 
 
+@pytest.fixture(scope="module")
+def injected_faults(sample):
+    return json.loads((sample / "injected_faults.json").read_text())
+
+
 def table(folder) -> list[dict[str, str]]:
     with open(folder / "metadata.csv", newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
 
 
-def pixels(folder, image_id: str) -> np.ndarray:
+def read_pixels(folder, image_id: str) -> np.ndarray:
     return cv2.imread(str(folder / "images" / f"{image_id}.jpg"))
 
 
-def mask_of(folder, image_id: str) -> np.ndarray:
+def read_mask(folder, image_id: str) -> np.ndarray:
     return cv2.imread(str(folder / "masks" / f"{image_id}.png"), cv2.IMREAD_UNCHANGED)
 
 
-def test_folder_holds_what_it_says(sample):
+def test_write_folder_has_all_images_masks_and_tables(sample):
     rows = table(sample)
     ids = [row["image_id"] for row in rows]
     assert list(rows[0]) == ["image_id", "lesion_id", "diagnosis", "split"]
@@ -44,126 +50,133 @@ def test_folder_holds_what_it_says(sample):
         "phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks",
     }  # fmt: skip
     for image_id in ids[:5]:
-        assert pixels(sample, image_id).shape == (64, 64, 3)
-        assert set(np.unique(mask_of(sample, image_id))) <= {0, 255}
+        assert read_pixels(sample, image_id).shape == (64, 64, 3)
+        assert set(np.unique(read_mask(sample, image_id))) <= {0, 255}
     settings = json.loads((sample / "phantoms.json").read_text())
     assert settings == {"version": _VERSION, "images": 64, "size": 64, "seed": 0, "classes": CLASSES}
 
 
-def test_every_class_has_lesions_in_every_split(sample):
-    rows = table(sample)
-    planted = json.loads((sample / "injected_faults.json").read_text())
-    faulty = {i for pair in planted["exact_conflict"] + planted["near_duplicate_across_splits"] for i in pair}
-    honest = [row for row in rows if row["image_id"] not in faulty | set(planted["empty_mask"])]
+def test_write_every_class_has_lesions_in_every_split(sample, injected_faults):
+    pairs = injected_faults["exact_conflict"] + injected_faults["near_duplicate_across_splits"]
+    faulty = {image_id for pair in pairs for image_id in pair} | set(injected_faults["empty_mask"])
+    rows = [row for row in table(sample) if row["image_id"] not in faulty]
     for name in CLASSES:
-        of_class = [row for row in honest if row["diagnosis"] == name]
+        of_class = [row for row in rows if row["diagnosis"] == name]
         assert len({row["lesion_id"] for row in of_class}) >= 4
         assert {row["split"] for row in of_class} == {"train", "val", "test"}
 
 
-def test_a_lesion_stays_on_one_side_and_has_one_diagnosis(sample):
-    sides: dict[str, set] = {}
+def test_write_every_lesion_has_one_split_and_one_diagnosis(sample):
+    values: dict[str, set] = {}
     for row in table(sample):
-        sides.setdefault(row["lesion_id"], set()).add((row["split"], row["diagnosis"]))
-    assert all(len(side) == 1 for side in sides.values())
-    assert len(sides) < 64  # some lesions have several photographs
+        values.setdefault(row["lesion_id"], set()).add((row["split"], row["diagnosis"]))
+    assert all(len(pairs) == 1 for pairs in values.values())
+    assert len(values) < 64  # some lesions have several images
 
 
-def test_photographs_of_a_lesion_are_not_neighbours(sample):
+def test_write_images_of_a_lesion_are_not_neighbors(sample):
     lesion_ids = [row["lesion_id"] for row in sorted(table(sample), key=lambda row: row["image_id"])]
-    assert sum(a == b for a, b in itertools.pairwise(lesion_ids)) == 0
+    assert not any(a == b for a, b in itertools.pairwise(lesion_ids))
 
 
-def test_planted_faults_are_true(sample):
+def test_write_injected_conflicts_are_exact_copies_with_other_labels(sample, injected_faults):
     rows = {row["image_id"]: row for row in table(sample)}
-    planted = json.loads((sample / "injected_faults.json").read_text())
-    assert len(planted["exact_conflict"]) in (1, 2) and len(planted["near_duplicate_across_splits"]) in (2, 3)
-    for a, b in planted["exact_conflict"]:
+    assert len(injected_faults["exact_conflict"]) == 1
+    for a, b in injected_faults["exact_conflict"]:
         assert (sample / f"images/{a}.jpg").read_bytes() == (sample / f"images/{b}.jpg").read_bytes()
         assert rows[a]["diagnosis"] != rows[b]["diagnosis"] and rows[a]["split"] == rows[b]["split"]
         assert rows[a]["lesion_id"] != rows[b]["lesion_id"]
-    lesions = [row["lesion_id"] for row in rows.values()]
-    for a, _ in planted["exact_conflict"] + planted["near_duplicate_across_splits"]:
-        assert lesions.count(rows[a]["lesion_id"]) == 1  # no unplanted near duplicate through another photograph
-    for a, b in planted["near_duplicate_across_splits"]:
-        same, different = (pixels(sample, image_id).astype(int) for image_id in (a, b))
-        assert 0 < np.abs(same - different).mean() < 15
+
+
+def test_write_injected_near_duplicates_are_in_two_splits(sample, injected_faults):
+    rows = {row["image_id"]: row for row in table(sample)}
+    assert len(injected_faults["near_duplicate_across_splits"]) == 2
+    for a, b in injected_faults["near_duplicate_across_splits"]:
+        original, copy = (read_pixels(sample, image_id).astype(int) for image_id in (a, b))
+        assert 0 < np.abs(original - copy).mean() < 15
         assert rows[a]["diagnosis"] == rows[b]["diagnosis"]
         assert {rows[a]["split"], rows[b]["split"]} == {"train", "test"}
         assert rows[a]["lesion_id"] != rows[b]["lesion_id"]
-    empty = {i for i in rows if not mask_of(sample, i).any()}
-    assert empty == set(planted["empty_mask"]) and len(empty) in (1, 2)
 
 
-def test_the_audit_finds_what_was_planted_and_nothing_else(sample):
-    planted = json.loads((sample / "injected_faults.json").read_text())
+def test_write_copied_lesions_have_no_other_image(sample, injected_faults):
+    """Another image of the lesion would be a near duplicate of the copy that is not listed."""
+    lesion_ids = {row["image_id"]: row["lesion_id"] for row in table(sample)}
+    for a, _ in injected_faults["exact_conflict"] + injected_faults["near_duplicate_across_splits"]:
+        assert list(lesion_ids.values()).count(lesion_ids[a]) == 1
+
+
+def test_write_empty_masks_are_the_injected_ones(sample, injected_faults):
+    empty = [row["image_id"] for row in table(sample) if not read_mask(sample, row["image_id"]).any()]
+    assert empty == injected_faults["empty_mask"] and len(empty) == 1
+
+
+def test_audit_sample_finds_exactly_the_injected_copies(sample, injected_faults):
     report = audit(read(sample), progress=False)
-    for found, truth in (
-        (report.near_duplicates, planted["near_duplicate_across_splits"]),
-        (report.exact_duplicates, planted["exact_conflict"]),
+    for pairs, expected in (
+        (report.near_duplicates, injected_faults["near_duplicate_across_splits"]),
+        (report.exact_duplicates, injected_faults["exact_conflict"]),
     ):
-        assert {frozenset(pair) for pair in found} == {frozenset(pair) for pair in truth}
+        assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in expected}
 
 
-def test_no_other_copies(sample):
-    planted = json.loads((sample / "injected_faults.json").read_text())["exact_conflict"]
-    contents = [path.read_bytes() for path in (sample / "images").iterdir()]
-    assert len(contents) - len(set(contents)) == len(planted)
-
-
-def test_shares_follow_ham10000():
+def test_lesions_class_frequencies_follow_ham10000():
     lesions = _lesions(np.random.default_rng(0), 4000)
-    share = {name: np.mean([lesion["diagnosis"] == name for lesion in lesions]) for name in CLASSES}
-    assert share["NV"] == pytest.approx(0.669, abs=0.01) and share["DF"] == pytest.approx(0.011, abs=0.005)
-    assert sum(lesion["photographs"] for lesion in lesions) == 4000
-    assert 0.6 < np.mean([lesion["photographs"] == 1 for lesion in lesions]) < 0.8
+    frequency = {name: np.mean([lesion["diagnosis"] == name for lesion in lesions]) for name in CLASSES}
+    assert frequency["NV"] == pytest.approx(0.669, abs=0.01) and frequency["DF"] == pytest.approx(0.011, abs=0.005)
+    assert sum(lesion["num_images"] for lesion in lesions) == 4000
+    assert 0.6 < np.mean([lesion["num_images"] == 1 for lesion in lesions]) < 0.8
     assert np.mean([lesion["split"] == "train" for lesion in lesions]) == pytest.approx(0.8, abs=0.01)
 
 
-def test_writing_twice_does_nothing(sample):
+def test_write_existing_sample_is_left_alone(sample):
     before = {path: path.stat().st_mtime_ns for path in sample.rglob("*")}
     assert write(sample, images=64, size=64) == sample
     assert {path: path.stat().st_mtime_ns for path in sample.rglob("*")} == before
 
 
 @pytest.mark.parametrize("name", ["images/PH_000003.jpg", "masks/PH_000003.png", "injected_faults.json"])
-def test_what_is_missing_is_drawn_again(tmp_path, name):
-    folder = write(tmp_path / "sample", images=60, size=64)
-    before = (folder / name).read_bytes()
+def test_write_missing_file_is_generated_again(sample, tmp_path, name):
+    folder = shutil.copytree(sample, tmp_path / "sample")
     (folder / name).unlink()
-    assert (write(folder, images=60, size=64) / name).read_bytes() == before
+    write(folder, images=64, size=64)
+    assert (folder / name).read_bytes() == (sample / name).read_bytes()
 
 
-def test_other_settings_replace_the_sample_and_the_same_give_the_same_bytes(sample, tmp_path):
-    folder = write(tmp_path / "again", images=60, size=64, seed=1)
+def test_write_other_settings_replace_the_sample_with_identical_bytes(sample, tmp_path):
+    folder = write(tmp_path / "sample", images=60, size=64, seed=1)
     assert len(table(folder)) == 60
     write(folder, images=64, size=64)
-    assert {p.name: p.read_bytes() for p in folder.rglob("*.*")} == {
-        p.name: p.read_bytes() for p in sample.rglob("*.*")
-    }
-    assert [path.name for path in tmp_path.iterdir()] == ["again"]  # nothing left over beside it
+    contents = [{p.name: p.read_bytes() for p in root.rglob("*.*")} for root in (folder, sample)]
+    assert contents[0] == contents[1]
+    assert [path.name for path in tmp_path.iterdir()] == ["sample"]  # no temporary folder is left
 
 
-@pytest.mark.parametrize("stranger", ["holiday.jpg", "images/holiday.jpg", "phantoms.json"])
-def test_a_folder_of_somebody_else_is_refused(tmp_path, stranger):
-    path = tmp_path / stranger
+@pytest.mark.parametrize("name", ["holiday.jpg", "images/holiday.jpg", "phantoms.json"])
+def test_write_folder_with_other_files_raises(tmp_path, name):
+    path = tmp_path / name
     path.parent.mkdir(exist_ok=True)
     path.write_text("not ours")
-    with pytest.raises(DataError, match="no phantoms sample"):
+    with pytest.raises(DataError, match="is not a sample of phantoms"):
         write(tmp_path, images=64, size=64)
     assert path.read_text() == "not ours"
 
 
-def test_a_file_in_the_way_is_refused(tmp_path):
+def test_write_path_of_a_file_raises(tmp_path):
     (tmp_path / "sample").write_text("not ours")
-    with pytest.raises(DataError, match="is a file"):
+    with pytest.raises(DataError, match="is a file, expected a folder"):
         write(tmp_path / "sample")
 
 
 @pytest.mark.parametrize(
-    ("settings", "words"), [({"images": 59}, "59 images"), ({"size": 63}, "size 63"), ({"seed": -1}, "seed -1")]
+    ("settings", "message"),
+    [
+        ({"images": 59}, "at least 60 images.*got 59"),
+        ({"size": 63}, "64 to 512 pixels, got 63"),
+        ({"seed": -1}, "not be negative, got -1"),
+    ],
 )
-def test_bad_settings_write_nothing(tmp_path, settings, words):
-    with pytest.raises(ValueError, match=words):
+def test_write_invalid_settings_raise_and_write_nothing(tmp_path, settings, message):
+    with pytest.raises(ValueError, match=message):
         write(tmp_path / "sample", **settings)
     assert not list(tmp_path.iterdir())

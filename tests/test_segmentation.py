@@ -15,112 +15,120 @@ from helpers.models.cgan import CGANConfig
 from helpers.models.segmenter import Segmenter, SegmenterConfig
 from helpers.models.trainer import TrainConfig
 
-
-def test_scores_are_taken_at_the_images_own_size(tmp_path, monkeypatch):
-    table = open_isic(tmp_path)
-    true = [module.read_mask(path) for path in table["mask_path"]]
-    monkeypatch.setattr(module, "segment", lambda _, images, shapes: [true.pop(0) for _ in images])
-    found = score_images(SimpleNamespace(size=64), table, block=3)
-    assert (
-        (found["jaccard"] == 1).all()
-        and (found["hd95"] == 0).all()
-        and list(found["image_id"]) == list(table["image_id"])
-    )
-    assert found["area"].to_numpy() == pytest.approx([module.read_mask(p).mean() for p in table["mask_path"]])
+ENCODER = "tu-test_efficientnet"  # timm's smallest: 0.1 million parameters
 
 
-def test_images_are_squeezed_and_masks_come_back_at_their_size(tmp_path):
-    """A stand-in that finds the left half must score as the left half of a picture that is no square."""
-    table, asked = open_isic(tmp_path), []
-
-    class LeftHalf(torch.nn.Module):
-        size, flips = 64, False
-
-        def __init__(self):
-            super().__init__()
-            self.weight = torch.nn.Parameter(torch.zeros(1))
-
-        def forward(self, image):
-            asked.append(image.shape[2:])
-            left = torch.arange(image.shape[3]) < image.shape[3] // 2
-            return (20.0 * left - 10).expand(len(image), 1, *image.shape[2:])
-
-    found = score_images(LeftHalf(), table)
-    assert set(asked) == {(64, 64)}
-    for row, path in zip(found.itertuples(), table["mask_path"], strict=True):
-        true = module.read_mask(path)
-        left = np.zeros_like(true)
-        left[:, : true.shape[1] // 2] = 1
-        assert row.jaccard == pytest.approx(module.scores(left, true)["jaccard"], abs=0.05)
-
-
-def open_isic(folder):
-    """Six pictures of 40 x 32 pixels with their masks."""
-    return read(isic2016(folder, 6)).table.iloc[:6]
-
-
-def test_an_untrained_segmenter_scores_low(phantom_store):
-    table = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
-    segmenter = Segmenter(SegmenterConfig(64, pretrained=False)).eval()
-    assert score_images(segmenter, table)["jaccard"].mean() < 0.5
+@pytest.fixture
+def isic_table(tmp_path):
+    """Six images of 40 x 32 pixels with their masks."""
+    return read(isic2016(tmp_path, 6)).table.iloc[:6]
 
 
 def plan_for(store) -> SegmentationPlan:
     return SegmentationPlan(
-        segmenter=SegmenterConfig(64, pretrained=False),
+        segmenter=SegmenterConfig(64, "Unet", ENCODER, decoder_channels=32, pretrained=False, tta=False),
         generator=CGANConfig(64, tuple(store.classes), base_channels=8),
-        train_config=TrainConfig(2, 4),
-        gan_train_config=TrainConfig(2, 4),
+        train_config=TrainConfig(1, 2),
+        gan_train_config=TrainConfig(1, 2),
         num_pairs=8,
         fractions=(0.5,),
         seeds=(0, 1),
     )
 
 
-def test_the_segmentation_experiment_from_end_to_end(phantom_store, tmp_path):
+def test_score_images_of_the_original_masks_is_perfect(isic_table, monkeypatch):
+    monkeypatch.setattr(module, "CHUNK", 4)  # 6 images: a full chunk and a partial one
+    masks = [module.read_mask(path) for path in isic_table["mask_path"]]
+    areas = [mask.mean() for mask in masks]
+    monkeypatch.setattr(module, "segment", lambda _, images, shapes: [masks.pop(0) for _ in images])
+    table = score_images(SimpleNamespace(size=64), isic_table)
+    assert (table["jaccard"] == 1).all() and (table["hd95"] == 0).all()
+    assert list(table["image_id"]) == list(isic_table["image_id"]) and list(table["area"]) == pytest.approx(areas)
+
+
+def test_score_images_compares_masks_at_the_images_own_size(isic_table):
+    """A network that segments the left half scores like the left half of the image, which is not square."""
+    shapes = []
+
+    class LeftHalf(torch.nn.Module):
+        size, tta = 64, False
+
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(1))
+
+        def forward(self, image):
+            shapes.append(image.shape[2:])
+            left = torch.arange(image.shape[3]) < image.shape[3] // 2
+            return (20.0 * left - 10).expand(len(image), 1, *image.shape[2:])
+
+    table = score_images(LeftHalf(), isic_table)
+    assert set(shapes) == {(64, 64)}
+    for row, path in zip(table.itertuples(), isic_table["mask_path"], strict=True):
+        target = module.read_mask(path)
+        left = np.zeros_like(target)
+        left[:, : target.shape[1] // 2] = 1
+        assert row.jaccard == pytest.approx(module.scores(left, target)["jaccard"], abs=0.05)
+
+
+def test_score_images_of_an_untrained_segmenter_is_low(phantom_store):
+    table = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
+    segmenter = Segmenter(SegmenterConfig(64, pretrained=False)).eval()
+    assert score_images(segmenter, table)["jaccard"].mean() < 0.5
+
+
+def test_segmentation_experiment_tests_every_arm_on_every_test_image(phantom_store, tmp_path):
     results = segmentation_experiment(phantom_store, plan_for(phantom_store), tmp_path)
     test = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
     assert set(results["image_id"]) == set(test["image_id"])
     counts = results.groupby(["arm", "seed"]).size()
     assert len(counts) == 10 and (counts == len(test)).all()
     assert (tmp_path / "generator-0.5" / "checkpoint.pt").is_file() and not list(tmp_path.glob("work-*"))
-    assert summary(results, "jaccard")["jaccard"].between(0, 1).all()
-    assert len(comparisons(results, "jaccard", module.COMPARISON_PAIRS)) == 5
+    table = summary(results, "jaccard")
+    means = results.groupby("arm")["jaccard"].mean()
+    assert table.loc[0.5]["jaccard"].to_dict() == pytest.approx(means.to_dict())
+    pairs = comparisons(results, "jaccard", module.COMPARISON_PAIRS).loc[0.5]["difference"]
+    assert list(pairs.index) == module.COMPARISON_PAIRS
+    assert list(pairs) == pytest.approx([means[arm] - means[reference] for arm, reference in pairs.index])
 
 
-def test_arms_differ_in_what_they_say_and_in_nothing_else(phantom_store, tmp_path, monkeypatch):
-    seen, few = {}, fraction_of_rows(phantom_store, 0.5)
+def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phantom_store, tmp_path, monkeypatch):
+    trained_with, gan_rows, rows = {}, [], fraction_of_rows(phantom_store, 0.5)
 
-    def remember(parts, settings, out, run):
-        seen[out.name.removeprefix("work-")] = (parts, settings, run)
+    def fit_segmenter(sources, config, out, train_config):
+        trained_with[out.name] = (sources, config, train_config)
         raise StopIteration
 
-    def arm(name: str):
-        plan = replace(plan_for(phantom_store), seeds=(1,))
-        monkeypatch.setattr(module, "run_cells", lambda arms, *_: arms[name](0.5, 1, tmp_path / f"work-{name}"))
-        with pytest.raises(StopIteration):
-            segmentation_experiment(phantom_store, plan, tmp_path)
-        return seen[name]
+    def run_arms(arms, *_):
+        for name, arm in arms.items():
+            with pytest.raises(StopIteration):
+                arm(0.5, 1, tmp_path / name)
 
-    trained_on = []
-    whole = module.train_cgan
-    monkeypatch.setattr(module, "train_cgan", lambda *given: trained_on.append(given[4]) or whole(*given))
-    monkeypatch.setattr(module, "train_on_pairs", remember)
-    real, classical, drawn, both, alone = (arm(n) for n in ("real", "real + augmentation", "real + synthetic",
-                                                            "real + synthetic + augmentation", "synthetic only"))  # fmt: skip
-    assert all(run == TrainConfig(2, 4, seed=1) for *_, run in (real, classical, drawn, both, alone))
-    assert [s.zoom > 0 for _, s, _ in (real, classical, drawn, both, alone)] == [False, True, False, True, False]
-    assert [len(parts) for parts, *_ in (real, classical, drawn, both, alone)] == [1, 1, 2, 2, 1]
-    for parts, *_ in (real, classical, drawn, both):
-        assert parts[0].images is phantom_store.images and np.array_equal(parts[0].rows, few)
-    assert all(len(parts[-1].images) == 8 for parts, *_ in (drawn, both, alone)), "none of them real"
-    assert len(trained_on) == 3 and all(np.array_equal(rows, few) for rows in trained_on)
+    train_cgan = module.train_cgan
+    monkeypatch.setattr(module, "train_cgan", lambda *args: gan_rows.append(args[4]) or train_cgan(*args))
+    monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
+    monkeypatch.setattr(module, "run_grid", run_arms)
+    plan = replace(plan_for(phantom_store), seeds=(1,))
+    segmentation_experiment(phantom_store, plan, tmp_path)
+    names = ["real", "real + augmentation", "real + synthetic", "real + synthetic + augmentation", "synthetic only"]
+    assert list(trained_with) == names
+    augmentation = {name: config.scale > 0 for name, (_, config, _) in trained_with.items()}
+    assert [name for name, on in augmentation.items() if on] == [name for name in names if "augmentation" in name]
+    for name, (sources, config, train_config) in trained_with.items():
+        assert train_config == replace(plan.train_config, seed=1)
+        assert replace(config, **{k: getattr(plan.segmenter, k) for k in module.NO_AUGMENTATION}) == plan.segmenter
+        assert len(sources) == ("real" in name) + ("synthetic" in name)
+        if "real" in name:
+            assert sources[0].images is phantom_store.images and np.array_equal(sources[0].rows, rows)
+        if "synthetic" in name:
+            assert len(sources[-1].images) == 8, "no real images"
+    assert len(gan_rows) == 1 and np.array_equal(gan_rows[0], rows), "arms share the synthetic pairs"
 
 
-def test_a_set_without_masks_is_refused(phantom_store, tmp_path, monkeypatch):
+def test_segmentation_experiment_without_masks_or_with_wrong_fractions_raises(phantom_store, tmp_path, monkeypatch):
+    plan = plan_for(phantom_store)
+    with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[1.5\]"):
+        segmentation_experiment(phantom_store, replace(plan, fractions=(0.5, 1.5)), tmp_path)
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
-    plan = SegmentationPlan(
-        SegmenterConfig(64), CGANConfig(64, ("NV",)), TrainConfig(1), TrainConfig(1), 1, (1.0,), (0,)
-    )
-    with pytest.raises(DataError, match="lacks masks or labels"):
+    with pytest.raises(DataError, match="images to test on in test; got 0 and 0"):
         segmentation_experiment(phantom_store, plan, tmp_path)

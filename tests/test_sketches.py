@@ -6,6 +6,7 @@ from helpers.data.phantoms import render
 from helpers.data.sketches import (
     contour,
     deform,
+    deformation,
     hair_mask,
     hand_drawn,
     remove_hair,
@@ -15,9 +16,9 @@ from helpers.data.sketches import (
 )
 
 
-def disc(size: int = 128, radius: float = 0.3, centre: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
+def disc(size: int = 128, radius: float = 0.3, center: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:
     rows, columns = np.mgrid[:size, :size] / size
-    return (np.hypot(rows - centre[0], columns - centre[1]) < radius).astype(np.uint8)
+    return (np.hypot(rows - center[0], columns - center[1]) < radius).astype(np.uint8)
 
 
 def skin(size: int = 128, seed: int = 0) -> np.ndarray:
@@ -25,149 +26,162 @@ def skin(size: int = 128, seed: int = 0) -> np.ndarray:
     return np.clip(np.array([220, 170, 150]) + noise, 0, 255).astype(np.uint8)
 
 
-def hairy(image: np.ndarray, seed: int = 0, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
-    """Thin dark straight hairs across a picture, and where they are."""
+def add_hairs(image: np.ndarray, seed: int = 0, count: int = 5) -> tuple[np.ndarray, np.ndarray]:
+    """The image with thin dark straight hairs, and their mask in {0, 1}."""
     rng, size = np.random.default_rng(seed), image.shape[0]
-    drawn = np.zeros(image.shape[:2], np.uint8)
+    lines = np.zeros(image.shape[:2], np.uint8)
     for _ in range(count):
         angle, middle = rng.uniform(0, np.pi), rng.uniform(0.3, 0.7, 2) * size
         reach = 0.35 * size * np.array([np.cos(angle), np.sin(angle)])
         a, b = (tuple(int(v) for v in middle + sign * reach) for sign in (-1, 1))
-        cv2.line(drawn, a, b, 255, max(1, size // 100), cv2.LINE_AA)
-    share = drawn[..., None] / 255
-    return (image * (1 - share) + 45 * share).astype(np.uint8), (drawn > 127).astype(np.uint8)
+        cv2.line(lines, a, b, 255, max(1, size // 100), cv2.LINE_AA)
+    alpha = lines[..., None] / 255
+    return (image * (1 - alpha) + 45 * alpha).astype(np.uint8), (lines > 127).astype(np.uint8)
+
+
+def enclosed(lines: np.ndarray) -> np.ndarray:
+    """Pixels that a flood fill from the corner does not reach."""
+    flooded = lines.copy()
+    cv2.floodFill(flooded, None, (0, 0), 128)
+    return flooded != 128
 
 
 @pytest.mark.parametrize("size", [64, 128, 256, 512])
 def test_contour_of_a_disc_is_its_circle(size):
-    drawing = contour(disc(size))
-    assert drawing.dtype == np.uint8 and set(np.unique(drawing)) == {0, 255}
-    rows, columns = np.nonzero(drawing)
+    lines = contour(disc(size))
+    assert lines.dtype == np.uint8 and set(np.unique(lines)) == {0, 255}
+    rows, columns = np.nonzero(lines)
     radius = np.hypot(rows - size / 2, columns - size / 2)
-    assert np.abs(radius - 0.3 * size).max() <= stroke_width(drawing.shape) + 1
-    assert (drawing > 0).sum() == pytest.approx(2 * np.pi * 0.3 * size * stroke_width(drawing.shape), rel=0.25)
+    assert np.abs(radius - 0.3 * size).max() <= stroke_width(lines.shape) + 1
+    assert (lines > 0).sum() == pytest.approx(2 * np.pi * 0.3 * size * stroke_width(lines.shape), rel=0.25)
 
 
-def filled(drawing: np.ndarray) -> np.ndarray:
-    """What a line encloses: what cannot be reached from a corner."""
-    reached = drawing.copy()
-    cv2.floodFill(reached, None, (0, 0), 128)
-    return reached != 128
+def test_contour_of_a_cut_off_lesion_is_closed_along_the_border():
+    mask = disc(center=(0.5, 1.0))
+    lines = contour(mask)
+    assert (lines[mask[:, -1] == 1, -1] == 255).all()
+    assert (enclosed(lines) & (mask == 0)).mean() < 0.03 and enclosed(lines)[mask == 1].all()
 
 
-def test_contour_is_closed_along_the_frame():
-    mask = disc(centre=(0.5, 1.0))
-    drawing = contour(mask)
-    on_frame = mask[:, -1] == 1
-    assert (drawing[on_frame, -1] == 255).all()
-    assert (filled(drawing) & (mask == 0)).mean() < 0.03 and filled(drawing)[mask == 1].all()
-
-
-def test_contour_ignores_crumbs_but_not_a_second_lesion():
-    crumbs, pair = disc(), disc(radius=0.15, centre=(0.3, 0.3)) | disc(radius=0.15, centre=(0.7, 0.7))
-    crumbs[2, 2] = 1
-    assert (contour(crumbs) == contour(disc())).all()
+def test_contour_ignores_specks_but_not_a_second_lesion():
+    specks, pair = disc(), disc(radius=0.15, center=(0.3, 0.3)) | disc(radius=0.15, center=(0.7, 0.7))
+    specks[2, 2] = 1
+    assert (contour(specks) == contour(disc())).all()
     assert cv2.connectedComponents(contour(pair))[0] == 3
 
 
-def test_empty_and_full_masks():
+def test_contour_of_empty_and_full_masks():
     assert contour(np.zeros((64, 64), np.uint8)).max() == 0
-    frame = contour(np.ones((64, 64), np.uint8))
-    assert frame[0].min() == frame[:, -1].min() == 255 and frame[10:-10, 10:-10].max() == 0
+    lines = contour(np.ones((64, 64), np.uint8))
+    assert lines[0].min() == lines[:, -1].min() == 255 and lines[10:-10, 10:-10].max() == 0
 
 
-def test_hairs_are_found_and_painted_over():
+def test_hair_mask_and_remove_hair_on_hairs():
     clean = skin()
-    image, where = hairy(clean)
-    found = hair_mask(image)
-    near = cv2.dilate(where, np.ones((3, 3), np.uint8))
-    assert found[where == 1].mean() > 0.85, "most of every hair"
-    assert near[found == 1].mean() > 0.9, "and little else"
-    before, after = (np.abs(picture.astype(float) - clean).mean() for picture in (image, remove_hair(image)))
+    image, hairs = add_hairs(clean)
+    pred = hair_mask(image)
+    dilated = cv2.dilate(hairs, np.ones((3, 3), np.uint8))
+    assert pred[hairs == 1].mean() > 0.85, "recall"
+    assert dilated[pred == 1].mean() > 0.9, "precision"
+    before, after = (np.abs(x.astype(float) - clean).mean() for x in (image, remove_hair(image)))
     assert after < 0.25 * before
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
-def test_dots_and_lesions_are_no_hair(size):
+def test_hair_mask_leaves_out_dots_and_lesions(size):
     image = skin(size)
     image[disc(size, 0.2) == 1] = (110, 60, 40)
     for row in np.linspace(0.35, 0.65, 4):
         for column in np.linspace(0.35, 0.65, 4):
             image[disc(size, 0.02, (row, column)) == 1] = (50, 25, 20)
     assert hair_mask(image).mean() < 0.005
-    assert (remove_hair(skin(size)) == skin(size)).all(), "a picture without hair stays as it is"
+    assert (remove_hair(skin(size)) == skin(size)).all(), "an image without hair is unchanged"
 
 
 @pytest.mark.parametrize("method", ["xdog", "canny"])
-def test_structure_shows_inner_edges_and_the_contour(method):
+def test_structure_contains_inner_edges_and_the_contour(method):
     image, mask = skin(), disc()
     image[mask == 1] = (150, 100, 80)
-    image[disc(radius=0.05, centre=(0.45, 0.55)) == 1] = (60, 30, 30)
-    drawing = structure(image, mask, method)
-    assert set(np.unique(drawing)) == {0, 255}
-    assert (drawing[contour(mask) == 255] == 255).all()
-    inner = disc(radius=0.09, centre=(0.45, 0.55)) == 1
-    assert drawing[inner].any(), "the dark nest is drawn"
-    assert not drawing[mask == 0][contour(mask)[mask == 0] == 0].any(), "and no skin"
+    image[disc(radius=0.05, center=(0.45, 0.55)) == 1] = (60, 30, 30)
+    lines = structure(image, mask, method)
+    assert set(np.unique(lines)) == {0, 255}
+    assert (lines[contour(mask) == 255] == 255).all()
+    assert lines[disc(radius=0.09, center=(0.45, 0.55)) == 1].any(), "edges of the dark nest"
+    assert not lines[(mask == 0) & (contour(mask) == 0)].any(), "no edges on skin"
 
 
 @pytest.mark.parametrize("method", ["xdog", "canny"])
-def test_noise_on_flat_skin_draws_nothing(method):
+def test_structure_of_noisy_skin_is_nearly_empty(method):
     for seed in range(5):
         assert structure(skin(seed=seed), None, method).mean() < 2
 
 
-def test_structure_without_a_mask_finds_the_lesion():
+def test_structure_without_a_mask_contains_the_lesion_border():
     image = skin()
     image[disc() == 1] = (120, 70, 50)
-    drawing = structure(image)
-    assert drawing[contour(disc()) == 255].mean() > 0.3 * 255
-    assert drawing[cv2.dilate(disc(radius=0.36), np.ones((3, 3), np.uint8)) == 0].max() == 0
+    lines = structure(image)
+    assert lines[contour(disc()) == 255].mean() > 0.3 * 255
+    assert lines[cv2.dilate(disc(radius=0.36), np.ones((3, 3), np.uint8)) == 0].max() == 0
 
 
-def test_hair_does_not_get_into_the_sketch():
+def test_structure_leaves_out_hair():
     image, mask = skin(), disc()
     image[mask == 1] = (150, 100, 80)
-    clean, with_hair = structure(image, mask), structure(hairy(image)[0], mask)
-    assert ((with_hair > 0) & (clean == 0)).sum() < 0.05 * (mask.sum())
+    clean, hairy = structure(image, mask), structure(add_hairs(image)[0], mask)
+    assert ((hairy > 0) & (clean == 0)).sum() < 0.05 * mask.sum()
 
 
-def test_hand_wanders_breaks_and_is_reproducible():
-    drawing = contour(disc())
-    first, again, other = (hand_drawn(drawing, np.random.default_rng(seed)) for seed in (1, 1, 2))
-    assert (first == again).all() and (first != other).any()
-    assert set(np.unique(first)) == {0, 255}
-    assert (hand_drawn(drawing, np.random.default_rng(0), strength=0) == drawing).all()
-    gaps = [cv2.connectedComponents(hand_drawn(drawing, np.random.default_rng(s)))[0] - 1 for s in range(30)]
-    assert max(gaps) > 1, "some lines are broken"
-    distance = cv2.distanceTransform((drawing == 0).astype(np.uint8), cv2.DIST_L2, 3)
-    strays = [distance[hand_drawn(drawing, np.random.default_rng(s)) > 0].max() for s in range(30)]
-    assert 1 < np.median(strays) < 0.1 * 128, "it wanders, and stays the same drawing"
-    ink = [(hand_drawn(drawing, np.random.default_rng(s)) > 0).sum() / (drawing > 0).sum() for s in range(30)]
-    assert 0.6 < np.mean(ink) < 1.6
+def test_hand_drawn_displaces_and_breaks_lines_reproducibly():
+    lines = contour(disc())
+    sketches = [hand_drawn(lines, np.random.default_rng(seed)) for seed in range(30)]
+    assert (hand_drawn(lines, np.random.default_rng(1)) == sketches[1]).all() and (sketches[1] != sketches[2]).any()
+    assert set(np.unique(sketches)) == {0, 255}
+    assert max(cv2.connectedComponents(s)[0] - 1 for s in sketches) > 1, "some lines have gaps"
+    distance = cv2.distanceTransform((lines == 0).astype(np.uint8), cv2.DIST_L2, 3)
+    max_distances = [distance[s > 0].max() for s in sketches]
+    assert 1 < np.median(max_distances) < 0.1 * 128, "displaced, but close to the original"
+    assert 0.6 < np.mean([(s > 0).sum() for s in sketches]) / (lines > 0).sum() < 1.6
 
 
-def test_deform_makes_new_shapes_of_about_the_same_size():
+def test_hand_drawn_strength_scales_the_displacement():
+    lines = contour(disc())
+    distance = cv2.distanceTransform((lines == 0).astype(np.uint8), cv2.DIST_L2, 3)
+    moved = [distance[hand_drawn(lines, np.random.default_rng(0), strength=s) > 0].max() for s in (0.5, 3)]
+    assert moved[1] > 2 * moved[0]
+    assert (hand_drawn(lines, np.random.default_rng(0), strength=0) == lines).all()
+
+
+def test_deform_gives_new_shapes_of_similar_area():
     mask = render(0, 3, 128)[1]
     shapes = [deform(mask, np.random.default_rng(seed)) for seed in range(30)]
     assert all(set(np.unique(s)) == {0, 1} for s in shapes)
     areas = np.array([s.sum() for s in shapes]) / mask.sum()
     assert 0.6 < np.median(areas) < 1.5 and areas.min() > 0.2
-    overlap = [(s & mask).sum() / (s | mask).sum() for s in shapes]
-    assert np.mean(overlap) < 0.9
+    jaccard = [(s & mask).sum() / (s | mask).sum() for s in shapes]
+    assert np.mean(jaccard) < 0.9
     assert (deform(mask, np.random.default_rng(4)) == shapes[4]).all()
-    assert (deform(mask, np.random.default_rng(0), strength=0) == mask).all()
     assert deform(np.zeros((64, 64), np.uint8), np.random.default_rng(0)).max() == 0
 
 
-def test_one_door_for_all_styles():
+def test_deformation_maps_the_image_the_same_way_as_the_mask():
+    mask = render(0, 3, 128)[1]
+    grid = deformation(mask, np.random.default_rng(4))
+    assert grid.shape == (128, 128, 2) and grid.dtype == np.float32
+    image = cv2.remap(255 * mask, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    shape = deform(mask, np.random.default_rng(4))
+    assert ((image > 127) != shape).mean() < 0.005 < (mask != shape).mean()
+
+
+def test_sketch_selects_the_style():
     image, mask = render(0, 1, 64)
-    rng = np.random.default_rng(0)
     assert (sketch(image, mask, "contour") == contour(mask)).all()
     assert (sketch(image, mask, "structure") == structure(image, mask)).all()
-    assert sketch(image, mask, "hand", rng).any()
-    assert sketch(image, None, "structure").shape == (64, 64)
-    with pytest.raises(ValueError, match="has none"):
+    assert (sketch(image, None, "structure") == structure(image)).all()
+
+
+def test_sketch_without_mask_or_of_unknown_style_raises():
+    image, mask = render(0, 1, 64)
+    with pytest.raises(ValueError, match="'contour' needs a mask, got None"):
         sketch(image, None, "contour")
-    with pytest.raises(ValueError, match="watercolour"):
-        sketch(image, mask, "watercolour")
+    with pytest.raises(ValueError, match="must be one of contour, structure, got 'watercolor'"):
+        sketch(image, mask, "watercolor")

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 
+from helpers.metrics import stats
 from helpers.metrics.stats import (
     bootstrap_ci,
     bootstrap_weights,
@@ -12,92 +13,95 @@ from helpers.metrics.stats import (
 )
 
 
-def test_interval_of_a_mean_is_that_of_the_normal_distribution():
+def estimates_of_means(values: np.ndarray) -> np.ndarray:
+    """Estimate and bootstrap replicates, `(S, 1 + R)`, of the mean of `values (S, N)`: N cases after S trainings."""
+    weights = bootstrap_with_original(values.shape[1])
+    return values @ weights.T / weights.sum(axis=1)
+
+
+def test_bootstrap_ci_normal_values_equals_normal_interval():
     values = np.random.default_rng(0).normal(3, 2, 400)
     low, high = bootstrap_ci(values)
-    half = 1.96 * values.std() / 20
-    assert low == pytest.approx(values.mean() - half, abs=0.03)
-    assert high == pytest.approx(values.mean() + half, abs=0.03)
-    assert bootstrap_ci(values) == (low, high), "the same seed, the same interval"
+    half_width = 1.96 * values.std() / 20
+    assert low == pytest.approx(values.mean() - half_width, abs=0.03)
+    assert high == pytest.approx(values.mean() + half_width, abs=0.03)
+    assert bootstrap_ci(values) == (low, high), "repeatable"
 
 
-def test_interval_covers_the_truth_about_as_often_as_it_says():
+def test_bootstrap_ci_200_samples_covers_true_mean_in_about_95_percent(monkeypatch):
+    monkeypatch.setattr(stats, "NUM_ROUNDS", 400)
     rng = np.random.default_rng(1)
-    hits = 0
-    for _ in range(200):
-        low, high = bootstrap_ci(rng.normal(size=50), rounds=400)
-        hits += low <= 0 <= high
-    assert 180 <= hits <= 199
+    intervals = [bootstrap_ci(rng.normal(size=50)) for _ in range(200)]
+    assert 180 <= sum(low <= 0 <= high for low, high in intervals) <= 199
 
 
-def test_photographs_of_one_lesion_do_not_count_as_independent():
+def test_bootstrap_ci_equal_values_within_groups_widens_by_root_of_group_size():
     rng = np.random.default_rng(2)
     lesions = np.repeat(np.arange(40), 5)
     values = rng.normal(size=40)[lesions]
-    alone, grouped = (np.ptp(bootstrap_ci(values, groups)) for groups in (None, lesions))
-    assert grouped == pytest.approx(alone * 5**0.5, rel=0.15)
+    ungrouped, grouped = (np.ptp(bootstrap_ci(values, groups)) for groups in (None, lesions))
+    assert grouped == pytest.approx(ungrouped * 5**0.5, rel=0.15)
 
 
-def test_weights_draw_as_many_as_there_are_and_groups_whole():
-    drawn = bootstrap_weights(6, 50, np.random.default_rng(0), ["a", "a", "b", "b", "b", "c"])
-    assert drawn.shape == (50, 6) and (drawn[:, 0] == drawn[:, 1]).all() and (drawn[:, 2] == drawn[:, 4]).all()
-    assert (bootstrap_weights(6, 50, np.random.default_rng(0)).sum(axis=1) == 6).all()
-
-
-def test_pairs_see_a_difference_that_separate_samples_would_not():
-    rng = np.random.default_rng(3)
-    hard = rng.normal(0, 5, 100)
-    difference, low, high = paired_difference(hard + 0.3 + rng.normal(0, 0.2, 100), hard)
-    assert difference == pytest.approx(0.3, abs=0.1) and low > 0 and high - low < 0.2
-    with pytest.raises(ValueError, match="3 and 2 values are not pairs"):
-        paired_difference([1, 2, 3], [1, 2])
-
-
-def test_verdict_follows_the_interval_alone():
-    assert verdict(0.01, 0.2) == "helps" and verdict(-0.2, -0.01) == "hurts"
-    assert verdict(-0.01, 0.2) == verdict(0, 0.1) == "no difference seen"
-    assert verdict(0.1, 0.2, ("worse", "same", "better")) == "better"
-
-
-def test_too_few_values_are_refused():
-    with pytest.raises(ValueError, match="1 values: an interval needs two"):
+def test_bootstrap_ci_one_value_raises():
+    with pytest.raises(ValueError, match="at least 2 values, got 1"):
         bootstrap_ci([0.5])
 
 
-def test_percentiles():
-    assert percentile_ci(np.arange(101), 0.9) == pytest.approx((5, 95))
+def test_bootstrap_weights_groups_are_resampled_as_a_whole():
+    weights = bootstrap_weights(6, 50, np.random.default_rng(0), ["a", "a", "b", "b", "b", "c"])
+    assert weights.shape == (50, 6)
+    assert (weights[:, 0] == weights[:, 1]).all() and (weights[:, 2] == weights[:, 4]).all()
+    assert (bootstrap_weights(6, 50, np.random.default_rng(0)).sum(axis=1) == 6).all()
 
 
-def estimates(values: np.ndarray, rounds: int = 2000) -> np.ndarray:
-    """Of means: `values (S, N)`, cases measured after S trainings."""
-    drawn = bootstrap_with_original(values.shape[1], rounds=rounds)
-    return values @ drawn.T / drawn.sum(axis=1)
+def test_bootstrap_with_original_first_row_is_ones():
+    groups = [1, 1, 2, 2, 2]
+    weights = bootstrap_with_original(5, groups)
+    assert weights.shape == (2001, 5) and (weights[0] == 1).all()
+    assert np.array_equal(weights[1:], bootstrap_weights(5, 2000, np.random.default_rng(0), groups))
 
 
-def test_resamples_begin_with_the_cases_themselves():
-    drawn = bootstrap_with_original(5, [1, 1, 2, 2, 2], rounds=30)
-    assert drawn.shape == (31, 5) and (drawn[0] == 1).all()
-    assert np.array_equal(drawn[1:], bootstrap_weights(5, 30, np.random.default_rng(0), [1, 1, 2, 2, 2]))
+def test_paired_difference_small_constant_shift_is_detected():
+    rng = np.random.default_rng(3)
+    difficulty = rng.normal(0, 5, 100)
+    difference, low, high = paired_difference(difficulty + 0.3 + rng.normal(0, 0.2, 100), difficulty)
+    assert difference == pytest.approx(0.3, abs=0.1) and low > 0 and high - low < 0.2
 
 
-def test_rounds_without_a_result_are_left_out():
-    assert percentile_ci(np.array([np.nan, *np.arange(101)]), 0.9) == pytest.approx((5, 95))
+def test_paired_difference_unequal_lengths_raises():
+    with pytest.raises(ValueError, match="equally many, got 3 and 2"):
+        paired_difference([1, 2, 3], [1, 2])
 
 
-def test_seeds_that_disagree_widen_the_interval():
+def test_percentile_ci_nan_is_left_out():
+    expected = pytest.approx((2.5, 97.5))
+    assert percentile_ci(np.arange(101)) == expected
+    assert percentile_ci(np.array([np.nan, *np.arange(101)])) == expected
+
+
+def test_verdict_depends_on_interval_only():
+    assert verdict(0.01, 0.2) == "helps" and verdict(-0.2, -0.01) == "hurts"
+    assert verdict(-0.01, 0.2) == verdict(0, 0.1) == verdict(-0.1, 0) == "no difference seen"
+
+
+def test_ci_over_seeds_equal_trainings_equals_bootstrap_ci():
     cases = np.random.default_rng(4).normal(size=100)
-    agreeing = np.stack([cases, cases, cases])
-    alone = ci_over_seeds(estimates(cases[None]))
-    assert ci_over_seeds(estimates(agreeing)) == pytest.approx(bootstrap_ci(cases)) and alone == pytest.approx(
-        bootstrap_ci(cases)
-    )
-    low, high = ci_over_seeds(estimates(agreeing + np.array([[-1.0], [0.0], [1.0]])))
+    expected = pytest.approx(bootstrap_ci(cases))
+    assert ci_over_seeds(estimates_of_means(cases[None])) == expected
+    assert ci_over_seeds(estimates_of_means(np.stack([cases] * 3))) == expected
+
+
+def test_ci_over_seeds_different_trainings_adds_student_t_in_quadrature():
+    cases = np.random.default_rng(4).normal(size=100)
+    low, high = ci_over_seeds(estimates_of_means(cases + np.array([[-1.0], [0.0], [1.0]])))
     assert high - low == pytest.approx(2 * np.hypot(4.303 / 3**0.5, np.ptp(bootstrap_ci(cases)) / 2), rel=0.05)
 
 
 @pytest.mark.parametrize("seeds", [2, 3, 5])
-def test_seeds_alone_seldom_make_a_verdict(seeds):
+def test_ci_over_seeds_no_true_difference_gives_verdict_in_about_5_percent(seeds, monkeypatch):
+    monkeypatch.setattr(stats, "NUM_ROUNDS", 200)
     rng = np.random.default_rng(5)
     trials = (rng.normal(0, 1, (seeds, 1)) + rng.normal(0, 1, (seeds, 60)) for _ in range(200))
-    found = [verdict(*ci_over_seeds(estimates(values, rounds=200))) for values in trials]
-    assert 1 <= sum(word != "no difference seen" for word in found) <= 20, "about 5 % of 200, by definition"
+    verdicts = [verdict(*ci_over_seeds(estimates_of_means(values))) for values in trials]
+    assert 1 <= sum(v != "no difference seen" for v in verdicts) <= 20

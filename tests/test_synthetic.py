@@ -3,6 +3,7 @@ import pytest
 
 from helpers.data.files import DataError
 from helpers.data.sketches import contour, fill
+from helpers.data.store import StoreConfig
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, sample_balanced, small_lesions
 from helpers.models.cgan import CGANConfig, train_cgan
 from helpers.models.dcgan import DCGANConfig, train_dcgan
@@ -10,64 +11,79 @@ from helpers.models.trainer import TrainConfig
 
 
 @pytest.fixture(scope="module")
-def generator(phantom_store, tmp_path_factory):
+def checkpoint(phantom_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("generator")
     train_cgan(phantom_store, CGANConfig(64, tuple(phantom_store.classes), base_channels=8), folder, TrainConfig(2, 4))
     return folder / "checkpoint.pt"
 
 
-def test_drawn_pairs_have_new_masks_and_are_the_same_again(generator, phantom_store):
+def test_cgan_images_have_new_masks_and_depend_on_the_seed(checkpoint, phantom_store):
     rows = phantom_store.rows("train", ["mask"])
-    pairs = cgan_images(generator, phantom_store, rows, 12)
-    assert pairs.images.shape == (12, 64, 64, 3) and pairs.masks.shape == (12, 64, 64)
-    assert set(np.unique(pairs.masks)) == {0, 1} and all(contour(mask).any() for mask in pairs.masks)
-    assert all(np.array_equal(fill(contour(mask) // 255), mask) for mask in pairs.masks), "what the sketch encloses"
-    known = {phantom_store.masks[row].tobytes() for row in rows}
-    assert sum(mask.tobytes() in known for mask in pairs.masks) == 0
-    again, other = (cgan_images(generator, phantom_store, rows, 12, seed) for seed in (0, 1))
-    assert np.array_equal(pairs.images, again.images) and np.array_equal(pairs.masks, again.masks)
-    assert not np.array_equal(pairs.masks, other.masks)
+    source = cgan_images(checkpoint, phantom_store, rows, 12)
+    assert source.images.shape == (12, 64, 64, 3) and source.masks.shape == (12, 64, 64)
+    assert set(np.unique(source.masks)) == {0, 1} and all(contour(mask).any() for mask in source.masks)
+    assert all(np.array_equal(fill(contour(mask) // 255), mask) for mask in source.masks), "the sketch encloses it"
+    stored = {phantom_store.masks[row].tobytes() for row in rows}
+    assert not stored & {mask.tobytes() for mask in source.masks}
+    same, other = (cgan_images(checkpoint, phantom_store, rows, 12, seed) for seed in (0, 1))
+    assert np.array_equal(source.images, same.images) and np.array_equal(source.masks, same.masks)
+    assert not np.array_equal(source.masks, other.masks)
 
 
-def test_a_network_of_other_classes_does_not_draw_pairs(generator, phantom_store, monkeypatch):
+def test_cgan_images_of_a_network_with_other_classes_raise(checkpoint, phantom_store, monkeypatch):
     monkeypatch.setattr(phantom_store, "classes", ["benign", "malignant"])
-    with pytest.raises(DataError, match="the data have benign malignant"):
-        cgan_images(generator, phantom_store, np.array([0]), 2)
+    with pytest.raises(DataError, match="phantoms has the classes benign malignant, the network MEL NV"):
+        cgan_images(checkpoint, phantom_store, np.array([0]), 2)
 
 
-def test_every_class_is_chosen_about_as_often():
+def test_cgan_images_of_a_structure_network_raise(phantom_store, tmp_path, monkeypatch):
+    monkeypatch.setattr(phantom_store, "config", StoreConfig(64, "structure"))
+    config = CGANConfig(64, tuple(phantom_store.classes), "structure", base_channels=8)
+    train_cgan(phantom_store, config, tmp_path, TrainConfig(1, 4))
+    with pytest.raises(DataError, match="only have the style 'contour', the network was trained on 'structure'"):
+        cgan_images(tmp_path / "checkpoint.pt", phantom_store, np.array([0]), 2)
+
+
+def test_cgan_images_balanced_has_equally_many_per_class(checkpoint, phantom_store):
+    source = cgan_images(checkpoint, phantom_store, phantom_store.rows("train", ["mask"]), 14, balanced=True)
+    assert np.bincount(source.labels, minlength=7).tolist() == [2] * 7 and source.images.shape == (14, 64, 64, 3)
+
+
+def test_sample_balanced_draws_equally_many_per_class():
     labels, rows = np.array([0] * 50 + [1] * 3 + [2] * 20), np.arange(2, 60)
     chosen = sample_balanced(labels, rows, 100, np.random.default_rng(0))
     assert np.bincount(labels[chosen]).tolist() == [33, 34, 33] and set(chosen) <= set(rows)
 
 
-def test_drawings_can_be_of_every_class_alike(generator, phantom_store):
-    part = cgan_images(generator, phantom_store, phantom_store.rows("train", ["mask"]), 14, balanced=True)
-    assert np.bincount(part.labels, minlength=7).tolist() == [2] * 7 and part.images.shape == (14, 64, 64, 3)
-
-
-def test_images_from_noise_have_the_labels_of_the_rows(phantom_store, tmp_path):
+def test_dcgan_images_have_the_labels_of_the_rows(phantom_store, tmp_path):
     train_dcgan(phantom_store, DCGANConfig(64, tuple(phantom_store.classes), 8), tmp_path, TrainConfig(1, 4))
     rows = phantom_store.rows("train", ["label"], classes=["DF", "VASC"])
-    part = dcgan_images(tmp_path / "checkpoint.pt", phantom_store, rows, 10)
-    assert part.images.shape == (10, 64, 64, 3) and np.bincount(part.labels, minlength=7).tolist() == [0] * 5 + [5, 5]
+    source = dcgan_images(tmp_path / "checkpoint.pt", phantom_store, rows, 10)
+    assert source.images.shape == (10, 64, 64, 3)
+    assert np.bincount(source.labels, minlength=7).tolist() == [0] * 5 + [5, 5]
 
 
-def test_blended_lesions_are_of_the_rows_and_their_masks_are_kept(phantom_store):
+def test_blended_images_have_labels_of_the_rows_and_new_pixels(phantom_store):
     rows = phantom_store.rows("train", ["mask"], classes=["DF", "VASC"])
-    skins = small_lesions(phantom_store, phantom_store.rows("train", ["mask"]))
-    part = blended_images(phantom_store, rows, 8, skins)
-    assert part.images.shape == (8, 64, 64, 3) and part.images.dtype == np.uint8
-    assert np.bincount(part.labels, minlength=7).tolist() == [0] * 5 + [4, 4] and part.masks.any(axis=(1, 2)).all()
-    again = blended_images(phantom_store, rows, 8, skins)
-    assert np.array_equal(part.images, again.images), "the same seed, the same images"
-    known = {phantom_store.images[row].tobytes() for row in phantom_store.rows()}
-    assert not known & {image.tobytes() for image in part.images}
+    skin_rows = small_lesions(phantom_store, phantom_store.rows("train", ["mask"]))
+    source = blended_images(phantom_store, rows, 8, skin_rows)
+    assert source.images.shape == (8, 64, 64, 3) and source.images.dtype == np.uint8
+    assert np.bincount(source.labels, minlength=7).tolist() == [0] * 5 + [4, 4]
+    assert source.masks.any(axis=(1, 2)).all()
+    assert np.array_equal(source.images, blended_images(phantom_store, rows, 8, skin_rows).images), "the same seed"
+    stored = {phantom_store.images[row].tobytes() for row in phantom_store.rows()}
+    assert not stored & {image.tobytes() for image in source.images}
 
 
-def test_skin_is_taken_from_pictures_with_small_lesions(phantom_store):
-    given = phantom_store.rows("val", ["mask"])
-    rows = small_lesions(phantom_store, given)
-    assert set(rows) < set(given) and all(0 < phantom_store.masks[row].mean() < 0.25 for row in rows)
-    with pytest.raises(DataError, match="no picture with skin"):
-        blended_images(phantom_store, given, 4, np.array([], int))
+def test_blended_images_without_skin_raise(phantom_store):
+    with pytest.raises(DataError, match="phantoms needs images with skin around a small lesion"):
+        blended_images(phantom_store, phantom_store.rows("val", ["mask"]), 4, np.array([], int))
+
+
+def test_small_lesions_leaves_out_large_lesions_and_empty_masks(phantom_store):
+    rows = phantom_store.rows("val", ["mask"])
+    small = small_lesions(phantom_store, rows)
+    areas = {row: phantom_store.masks[row].mean() for row in rows}
+    assert set(small) == {row for row, area in areas.items() if 0 < area < 0.25} and 0 < len(small) < len(rows)
+    unmasked = np.setdiff1d(phantom_store.rows(), phantom_store.rows(needs=["mask"]))
+    assert len(unmasked) and not len(small_lesions(phantom_store, unmasked))

@@ -1,1 +1,1 @@
-"""Folders of pictures in, trustworthy arrays out."""
+"""Image folders in, checked arrays out."""

@@ -1,4 +1,4 @@
-"""Pictures and folders on disk: read strictly, written whole or not at all."""
+"""Images and folders on disk: strict reading, atomic writing."""
 
 import os
 import shutil
@@ -13,18 +13,18 @@ from PIL import Image, ImageOps
 
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
 
-# OpenCV's own threads fight with our thread pools; each worker is one thread.
+# OpenCV's own threads compete with our thread pools; each worker is one thread.
 cv2.setNumThreads(1)
-# Whole-slide sized pictures are not dermoscopy, but ISIC holds some of 60 megapixels.
+# Far above any dermoscopic image (ISIC has some of 60 megapixels), below decompression bombs.
 Image.MAX_IMAGE_PIXELS = 400_000_000
 
 
 class DataError(ValueError):
-    """Data that cannot be used. The message is one sentence for the person who holds the data."""
+    """Unusable data. The message is one sentence addressed to the user."""
 
 
-def list_images(folder: Path) -> list[Path]:
-    """Picture files directly in `folder`, sorted by name; hidden and resource-fork files are skipped."""
+def list_images(folder: str | Path) -> list[Path]:
+    """Image files directly in `folder`, sorted by name, without hidden and resource-fork files."""
     if not Path(folder).is_dir():
         return []
     with os.scandir(folder) as entries:
@@ -33,24 +33,24 @@ def list_images(folder: Path) -> list[Path]:
 
 
 def read_image(path: str | Path, min_size: int | None = None, upright: bool = False) -> np.ndarray:
-    """Read a picture as RGB `uint8 (H, W, 3)`; transparency is shown on white.
+    """Read an image as RGB `uint8 (H, W, 3)`, transparency on white.
 
-    `at_least` lets the JPEG decoder skip detail: the result has both sides of at least that many pixels
-    where the file does, but may be 2, 4 or 8 times smaller than the file says, which is much faster.
-    Orientation flags are ignored, for masks fit the pixels as they are stored, unless it shall stand `upright`.
-    Raises `DataError` naming the file when it is missing, truncated or no picture.
+    `min_size` allows reduced JPEG decoding, which is much faster: the result may be 2, 4 or 8 times smaller than the
+    file, but both sides keep at least `min_size` pixels if the file has them. EXIF orientation is ignored because masks
+    match the stored pixels; `upright=True` applies it. Raises `DataError` if the file is missing, truncated or not an
+    image.
     """
 
-    def reduced(picture: Image.Image) -> np.ndarray:
+    def to_array(image: Image.Image) -> np.ndarray:
         if min_size:
-            picture.draft("RGB", (min_size, min_size))
-        return to_rgb(ImageOps.exif_transpose(picture) if upright else picture)
+            image.draft("RGB", (min_size, min_size))
+        return to_rgb(ImageOps.exif_transpose(image) if upright else image)
 
-    return _decode(path, reduced)
+    return _decode(path, to_array)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """A picture of any mode as RGB `uint8 (H, W, 3)`; transparency is shown on white."""
+    """Convert an image of any mode to RGB `uint8 (H, W, 3)`, transparency on white."""
     if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
         deep = np.asarray(image, np.float32)
         image = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
@@ -60,94 +60,97 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.asarray(image.convert("RGB"))
 
 
-def _decode(path: str | Path, values: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
+def _decode(path: str | Path, to_array: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
     try:
-        with Image.open(path) as picture:
-            return values(picture)
+        with Image.open(path) as image:
+            return to_array(image)
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is missing, damaged or not a picture ({error})") from error
+        raise DataError(f"{path} is missing, damaged or not an image ({error})") from error
 
 
 def image_shape(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture as its file states them, without decoding it."""
-    with Image.open(path) as picture:
-        return picture.size[::-1]
+    """Height and width from the header of an image file, without decoding it."""
+    with Image.open(path) as image:
+        return image.size[::-1]
 
 
 def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a lesion mask as `uint8 (H, W)` in {0, 1}, whatever it was written as: 0/1, 0/255, grey or RGB.
+    """Read a lesion mask stored as 0/1, 0/255, gray or RGB as `uint8 (H, W)` in {0, 1}.
 
-    With `shape` (H, W of its image) a mask of another size raises `DataError` with both sizes.
+    Raises `DataError` if the file is not readable, or if `shape` (H, W of the image) is given and the mask's differs.
     """
     mask = _decode(path, _mask_values)
     if shape is not None and mask.shape != tuple(shape):
         raise DataError(size_mismatch_message(path, mask.shape, shape))
     peak = int(mask.max())
-    if 1 < peak < 32:  # what compression leaves of an empty mask
+    if 1 < peak < 32:  # compression noise in an empty mask
         return np.zeros_like(mask)
     return (mask > peak / 2).astype(np.uint8)
 
 
-def size_mismatch_message(path: str | Path, found: tuple[int, int], image: tuple[int, int]) -> str:
-    """The sentence on a mask or sketch of shape `found` (H, W) that does not fit its image."""
-    return f"{path} is {found[1]} x {found[0]} pixels but its image is {image[1]} x {image[0]}"
+def size_mismatch_message(path: str | Path, shape: tuple[int, int], expected: tuple[int, int]) -> str:
+    """Error message for a mask or sketch of `shape` (H, W) whose image has the shape `expected`."""
+    return f"{path} is {shape[1]} x {shape[0]} pixels but its image is {expected[1]} x {expected[0]}"
 
 
 def read_sketch(path: str | Path) -> np.ndarray:
-    """Read a drawing as `uint8 (H, W)`, white lines on black, see `lines_of`."""
+    """Read a drawing as `uint8 (H, W)`, white lines on black, see `extract_lines`."""
     return extract_lines(read_image(path))
 
 
 def extract_lines(drawing: np.ndarray) -> np.ndarray:
-    """Lines of any colour on light paper, or light ones on dark, `uint8 (H, W, 3)` -> white on black `uint8 (H, W)`;
-    the tone of the paper or board is taken away."""
+    """Convert a drawing `uint8 (H, W, 3)` to white lines on black, `uint8 (H, W)`.
+
+    Lines may have any color on a light background, or be light on a dark one; the median tone, the background's, is
+    subtracted.
+    """
     light = np.median(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY)) > 127
     lines = 255 - drawing.min(axis=2) if light else drawing.max(axis=2)
     return cv2.subtract(lines, np.full_like(lines, int(np.median(lines))))
 
 
 def center_crop(image: np.ndarray) -> np.ndarray:
-    """The largest centred square of `picture (H, W[, C])`, as a view."""
+    """The largest centered square of `image (H, W[, C])`, as a view."""
     height, width = image.shape[:2]
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
 
 
-def _mask_values(picture: Image.Image) -> np.ndarray:
-    if picture.mode in ("1", "L"):
-        return np.asarray(picture.convert("L"))
-    return np.asarray(picture.convert("RGB")).max(axis=2)
+def _mask_values(image: Image.Image) -> np.ndarray:
+    if image.mode in ("1", "L"):
+        return np.asarray(image.convert("L"))
+    return np.asarray(image.convert("RGB")).max(axis=2)
 
 
 @contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
-    """Yield an empty sibling of `folder` to write into; it takes the name `folder` only if the block succeeds.
+    """Yield an empty temporary sibling of `folder` that is renamed to `folder` if the block succeeds.
 
-    An earlier `folder` stays as it was until then, so a full disk or a killed process loses nothing.
+    Until then an existing `folder` stays unchanged, so a full disk or a killed process loses nothing.
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    fresh = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        yield fresh
-        fresh.chmod(0o755)  # mkdtemp gives 0700, which a shared course folder cannot use
-        _replace(fresh, folder)
+        yield temporary
+        temporary.chmod(0o755)  # mkdtemp gives 0700, not readable by others in a shared course folder
+        _replace(temporary, folder)
     finally:
-        shutil.rmtree(fresh, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _replace(fresh: Path, folder: Path) -> None:
-    """Rename `fresh` to `folder`, an earlier one set aside first and put back if that fails."""
+def _replace(temporary: Path, folder: Path) -> None:
+    """Rename `temporary` to `folder`. An existing `folder` is moved aside first and restored if renaming fails."""
     if not folder.exists():
-        fresh.rename(folder)
+        temporary.rename(folder)
         return
-    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = folder.rename(aside / "old")
+    backup = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    old = folder.rename(backup / "old")
     try:
-        fresh.rename(folder)
+        temporary.rename(folder)
     except OSError:
         old.rename(folder)
         raise
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(backup, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""The embedded sample: phantoms written as a folder, with splits and with the faults an audit should find."""
+"""The embedded sample: a folder of phantoms with splits, and with injected faults that the audit must find."""
 
 import csv
 import json
@@ -12,156 +12,165 @@ import numpy as np
 from helpers.data.files import DataError, atomic_folder
 from helpers.data.phantoms import CLASSES, render
 
-# The shares of HAM10000.
+# Fractions of the images of HAM10000.
 CLASS_FREQUENCIES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
-_MIN_LESIONS = 4  # lesions of every class: one for val, one for test, two to learn from
-_VERSION = 3  # of the pictures: raise it when the drawing changes, and old samples are drawn anew
-_OURS = {"phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks"}
+_MIN_LESIONS = 4  # per class: one for val, one for test, two for training
+_VERSION = 3  # of the images: raise it when rendering changes, then samples on disk are generated again
+_FILES = {"phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks"}
 
 
 def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0) -> Path:
-    """Write the sample of `images` pictures as a folder, once, and return the folder.
+    """Write the sample as a folder of `images` phantoms of `size` x `size` pixels, if needed, and return the folder.
 
     `images/<image_id>.jpg`, `masks/<image_id>.png` (0 or 255), `metadata.csv` (`image_id, lesion_id, diagnosis,
-    split`), `planted.json` (faults put in on purpose, for the audit to find) and `phantoms.json` (the settings).
-    Nothing is done where the folder holds exactly this sample; one of other settings, or with pictures missing, is
-    replaced whole.
-    Raises `DataError` for a folder that holds anything else, `ValueError` for under 60 images or a bad size.
+    split`), `injected_faults.json` (ids of the faults that the audit must find) and `phantoms.json` (the settings).
+    Nothing is written if the folder contains exactly this sample; an incomplete one or one with other settings is
+    replaced. Raises `DataError` if the folder contains other files, `ValueError` for fewer than 60 images, a size
+    outside 64 to 512 or a negative seed.
     """
     if images < 60:
-        raise ValueError(f"{images} images are too few for all seven classes in every split: take 60 or more")
-    if not 64 <= size <= 512 or seed < 0:
-        raise ValueError(f"size {size} must be 64 to 512 pixels and seed {seed} not negative")
+        raise ValueError(f"need at least 60 images for seven classes in every split, got {images}")
+    if not 64 <= size <= 512:
+        raise ValueError(f"size must be 64 to 512 pixels, got {size}")
+    if seed < 0:
+        raise ValueError(f"seed must not be negative, got {seed}")
     folder = Path(folder)
     settings = {"version": _VERSION, "images": images, "size": size, "seed": seed, "classes": CLASSES}
-    if _settings_in(folder) == settings and _complete(folder, images):
+    if _read_settings(folder) == settings and _is_complete(folder, images):
         return folder
-    with atomic_folder(folder) as fresh:
-        (fresh / "images").mkdir()
-        (fresh / "masks").mkdir()
-        rows, planted = _write_pictures(fresh, images, size, seed)
-        with open(fresh / "metadata.csv", "w", newline="", encoding="utf-8") as file:
+    with atomic_folder(folder) as temporary:
+        (temporary / "images").mkdir()
+        (temporary / "masks").mkdir()
+        rows, injected_faults = _write_images(temporary, images, size, seed)
+        with open(temporary / "metadata.csv", "w", newline="", encoding="utf-8") as file:
             table = csv.DictWriter(file, ["image_id", "lesion_id", "diagnosis", "split"], lineterminator="\n")
             table.writeheader()
             table.writerows(sorted(rows, key=lambda row: row["image_id"]))
-        (fresh / "injected_faults.json").write_text(json.dumps(planted, indent=1), encoding="utf-8")
-        (fresh / "phantoms.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
+        (temporary / "injected_faults.json").write_text(json.dumps(injected_faults, indent=1), encoding="utf-8")
+        (temporary / "phantoms.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return folder
 
 
-def _settings_in(folder: Path) -> dict | None:
-    """Settings of the sample in `folder`; None where there is nothing yet. Somebody else's files: `DataError`."""
+def _read_settings(folder: Path) -> dict | None:
+    """Settings of the sample in `folder`, None if it is absent or empty. Raises `DataError` for any other content."""
     if not folder.exists():
         return None
     if not folder.is_dir():
-        raise DataError(f"{folder} is a file, not a folder for phantoms")
-    found = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
-    if not found:
+        raise DataError(f"{folder} is a file, expected a folder for phantoms; choose another path")
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    if not names:
         return None
-    strangers = found - _OURS
+    foreign = names - _FILES
     for name in ("images", "masks"):
-        strangers |= {f"{name}/{path.name}" for path in (folder / name).glob("*") if not path.name.startswith("PH_")}
+        foreign |= {f"{name}/{path.name}" for path in (folder / name).glob("*") if not path.name.startswith("PH_")}
     try:
         settings = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
         settings = None
-    if strangers or not isinstance(settings, dict):
-        what = f"such as {min(strangers)}" if strangers else "and no readable phantoms.json"
-        raise DataError(f"{folder} holds files that are no phantoms sample ({what}); choose an empty folder")
+    if foreign or not isinstance(settings, dict):
+        reason = f"it has {min(foreign)}" if foreign else "it has no readable phantoms.json"
+        raise DataError(
+            f"{folder} is not a sample of phantoms of this version ({reason}) and is not overwritten; choose an empty "
+            "folder, or delete this one if it is an older sample"
+        )
     return settings
 
 
-def _complete(folder: Path, images: int) -> bool:
-    """Whether nobody has deleted pictures or tables since."""
+def _is_complete(folder: Path, images: int) -> bool:
+    """Whether the tables exist and all images and masks are still in the sample's folder."""
     tables = all((folder / name).is_file() for name in ("metadata.csv", "injected_faults.json"))
     return tables and all(len(list((folder / name).glob("PH_*"))) == images for name in ("images", "masks"))
 
 
-def _lesions(rng: np.random.Generator, pictures: int) -> list[dict]:
-    """Lesions with diagnosis, split and number of photographs (`pictures` in all), as common as in HAM10000."""
-    total = round(pictures * 7470 / 10015)  # lesions per picture there
-    counts = {name: max(_MIN_LESIONS, round(total * share)) for name, share in CLASS_FREQUENCIES.items()}
+def _lesions(rng: np.random.Generator, images: int) -> list[dict]:
+    """Lesions with diagnosis, split and number of images (`images` in total), as frequent as in HAM10000."""
+    total = round(images * 7470 / 10015)  # lesions per image in HAM10000
+    counts = {name: max(_MIN_LESIONS, round(total * freq)) for name, freq in CLASS_FREQUENCIES.items()}
     counts["NV"] += total - sum(counts.values())
     lesions = []
     for label, name in enumerate(CLASSES):
         held_out = max(1, round(0.1 * counts[name]))
         for n in range(counts[name]):
             split = "val" if n < held_out else "test" if n < 2 * held_out else "train"
-            lesions.append({"label": label, "number": n, "diagnosis": name, "split": split, "photographs": 1})
-    left = pictures - total
-    while left:  # most lesions have one photograph, some two, few three or four
+            lesions.append({"label": label, "number": n, "diagnosis": name, "split": split, "num_images": 1})
+    remaining = images - total
+    while remaining:  # most lesions have one image, some two, few three or four
         lesion = lesions[rng.integers(total)]
-        if lesion["photographs"] < 4:
-            lesion["photographs"] += 1
-            left -= 1
+        if lesion["num_images"] < 4:
+            lesion["num_images"] += 1
+            remaining -= 1
     for lesion, number in zip(lesions, rng.permutation(total), strict=True):
         lesion["lesion_id"] = f"PL_{number:06d}"
     return lesions
 
 
 def _shuffled(rng: np.random.Generator, lesions: list[dict]) -> list[tuple[dict, int]]:
-    """(lesion, photograph) in an order where no two photographs of one lesion are neighbours."""
-    pairs = [(lesion, photograph) for lesion in lesions for photograph in range(lesion["photographs"])]
+    """(lesion, index of its image) in an order where no two images of one lesion are neighbors."""
+    pairs = [(lesion, index) for lesion in lesions for index in range(lesion["num_images"])]
     while True:
         order = [pairs[i] for i in rng.permutation(len(pairs))]
         if all(a is not b for (a, _), (b, _) in pairwise(order)):
             return order
 
 
-def _write_pictures(folder: Path, images: int, size: int, seed: int) -> tuple[list[dict], dict[str, list]]:
-    """Draw everything into `folder`; returns the rows of the table and the truth about the planted faults."""
+def _write_images(folder: Path, images: int, size: int, seed: int) -> tuple[list[dict], dict[str, list]]:
+    """Render and save all images and masks; returns the rows of `metadata.csv` and the injected faults."""
     rng = np.random.default_rng([seed, images])
-    faults = (1, 2, 1) if images < 200 else (2, 3, 2)  # conflicts, near duplicates, empty masks
-    copies = faults[0] + faults[1]
-    lesions = _lesions(rng, images - copies)
+    num_faults = (1, 2, 1) if images < 200 else (2, 3, 2)  # conflicts, near duplicates, empty masks
+    num_copies = num_faults[0] + num_faults[1]
+    lesions = _lesions(rng, images - num_copies)
     ids = [f"PH_{number:06d}" for number in range(images)]
-    spare = [ids.pop(i) for i in sorted(rng.choice(images, copies, replace=False), reverse=True)]
+    copy_ids = [ids.pop(i) for i in sorted(rng.choice(images, num_copies, replace=False), reverse=True)]
     rows, contrast = [], {}
-    for image_id, (lesion, photograph) in zip(ids, _shuffled(rng, lesions), strict=True):
-        image, mask = render(lesion["label"], 1_000_000 * seed + lesion["number"], size, photograph)
+    for image_id, (lesion, index) in zip(ids, _shuffled(rng, lesions), strict=True):
+        image, mask = render(lesion["label"], 1_000_000 * seed + lesion["number"], size, index)
         _save(folder, image_id, image, mask)
         rows.append({"image_id": image_id} | {key: lesion[key] for key in ("lesion_id", "diagnosis", "split")})
         contrast[image_id] = np.ptp([cv2.mean(image, mask)[1], cv2.mean(image, 1 - mask)[1]]) * (mask.mean() < 0.7)
-    # faults go to distinctive lesions of the large classes, so that no small class loses its few, and to lesions of
-    # one photograph: another one would be a near duplicate of the copy that nobody planted
-    large = ("NV",) if images < 200 else ("NV", "MEL", "BKL")
-    photographs = Counter(row["lesion_id"] for row in rows)
-    once = [r for r in rows if r["split"] == "train" and r["diagnosis"] in large and photographs[r["lesion_id"]] == 1]
-    once.sort(key=lambda row: contrast[row["image_id"]])
-    copied, planted = _inject_faults(folder, once[-sum(faults) :], spare, faults, len(lesions))
-    return rows + copied, planted
+    # Faults go to distinctive lesions of large classes, because small classes have few images, and to lesions with one
+    # image: another image of the lesion would be a near duplicate of the copy that is not listed as injected.
+    classes = ("NV",) if images < 200 else ("NV", "MEL", "BKL")
+    count = Counter(row["lesion_id"] for row in rows)
+    sources = [r for r in rows if r["split"] == "train" and r["diagnosis"] in classes and count[r["lesion_id"]] == 1]
+    sources.sort(key=lambda row: contrast[row["image_id"]])
+    copies, injected_faults = _inject_faults(folder, sources[-sum(num_faults) :], copy_ids, num_faults, len(lesions))
+    return rows + copies, injected_faults
 
 
 def _inject_faults(
-    folder: Path, sources: list[dict], spare: list[str], faults: tuple[int, int, int], lesions: int
+    folder: Path, sources: list[dict], copy_ids: list[str], num_faults: tuple[int, int, int], num_lesions: int
 ) -> tuple[list[dict], dict[str, list]]:
-    """Copies of the first `sources` under the `spare` ids, masks of the last ones emptied; new rows and the truth."""
-    conflicts, near, _ = faults
-    planted, rows = {"exact_conflict": [], "near_duplicate_across_splits": [], "empty_mask": []}, []
-    for number, (row, image_id) in enumerate(zip(sources, spare, strict=False)):
-        copy = row | {"image_id": image_id, "lesion_id": f"PL_{lesions + number:06d}"}
-        if number < conflicts:
+    """Copy the images of the first `sources` to `copy_ids` and empty the masks of the others.
+
+    num_faults: exact copies with another label, near duplicates in another split, empty masks. Returns the rows of the
+    copies and the ids of all faults.
+    """
+    num_conflicts, num_near, _ = num_faults
+    injected_faults, rows = {"exact_conflict": [], "near_duplicate_across_splits": [], "empty_mask": []}, []
+    for number, (row, image_id) in enumerate(zip(sources, copy_ids, strict=False)):
+        copy = row | {"image_id": image_id, "lesion_id": f"PL_{num_lesions + number:06d}"}
+        if number < num_conflicts:
             _copy_exactly(folder, row["image_id"], image_id)
             copy["diagnosis"] = "BKL" if row["diagnosis"] == "MEL" else "MEL"
-            planted["exact_conflict"].append([row["image_id"], image_id])
+            injected_faults["exact_conflict"].append([row["image_id"], image_id])
         else:
             _copy_nearly(folder, row["image_id"], image_id)
             copy["split"] = "test"
-            planted["near_duplicate_across_splits"].append([row["image_id"], image_id])
+            injected_faults["near_duplicate_across_splits"].append([row["image_id"], image_id])
         rows.append(copy)
-    for row in sources[conflicts + near :]:
+    for row in sources[num_conflicts + num_near :]:
         path = folder / "masks" / f"{row['image_id']}.png"
         cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
-        planted["empty_mask"].append(row["image_id"])
-    return rows, planted
+        injected_faults["empty_mask"].append(row["image_id"])
+    return rows, injected_faults
 
 
 def _save(folder: Path, image_id: str, image: np.ndarray, mask: np.ndarray) -> None:
-    """Write one picture, JPEG of quality 95 with full colour resolution, and its mask."""
-    settings = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
-    done = cv2.imwrite(str(folder / "images" / f"{image_id}.jpg"), image[..., ::-1], settings)
-    done &= cv2.imwrite(str(folder / "masks" / f"{image_id}.png"), mask * 255)
-    if not done:  # OpenCV says no word about a full disk
+    """Write an image as JPEG, quality 95 with full color resolution, and its mask (0 or 1) as PNG (0 or 255)."""
+    options = [cv2.IMWRITE_JPEG_QUALITY, 95, cv2.IMWRITE_JPEG_SAMPLING_FACTOR, cv2.IMWRITE_JPEG_SAMPLING_FACTOR_444]
+    written = cv2.imwrite(str(folder / "images" / f"{image_id}.jpg"), image[..., ::-1], options)
+    written &= cv2.imwrite(str(folder / "masks" / f"{image_id}.png"), mask * 255)
+    if not written:  # OpenCV does not raise if the disk is full
         raise OSError(f"could not write {image_id} into {folder}")
 
 
@@ -171,7 +180,7 @@ def _copy_exactly(folder: Path, source: str, target: str) -> None:
 
 
 def _copy_nearly(folder: Path, source: str, target: str) -> None:
-    """The same picture as another clinic would hand it in: cropped by a pixel or two, brighter, encoded anew."""
+    """Copy an image with the changes of a republished data set: cropped by 3 pixels, brighter, encoded again."""
     image = cv2.imread(str(folder / "images" / f"{source}.jpg"))[..., ::-1]
     mask = cv2.imread(str(folder / "masks" / f"{source}.png"), cv2.IMREAD_GRAYSCALE) // 255
     size = len(image)

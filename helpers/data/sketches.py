@@ -1,7 +1,8 @@
-"""Image + mask -> sketch: white lines (255) on black (0), `uint8 (H, W)`.
+"""Image and mask -> sketch: white lines (255) on black (0), `uint8 (H, W)`.
 
-Styles: `contour` (outline of the mask, as the sketch course has it), `structure` (outline and inner edges), `hand` (any
-sketch as a person would draw it). Lengths are shares of the picture's side, so a sketch means the same at every size.
+Styles: `contour` is the outline of the mask, as in the course's data set; `structure` adds edges inside the lesion.
+`hand_drawn` imitates drawing by hand, `deform` makes new lesion shapes. Lengths are fractions of the shorter side, so a
+sketch looks the same at every resolution.
 """
 
 from functools import cache
@@ -9,213 +10,229 @@ from functools import cache
 import cv2
 import numpy as np
 
-STYLES = ("contour", "structure", "hand")
-MAX_INK = 0.35  # share of a picture: a photograph or unevenly lit paper exceeds it, a line drawing does not
+STYLES = ("contour", "structure")
+MAX_INK = 0.35  # fraction of pixels; real images and unevenly lit paper exceed it, line drawings do not
+XDOG_SIGMA = 1 / 128  # fraction of the shorter side
+XDOG_MIN_CONTRAST = 0.007  # of full scale; suppresses sensor noise on flat skin
 
 
-def sketch(
-    image: np.ndarray, mask: np.ndarray | None, style: str, rng: np.random.Generator | None = None
-) -> np.ndarray:
-    """Sketch of `image (H, W, 3) uint8` with `mask (H, W)` in {0, 1} in one of `STYLES`.
+def sketch(image: np.ndarray, mask: np.ndarray | None, style: str) -> np.ndarray:
+    """Sketch of `image (H, W, 3) uint8` with `mask (H, W)` in {0, 1}, in one of `STYLES`.
 
-    `structure` works without a mask, `hand` draws the contour and needs `rng`. An empty mask gives an empty contour.
-    Raises `ValueError` for an unknown style or a contour without a mask.
+    `structure` works without a mask. The contour of an empty mask is empty.
+    Raises `ValueError` for an unknown style, or style `contour` without a mask.
     """
+    if style not in STYLES:
+        raise ValueError(f"sketch style must be one of {', '.join(STYLES)}, got {style!r}")
     if style == "structure":
         return structure(image, mask)
-    if style not in STYLES:
-        raise ValueError(f"sketch style {style!r} is not one of {', '.join(STYLES)}")
     if mask is None:
-        raise ValueError(f"a sketch of style {style!r} is drawn from the mask, and this picture has none")
-    return contour(mask) if style == "contour" else hand_drawn(contour(mask), rng or np.random.default_rng(0))
+        raise ValueError(f"sketch style {style!r} needs a mask, got None: use style 'structure'")
+    return contour(mask)
 
 
 # -------------------------------------------------------------------------------------------------------- contour
 
 
 def stroke_width(shape: tuple[int, ...]) -> int:
-    """Stroke width in pixels: 2 at 128 px, in proportion elsewhere."""
+    """Stroke width in pixels for an image of `shape` (H, W, ...): 1/64 of the shorter side, at least 1."""
     return max(1, round(min(shape[:2]) / 64))
 
 
 def fill(mask: np.ndarray) -> np.ndarray:
-    """What the outline of a mask `(H, W)` in {0, 1} encloses, in {0, 1}: without its holes and crumbs."""
+    """Area enclosed by the outer outlines of a mask `(H, W)` in {0, 1}, in {0, 1}: without holes and specks."""
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    smallest = 1e-3 * mask.size  # crumbs of a hand-made mask are not a second lesion
-    outlines = [o for o in outlines if cv2.contourArea(o) >= smallest] or outlines
+    min_area = 1e-3 * mask.size  # specks of a manual mask are not a second lesion
+    outlines = [outline for outline in outlines if cv2.contourArea(outline) >= min_area] or outlines
     return cv2.drawContours(np.zeros(mask.shape, np.uint8), outlines, -1, 1, cv2.FILLED)
 
 
 def contour(mask: np.ndarray) -> np.ndarray:
-    """Outline of a mask `(H, W)` in {0, 1}; closed along the frame where the lesion leaves the picture."""
-    solid = 255 * fill(mask)
+    """Outline of a mask `(H, W)` in {0, 1}, `uint8 (H, W)` in {0, 255}; closed along the image border where the lesion
+    leaves the image."""
+    filled = 255 * fill(mask)
     width = stroke_width(mask.shape)
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * width + 1, 2 * width + 1))
-    # Beyond the frame counts as skin, so the outline runs along the frame instead of ending at it.
-    return solid - cv2.erode(solid, disc, borderType=cv2.BORDER_CONSTANT, borderValue=0)
+    # Pixels outside the image count as skin, so the outline follows the image border instead of ending there.
+    return filled - cv2.erode(filled, disc, borderType=cv2.BORDER_CONSTANT, borderValue=0)
 
 
 # ----------------------------------------------------------------------------------------------------------- hair
 
 
 def hair_mask(image: np.ndarray) -> np.ndarray:
-    """Dark hairs in `image (H, W, 3) uint8` as `uint8 (H, W)` in {0, 1}.
+    """Dark hairs in `image (H, W, 3) uint8`, as `uint8 (H, W)` in {0, 1}.
 
-    After DullRazor (Lee et al. 1997): a closing removes what is dark and thin; what it removed is hair if it also runs
-    straight for a good stretch in some direction, which spares dots, lacunae, ridges and the meshes of a network.
+    After DullRazor (Lee et al., *DullRazor: a software approach to hair removal from images*, 1997): a morphological
+    closing finds dark, thin structures. Only those that are also long and straight are hair, unlike dots, lacunae,
+    ridges and the mesh of a pigment network.
     """
     side = min(image.shape[:2])
-    grey = image.min(axis=2)  # brown hair on red skin is darkest in one of the channels
-    thin = max(3, round(side / 20)) | 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (thin, thin))
-    dark = cv2.morphologyEx(grey, cv2.MORPH_BLACKHAT, disc)
-    lines = _straight(dark, side / 10)
-    least = max(10.0, 2.5 * float(lines.mean()))
-    hairs = (lines > least).astype(np.uint8)
-    # A dark blob whose inside is streaky passes so far: thick in places, or dense all over.
+    gray = image.min(axis=2)  # brown hair on red skin is darkest in one of the channels
+    max_width = max(3, round(side / 20)) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (max_width, max_width))
+    thin_dark = cv2.morphologyEx(gray, cv2.MORPH_BLACKHAT, disc)
+    straight = _line_opening(thin_dark, side / 10)
+    threshold = max(10.0, 2.5 * float(straight.mean()))
+    hairs = (straight > threshold).astype(np.uint8)
+    # Dark blobs with a streaky interior pass so far: they are thick in places, or dense everywhere.
     thick = cv2.morphologyEx(hairs, cv2.MORPH_OPEN, disc)
-    hairs = _keep_long(hairs & ~cv2.dilate(thick, disc), side / 6, densest=0.18)
-    # A net passes too, of many short pieces. Hairs bend, so only most of each has to be straight for longer.
-    return _keep_marked(hairs, (_straight(dark, side / 5) > least) & (hairs > 0), share=0.4)
+    hairs = _keep_long(hairs & ~cv2.dilate(thick, disc), side / 6, max_density=0.18)
+    # A mesh of many short pieces passes too. Hairs bend, so only 40 % of each must be straight over twice the length.
+    return _keep_overlapping(hairs, (_line_opening(thin_dark, side / 5) > threshold) & (hairs > 0), min_fraction=0.4)
 
 
-def _straight(dark: np.ndarray, length: float) -> np.ndarray:
-    """What is left of dark lines `(H, W)` by openings with lines of `length` pixels, the best direction everywhere."""
-    return np.max([cv2.morphologyEx(dark, cv2.MORPH_OPEN, line) for line in _lines(max(7, round(length)) | 1)], axis=0)
-
-
-def _keep_marked(binary: np.ndarray, marks: np.ndarray, share: float) -> np.ndarray:
-    """The connected pieces of `binary (H, W)` of which at least `share` is marked."""
-    pieces = cv2.connectedComponents(binary, connectivity=8)[1].ravel()
-    keep = np.bincount(pieces, marks.ravel()) >= share * np.bincount(pieces)
-    return (keep[pieces].reshape(binary.shape) & (binary > 0)).astype(np.uint8)
+def _line_opening(image: np.ndarray, length: float) -> np.ndarray:
+    """Maximum over all directions of the opening of `image (H, W)` with a line of `length` pixels."""
+    elements = _line_elements(max(7, round(length)) | 1)
+    return np.max([cv2.morphologyEx(image, cv2.MORPH_OPEN, element) for element in elements], axis=0)
 
 
 @cache
-def _lines(length: int, directions: int = 12) -> list[np.ndarray]:
-    """Line elements `(length, length)` in evenly spread directions."""
-    reach, lines = length // 2, []
-    for angle in np.arange(directions) * np.pi / directions:
-        line = np.zeros((length, length), np.uint8)
-        dx, dy = round(reach * np.cos(angle)), round(reach * np.sin(angle))
-        lines.append(cv2.line(line, (reach - dx, reach - dy), (reach + dx, reach + dy), 1))
-    return lines
+def _line_elements(length: int) -> list[np.ndarray]:
+    """Structuring elements `(length, length)`: lines in 12 evenly spaced directions."""
+    radius, elements = length // 2, []
+    for angle in np.arange(12) * np.pi / 12:
+        element = np.zeros((length, length), np.uint8)
+        dx, dy = round(radius * np.cos(angle)), round(radius * np.sin(angle))
+        elements.append(cv2.line(element, (radius - dx, radius - dy), (radius + dx, radius + dy), 1))
+    return elements
 
 
-def _keep_long(binary: np.ndarray, shortest: float, densest: float = 1.0) -> np.ndarray:
-    """The connected pieces of `binary (H, W)` at least `shortest` pixels from end to end that fill no more than
-    `densest` of the square over that length: a line across a picture fills little of it, a blob much."""
-    _, pieces, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
+def _keep_overlapping(binary: np.ndarray, marker: np.ndarray, min_fraction: float) -> np.ndarray:
+    """Connected components of `binary (H, W)` with at least `min_fraction` of their pixels in `marker (H, W)`."""
+    components = cv2.connectedComponents(binary, connectivity=8)[1].ravel()
+    keep = np.bincount(components, marker.ravel()) >= min_fraction * np.bincount(components)
+    return (keep[components].reshape(binary.shape) & (binary > 0)).astype(np.uint8)
+
+
+def _keep_long(binary: np.ndarray, min_length: float, max_density: float = 1.0) -> np.ndarray:
+    """Connected components of `binary (H, W)` whose bounding box has a diagonal of at least `min_length` pixels and
+    that fill at most `max_density` of the square over that diagonal: a line fills little of it, a blob much."""
+    _, components, stats, _ = cv2.connectedComponentsWithStats(binary, connectivity=8)
     length = np.hypot(stats[:, cv2.CC_STAT_WIDTH], stats[:, cv2.CC_STAT_HEIGHT])
-    keep = (length >= shortest) & (stats[:, cv2.CC_STAT_AREA] <= densest * length**2)
+    keep = (length >= min_length) & (stats[:, cv2.CC_STAT_AREA] <= max_density * length**2)
     keep[0] = False  # the background
-    return np.where(keep[pieces], binary, 0).astype(np.uint8)
+    return np.where(keep[components], binary, 0).astype(np.uint8)
 
 
 def remove_hair(image: np.ndarray) -> np.ndarray:
-    """`image (H, W, 3) uint8` with dark hairs painted over from their surroundings."""
+    """`image (H, W, 3) uint8` with dark hairs inpainted from their surroundings; itself if it has none."""
     hairs = hair_mask(image)
     if not hairs.any():
         return image
     radius = stroke_width(image.shape)
-    wider = cv2.dilate(hairs, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))  # with the hair's soft edge
-    return cv2.inpaint(image, wider, 2 * radius, cv2.INPAINT_TELEA)
+    dilated = cv2.dilate(hairs, np.ones((2 * radius + 1, 2 * radius + 1), np.uint8))  # includes the hair's soft edge
+    return cv2.inpaint(image, dilated, 2 * radius, cv2.INPAINT_TELEA)
 
 
 # ------------------------------------------------------------------------------------------------------ structure
 
 
 def structure(image: np.ndarray, mask: np.ndarray | None = None, method: str = "xdog") -> np.ndarray:
-    """Contour and inner edges (`method` "xdog" or "canny") of `image (H, W, 3) uint8`, hair removed first.
+    """Contour and inner edges of `image (H, W, 3) uint8`, `uint8 (H, W)` in {0, 255}; hair is removed first.
 
-    Edges are kept where the lesion is; without a mask they are taken from the whole picture.
+    `method` is the edge detector, "xdog" or "canny". With `mask (H, W)` in {0, 1} only edges inside the lesion are kept
+    and its contour is added; without it edges of the whole image are returned.
     """
-    grey = cv2.cvtColor(remove_hair(image), cv2.COLOR_RGB2GRAY)
-    edges = {"xdog": xdog, "canny": canny}[method](grey)
-    shortest = min(grey.shape) / 16
+    gray = cv2.cvtColor(remove_hair(image), cv2.COLOR_RGB2GRAY)
+    edges = {"xdog": xdog, "canny": canny}[method](gray)
+    min_length = min(gray.shape) / 16
     if mask is None:
-        # Nothing says where the lesion is: find its soft border too, and be stricter with small things.
-        return _keep_long(cv2.max(edges, canny(grey, sigma=1 / 40)), 2.5 * shortest)
-    # Just inside the outline the border itself would be drawn a second time.
-    inside = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2 * stroke_width(mask.shape))
-    return cv2.max(_keep_long(edges * inside, shortest), contour(mask))
+        # The lesion's position is unknown: add coarse Canny edges for its soft border, and drop more small pieces.
+        return _keep_long(cv2.max(edges, canny(gray, sigma=1 / 40)), 2.5 * min_length)
+    # Eroded, because edges just inside the outline would draw the border a second time.
+    interior = cv2.erode(mask.astype(np.uint8), np.ones((3, 3), np.uint8), iterations=2 * stroke_width(mask.shape))
+    return cv2.max(_keep_long(edges * interior, min_length), contour(mask))
 
 
-def xdog(grey: np.ndarray, sigma: float = 1 / 128, floor: float = 0.007) -> np.ndarray:
-    """Dark lines, dots and rims of `grey (H, W) uint8` by difference of Gaussians, `uint8 (H, W)` in {0, 255}.
+def xdog(gray: np.ndarray) -> np.ndarray:
+    """Dark lines, dots and rims of `gray (H, W) uint8` by difference of Gaussians, `uint8 (H, W)` in {0, 255}.
 
-    XDoG (Winnemöller et al. 2012) in its limit of strong sharpening, where only the difference counts. Its threshold is
-    not one number: a line must stand out of the texture around it, and by at least `floor` of full scale, which keeps
-    sensor noise on flat skin out. `sigma` is a share of the side.
+    XDoG (Winnemöller et al., *XDoG: an extended difference-of-Gaussians compendium*, 2012) in the limit of strong
+    sharpening, where only the difference counts. The threshold is local: a line must exceed 0.8 standard deviations of
+    the texture around it, and `XDOG_MIN_CONTRAST`.
     """
-    scale = sigma * min(grey.shape)
-    light = grey.astype(np.float32) / 255
-    difference = cv2.GaussianBlur(light, (0, 0), scale) - cv2.GaussianBlur(light, (0, 0), 1.6 * scale)
-    texture = np.sqrt(cv2.GaussianBlur(difference**2, (0, 0), 8 * scale))
-    return 255 * ((difference < -0.8 * texture) & (difference < -floor)).astype(np.uint8)
+    sigma = XDOG_SIGMA * min(gray.shape)
+    intensity = gray.astype(np.float32) / 255
+    difference = cv2.GaussianBlur(intensity, (0, 0), sigma) - cv2.GaussianBlur(intensity, (0, 0), 1.6 * sigma)
+    texture = np.sqrt(cv2.GaussianBlur(difference**2, (0, 0), 8 * sigma))
+    return 255 * ((difference < -0.8 * texture) & (difference < -XDOG_MIN_CONTRAST)).astype(np.uint8)
 
 
-def canny(grey: np.ndarray, sigma: float = 1 / 80) -> np.ndarray:
-    """Edges by Canny (1986) with thresholds from the picture's own gradients, `uint8 (H, W)` in {0, 255}."""
-    smooth = cv2.GaussianBlur(grey, (0, 0), sigma * min(grey.shape))
-    across, down = (cv2.Sobel(smooth, cv2.CV_16S, dx, dy) for dx, dy in ((1, 0), (0, 1)))
-    gradient = np.abs(across.astype(np.float32)) + np.abs(down)
-    high = max(float(np.quantile(gradient, 0.93)), 24.0)
-    return cv2.Canny(across, down, 0.5 * high, high)
+def canny(gray: np.ndarray, sigma: float = 1 / 80) -> np.ndarray:
+    """Canny edges of `gray (H, W) uint8`, `uint8 (H, W)` in {0, 255} (Canny, *A computational approach to edge
+    detection*, 1986).
+
+    `sigma` of the blur is a fraction of the shorter side. The upper threshold is the 93 % quantile of the image's
+    gradient magnitudes, the lower one half of it.
+    """
+    blurred = cv2.GaussianBlur(gray, (0, 0), sigma * min(gray.shape))
+    grad_x, grad_y = (cv2.Sobel(blurred, cv2.CV_16S, dx, dy) for dx, dy in ((1, 0), (0, 1)))
+    magnitude = np.abs(grad_x.astype(np.float32)) + np.abs(grad_y)
+    high = max(float(np.quantile(magnitude, 0.93)), 24.0)
+    return cv2.Canny(grad_x, grad_y, 0.5 * high, high)
 
 
-# ------------------------------------------------------------------------------------------- hand, and new sketches
+# ------------------------------------------------------------------------------------------- hand-drawn and deformed
 
 
-def hand_drawn(drawing: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """A sketch as a person draws it: lines that wander, swell, thin out and break; `strength` 0 changes nothing."""
+def hand_drawn(lines: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
+    """A sketch `uint8 (H, W)` in {0, 255} as if drawn by hand: lines displaced, of varying width and with gaps.
+
+    `strength` scales the displacement; 0 returns an unchanged copy.
+    """
     if strength <= 0:
-        return drawing.copy()
-    size = min(drawing.shape)
-    wander = sum(smooth_noise(drawing.shape, n, rng, 2) * a for n, a in ((4, 0.012), (10, 0.006)))
-    moved = _warp(drawing, _identity(drawing.shape) + strength * size * wander.astype(np.float32))
+        return lines.copy()
+    side = min(lines.shape)
+    displacement = sum(_smooth_noise(lines.shape, cells, rng) * size for cells, size in ((4, 0.012), (10, 0.006)))
+    moved = _warp(lines, _identity(lines.shape) + strength * side * displacement.astype(np.float32))
     thick = cv2.dilate(moved, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    thin = cv2.erode(moved, np.ones((2, 2), np.uint8)) if stroke_width(drawing.shape) > 1 else moved
-    pressure, lift = smooth_noise(drawing.shape, 6, rng, 2).transpose(2, 0, 1)
+    thin = cv2.erode(moved, np.ones((2, 2), np.uint8)) if stroke_width(lines.shape) > 1 else moved
+    pressure, lift = _smooth_noise(lines.shape, 6, rng).transpose(2, 0, 1)
     stroke = np.where(pressure > 0.7, thick, np.where(pressure < -0.7, thin, moved))
-    # The pen leaves the paper where the second field peaks: a few gaps along a closed outline.
+    # Gaps where the second noise field peaks, as if the pen was lifted: a few along a closed outline.
     return stroke * (lift < 2.2 - 0.5 * min(strength, 1.0)).astype(np.uint8)
 
 
-def deform(mask: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """A new lesion's shape: the mask `(H, W)` in {0, 1} turned, zoomed, mirrored and bent smoothly at random.
+def deform(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A new lesion shape: mask `(H, W)` in {0, 1} under a random `deformation`. Its `contour` is a new sketch.
 
-    Its `contour` is a new sketch. A lesion that leaves the frame goes on beyond it, as far as one can know.
+    A lesion that is cut off by the image border is extended with the border's pixels.
     """
-    return _warp(mask, deformation(mask, rng, strength), cv2.BORDER_REPLICATE)
+    return _warp(mask, deformation(mask, rng), cv2.BORDER_REPLICATE)
 
 
-def deformation(mask: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """Where each pixel of a deformed picture comes from: columns and rows, `float32 (H, W, 2)`, for `cv2.remap`."""
-    size = min(mask.shape)
+def deformation(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A random rotation, scaling, flip and smooth warp about the centroid of mask `(H, W)` in {0, 1}.
+
+    Returns the source position (x, y) of every pixel, `float32 (H, W, 2)`, for `cv2.remap`.
+    """
+    side = min(mask.shape)
     rows, columns = np.nonzero(mask if mask.any() else np.ones_like(mask))
-    centre = np.array([columns.mean(), rows.mean()])
-    turn, zoom = strength * rng.uniform(-np.pi, np.pi), np.exp(strength * rng.uniform(-0.2, 0.2))
-    mirror = np.diag([rng.choice([-1.0, 1.0]) if strength > 0 else 1.0, 1.0])
-    matrix = mirror @ np.array([[np.cos(turn), -np.sin(turn)], [np.sin(turn), np.cos(turn)]]) / zoom
-    wander = sum(smooth_noise(mask.shape, n, rng, 2) * a for n, a in ((3, 0.022), (6, 0.006)))
-    grid = (_identity(mask.shape) - centre) @ matrix.T + centre + strength * size * wander
+    center = np.array([columns.mean(), rows.mean()])
+    angle, scale = rng.uniform(-np.pi, np.pi), np.exp(rng.uniform(-0.2, 0.2))
+    flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
+    matrix = flip @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
+    displacement = sum(_smooth_noise(mask.shape, cells, rng) * size for cells, size in ((3, 0.022), (6, 0.006)))
+    grid = (_identity(mask.shape) - center) @ matrix.T + center + side * displacement
     return grid.astype(np.float32)
 
 
-def smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator, channels: int) -> np.ndarray:
-    """Gaussian noise `(H, W, channels)` of unit variance that changes about `cells` times along a side."""
-    coarse = rng.standard_normal((cells + 3, cells + 3, channels)).astype(np.float32)
+def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> np.ndarray:
+    """Smooth Gaussian noise `float32 (H, W, 2)` of unit variance, with about `cells` random values along a side."""
+    coarse = rng.standard_normal((cells + 3, cells + 3, 2)).astype(np.float32)
     fine = cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
     return fine / max(float(fine.std()), 1e-6)
 
 
 def _identity(shape: tuple[int, ...]) -> np.ndarray:
+    """Position (x, y) of every pixel, `float32 (H, W, 2)`."""
     return np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), axis=-1).astype(np.float32)
 
 
-def _warp(picture: np.ndarray, grid: np.ndarray, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
-    """Binary pictures keep their two values: interpolated, then cut below half, so that thin lines survive."""
-    brightest = int(picture.max())
-    warped = cv2.remap(picture, grid, None, cv2.INTER_LINEAR, borderMode=border)
-    return np.where(warped > 0.4 * brightest, brightest, 0).astype(np.uint8)
+def _warp(image: np.ndarray, grid: np.ndarray, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+    """Warp a two-valued `image (H, W)`; thresholded at 40 %, not 50 %, of its maximum, so that thin lines survive."""
+    peak = int(image.max())
+    warped = cv2.remap(image, grid, None, cv2.INTER_LINEAR, borderMode=border)
+    return np.where(warped > 0.4 * peak, peak, 0).astype(np.uint8)

@@ -1,8 +1,8 @@
-"""`Dataset` -> memory-mapped arrays -> batches.
+"""Data set table -> memory-mapped arrays on disk (the store) -> training batches.
 
-A store is a folder: `images.npy (N, H, W, 3)`, `masks.npy` and `sketches.npy (N, H, W)`, small columns beside them,
-`table.csv` and `config.json`. Row i of every one of them is the same picture. Arrays are mapped, not loaded, so a
-store of a million pictures takes no more memory than one of a hundred.
+A store is a folder with `images.npy (N, H, W, 3)`, `masks.npy` and `sketches.npy (N, H, W)`, small arrays `(N,)`
+(`labels.npy`, ...), `table.csv` and `config.json`; row i of each belongs to the same image. Arrays are mapped, not
+loaded, so memory does not grow with N.
 """
 
 import hashlib
@@ -31,66 +31,69 @@ from helpers.data.files import (
     read_sketch,
 )
 from helpers.data.layouts import DatasetTable
-from helpers.data.sketches import hand_drawn, sketch
+from helpers.data.sketches import STYLES, hand_drawn, sketch
 
 BATCH = ("images", "masks", "sketches", "labels")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
 SPLITS = ["train", "val", "test"]
-VERSION = 3  # raise it when the same data and settings would give another store
-CHUNK = 256  # rows held in memory while writing
-INK_THRESHOLD = 25  # of 255: less is paper. A thin line fades when it is made smaller; a tenth of white is still a line
+VERSION = 3  # raise it when the same data and config give a different store
+CHUNK = 256  # images in memory while writing
+INK_THRESHOLD = 25  # of 255; downscaling dims thin lines, so 10 % of white still counts as a line
 
 
 @dataclass(frozen=True)
 class StoreConfig:
-    """`geometry`: "center" takes the central square (generation, classification), "none" the whole picture squeezed
-    to a square (segmentation). `style`: "contour" or "structure", see `sketches`. `seed` is that of the split."""
+    """How images are stored. Raises `ValueError` for a value that is not allowed."""
 
-    size: int = 128
-    style: str = "contour"
-    crop: str = "center"
-    seed: int = 0
+    size: int = 128  # side of the stored images in pixels, 16 to 1024
+    style: str = "contour"  # sketch style, "contour" or "structure", see `sketches`
+    crop: str = "center"  # "center": central square (generation, classification); "none": image squeezed to a square
+    seed: int = 0  # of the split, for data sets without an official one
 
     def __post_init__(self):
         if not 16 <= self.size <= 1024:
-            raise ValueError(f"size {self.size} is not between 16 and 1024 pixels")
-        if self.style not in ("contour", "structure"):
-            raise ValueError(f"style {self.style!r} is not 'contour' or 'structure' ('hand' is drawn at batch time)")
+            raise ValueError(f"size must be 16 to 1024 pixels, got {self.size}")
+        if self.style not in STYLES:
+            raise ValueError(f"style must be one of {', '.join(STYLES)}, got {self.style!r}")
         if self.crop not in ("center", "none"):
-            raise ValueError(f"geometry {self.crop!r} is not 'square' or 'whole'")
+            raise ValueError(f"crop must be one of center, none, got {self.crop!r}")
 
 
 class Store:
     """An opened store.
 
     `images uint8 (N, H, W, 3)`, `masks uint8 (N, H, W)` in {0, 1}, `sketches uint8 (N, H, W)` in {0, 255}: mapped from
-    disk, read only. `labels int16 (N,)` has -1 where the label is not known; a picture without mask or sketch has zeros
-    there and `False` in `has_mask`, `has_sketch`.
+    disk, read only. `labels int16 (N,)` is -1 where the label is unknown, `splits int8 (N,)` indexes `SPLITS`. Images
+    without mask or sketch have zeros there and False in `has_mask`, `has_sketch` `bool (N,)`.
     """
 
     def __init__(self, folder: str | Path):
+        """Open `folder`. Raises `DataError` if it is not a store or is damaged."""
         self.folder = Path(folder)
-        about = self.folder / "config.json"
-        if not about.is_file():
-            raise DataError(f"{self.folder} is not a store: no config.json in it")
+        path = self.folder / "config.json"
+        if not path.is_file():
+            raise DataError(f"{self.folder} is not a store: expected a config.json in it")
         try:
-            facts = json.loads(about.read_text())
+            metadata = json.loads(path.read_text())
             arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
-            whole = {len(array) for array in arrays.values()} == {facts["rows"]}
+            complete = {len(array) for array in arrays.values()} == {metadata["rows"]}
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
-                f"the store {self.folder} is damaged ({error}): delete it, it will be made again"
+                f"the store {self.folder} is damaged ({error}): delete it, it will be written again"
             ) from error
-        if not whole:
-            raise DataError(f"the store {self.folder} is damaged (rows are missing): delete it, it will be made again")
-        self.name, self.classes, self.problems = facts["name"], facts["classes"], facts["problems"]
-        self.config = StoreConfig(**facts["config"])
+        if not complete:
+            raise DataError(
+                f"the store {self.folder} is damaged (expected {metadata['rows']} rows in every array): delete it, it "
+                "will be written again"
+            )
+        self.name, self.classes, self.problems = metadata["name"], metadata["classes"], metadata["problems"]
+        self.config = StoreConfig(**metadata["config"])
         for name, array in arrays.items():
             setattr(self, name, array)
 
     @cached_property
     def table(self) -> pd.DataFrame:
-        """The data set's table, one row per picture; read when first asked for."""
+        """The data set's table, one row per image; read on first access."""
         table = pd.read_csv(self.folder / "table.csv", dtype="string")
         return table.assign(label=table["label"].astype("Int64"))
 
@@ -99,66 +102,59 @@ class Store:
 
     def __repr__(self) -> str:
         counts = ", ".join(f"{split} {len(self.rows(split)):,}" for split in SPLITS)
-        return f"Store({self.name}: {len(self):,} pictures at {self.config.size} px, {counts})"
+        return f"Store({self.name}: {len(self):,} images at {self.config.size} px, {counts})"
 
     def rows(self, split: str | None = None, needs: Iterable[str] = (), classes: list[str] | None = None) -> np.ndarray:
-        """Row numbers of a split, of pictures that have what is needed: any of "label", "mask", "sketch"."""
+        """Row numbers `(M,)`, ascending, of images of a split and of these `classes` (None: all) that have everything
+        in `needs`: any of "label", "mask", "sketch"."""
         keep = np.ones(len(self), bool)
         if split is not None:
             keep &= self.splits == SPLITS.index(split)
-        for what in needs:
-            keep &= (self.labels >= 0) if what == "label" else getattr(self, f"has_{what}")
+        for need in needs:
+            keep &= (self.labels >= 0) if need == "label" else getattr(self, f"has_{need}")
         if classes is not None:
             keep &= np.isin(self.labels, [self.classes.index(c) for c in classes])
         return np.flatnonzero(keep)
 
     def batch(self, rows: np.ndarray, arrays: Iterable[str] = BATCH) -> dict[str, np.ndarray]:
-        """Copies of the named `arrays` of these rows, and the `rows` themselves."""
+        """Copies of the named `arrays` at these rows, and the `rows` themselves."""
         return {**{name: np.asarray(getattr(self, name))[rows] for name in arrays}, "rows": rows}
 
     def batches(
-        self,
-        rows: np.ndarray,
-        size: int,
-        rng: np.random.Generator | None = None,
-        drop_last: bool = False,
-        arrays: Iterable[str] = BATCH,
+        self, rows: np.ndarray, batch_size: int, rng: np.random.Generator | None = None
     ) -> Iterator[dict[str, np.ndarray]]:
-        """The rows once, `size` at a time: in their order, or shuffled by `rng`."""
+        """One epoch: each row once, in the given order or shuffled by `rng`; the last batch may be smaller."""
         rows = rows if rng is None else rng.permutation(rows)
-        end = len(rows) - len(rows) % size if drop_last else len(rows)
-        return (self.batch(rows[start : start + size], arrays) for start in range(0, end, size))
+        return (self.batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
 
 
 def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
-    """What a batch holds as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` in [0, 1];
-    labels int64."""
-    import torch  # seconds to load, and neither the audit nor the preparation needs it
+    """The arrays of a batch as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` float in
+    [0, 1]; labels `(B,)` int64. Other entries are left out."""
+    import torch  # takes seconds to import; audit and preparation do not need it
 
-    def floats(name: str) -> torch.Tensor:
+    def to_float(name: str) -> torch.Tensor:
         return torch.from_numpy(batch[name]).to(device).float()
 
-    convert = {
-        "images": lambda: (floats("images") / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
-        "masks": lambda: floats("masks")[:, None],
-        "sketches": lambda: floats("sketches")[:, None] / 255,
+    converters = {
+        "images": lambda: (to_float("images") / 127.5 - 1).permute(0, 3, 1, 2).contiguous(),
+        "masks": lambda: to_float("masks")[:, None],
+        "sketches": lambda: to_float("sketches")[:, None] / 255,
         "labels": lambda: torch.from_numpy(batch["labels"].astype(np.int64)).to(device),
     }
-    return {name: make() for name, make in convert.items() if name in batch}
+    return {name: convert() for name, convert in converters.items() if name in batch}
 
 
 @dataclass(frozen=True)
 class SketchSampling:
-    """Which sketches come with the pictures of a batch."""
+    """Which sketches the images of a batch get."""
 
-    hand_drawn_prob: float = 0.0  # share that is redrawn as by hand
-    paired: bool = True  # each picture's own; else any
-    unpaired_sketches: np.ndarray | None = (
-        None  # (M, H, W) in {0, 255}, where not `paired`; None: of the same rows of the store
-    )
+    hand_drawn_prob: float = 0.0  # probability that a sketch is replaced by its `hand_drawn` version
+    paired: bool = True  # True: each image's own sketch; False: a random one
+    unpaired_sketches: np.ndarray | None = None  # uint8 (M, H, W) in {0, 255} if not paired; None: the store's
 
     def needs(self) -> list[str]:
-        """What a picture must have."""
+        """What images must have to be used, for `Store.rows`."""
         return ["label"] if self.unpaired_sketches is not None else ["sketch", "label"]
 
 
@@ -170,51 +166,55 @@ def balanced_batches(
     sketch_sampling: SketchSampling = SketchSampling(),
     balanced: bool = True,
 ) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop, images, sketches and labels: every class of the training split (or
-    of these `rows` of any) equally likely, within it every picture; not `balanced`: every picture. Random by the
-    step."""
+    """`get_batch(step, rank)` for the training loop, with images, sketches and labels.
+
+    Samples from the training split, or from these `rows` of any split: all classes are equally likely, and all images
+    of a class; if not `balanced`, all images are. The same seed, step and rank give the same batch.
+    """
     usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
     rows = usable if rows is None else np.intersect1d(rows, usable)
-    by_class = [rows[store.labels[rows] == label] for label in range(len(store.classes))] if balanced else [rows]
-    by_class = [members for members in by_class if len(members)]
+    groups = [rows[store.labels[rows] == label] for label in range(len(store.classes))] if balanced else [rows]
+    groups = [group for group in groups if len(group)]
     pool = store.sketches if sketch_sampling.unpaired_sketches is None else sketch_sampling.unpaired_sketches
-    places = rows if sketch_sampling.unpaired_sketches is None else np.arange(len(pool))
+    pool_rows = rows if sketch_sampling.unpaired_sketches is None else np.arange(len(pool))
 
     def get_batch(step: int, rank: int) -> dict:
         rng = np.random.default_rng([seed, step, rank])
-        chosen = [by_class[k][rng.integers(len(by_class[k]))] for k in rng.integers(len(by_class), size=batch_size)]
-        found = store.batch(np.array(chosen), ("images", "sketches", "labels"))
+        sampled = [groups[k][rng.integers(len(groups[k]))] for k in rng.integers(len(groups), size=batch_size)]
+        batch = store.batch(np.array(sampled), ("images", "sketches", "labels"))
         if not sketch_sampling.paired:
-            found["sketches"] = np.array(pool[rng.choice(places, batch_size)])
+            batch["sketches"] = np.array(pool[rng.choice(pool_rows, batch_size)])
         if sketch_sampling.hand_drawn_prob:
             for k in np.flatnonzero(rng.random(batch_size) < sketch_sampling.hand_drawn_prob):
-                found["sketches"][k] = hand_drawn(found["sketches"][k], rng)
-        return to_tensors(found)
+                batch["sketches"][k] = hand_drawn(batch["sketches"][k], rng)
+        return to_tensors(batch)
 
     return get_batch
 
 
 @dataclass(frozen=True)
 class ImageSource:
-    """Where training images come from: these `rows` of arrays, of a store or drawn."""
+    """Training images: `rows` of the arrays of a store, or of synthetic images."""
 
     images: np.ndarray  # uint8 (N, H, W, 3)
-    rows: np.ndarray
+    rows: np.ndarray  # (M,), the rows to use
     masks: np.ndarray | None = None  # uint8 (N, H, W) in {0, 1}
     labels: np.ndarray | None = None  # (N,)
 
 
 def pair_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop, images and masks: each part equally likely, within it each row;
-    random by the step."""
+    """`get_batch(step, rank)` for the training loop, with images and masks.
+
+    All sources are equally likely, and all rows of a source. The same seed, step and rank give the same batch.
+    """
 
     def get_batch(step: int, rank: int) -> dict:
         rng = np.random.default_rng([seed, step, rank])
-        chosen = [
+        sampled = [
             (source, rng.choice(source.rows))
             for source in (sources[k] for k in rng.integers(len(sources), size=batch_size))
         ]
-        return to_tensors({name: np.stack([getattr(part, name)[row] for part, row in chosen])
+        return to_tensors({name: np.stack([getattr(source, name)[row] for source, row in sampled])
                            for name in ("images", "masks")})  # fmt: skip
 
     return get_batch
@@ -223,19 +223,22 @@ def pair_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> 
 def labeled_batches(
     sources: Sequence[ImageSource], batch_size: int, seed: int, balanced: bool = True
 ) -> Callable[[int, int], dict]:
-    """`draw(step, process)` for the training loop, images and labels: every class equally likely, then every part that
-    has it, then each of its rows there. Not `balanced`: each part equally likely, within it each row."""
-    known = np.unique(np.concatenate([part.labels[part.rows] for part in sources]))
-    by_class = {k: [(part, rows) for part in sources if len(rows := part.rows[part.labels[part.rows] == k])]
-                for k in known}  # fmt: skip
-    kinds = list(by_class.values()) if balanced else [[(part, part.rows)] for part in sources]
+    """`get_batch(step, rank)` for the training loop, with images and labels.
+
+    If `balanced`, a class is sampled, then a source that has it, then a row of that class there; else a source, then a
+    row; each uniformly. The same seed, step and rank give the same batch.
+    """
+    labels = np.unique(np.concatenate([source.labels[source.rows] for source in sources]))
+    by_class = [[(source, rows) for source in sources if len(rows := source.rows[source.labels[source.rows] == label])]
+                for label in labels]  # fmt: skip
+    groups = by_class if balanced else [[(source, source.rows)] for source in sources]
 
     def get_batch(step: int, rank: int) -> dict:
         rng = np.random.default_rng([seed, step, rank])
-        picked = [kinds[k][rng.integers(len(kinds[k]))] for k in rng.integers(len(kinds), size=batch_size)]
-        chosen = [(part, rows[rng.integers(len(rows))]) for part, rows in picked]
-        return to_tensors({"images": np.stack([part.images[row] for part, row in chosen]),
-                           "labels": np.array([part.labels[row] for part, row in chosen])})  # fmt: skip
+        picked = [groups[k][rng.integers(len(groups[k]))] for k in rng.integers(len(groups), size=batch_size)]
+        sampled = [(source, rows[rng.integers(len(rows))]) for source, rows in picked]
+        return to_tensors({"images": np.stack([source.images[row] for source, row in sampled]),
+                           "labels": np.array([source.labels[row] for source, row in sampled])})  # fmt: skip
 
     return get_batch
 
@@ -251,11 +254,11 @@ def prepare(
     workers: int = 2,
     progress: bool = True,
 ) -> Store:
-    """From a data set as read to its store in the folder `stores`: opened if it is there, else audited (unless a
-    `report` is given), put right, split and written.
+    """Open the store of a data set in the folder `stores`; if there is none, audit (unless a `report` is given), clean,
+    split and write the data set first.
 
-    Its name holds the settings and a hash of the data: other data, another store. A store of the same data under other
-    settings spares the audit. Raises `DataError` for data that cannot be used.
+    The store's name contains the config and a hash of the data, so changed data get a new store. A store of the same
+    data with another config supplies the cleaned table, which saves the audit. Raises `DataError` for unusable data.
     """
     key = data_key(dataset, config.seed)
     folder = Path(stores) / f"{dataset.name}-{key}-{config.size}-{config.style}-{config.crop}"
@@ -263,14 +266,14 @@ def prepare(
         check_style(dataset, config)
         sibling = next(Path(stores).glob(f"{dataset.name}-{key}-*"), None)
         if sibling is not None:
-            known = Store(sibling)
-            cleaned = replace(dataset, table=known.table, problems=known.problems)
+            other = Store(sibling)
+            cleaned = replace(dataset, table=other.table, problems=other.problems)
         else:
             cleaned = clean(report or audit(dataset, workers, progress), config.seed)
         try:
             build_store(cleaned, folder, config, workers, progress)
         except OSError:
-            if not folder.is_dir():  # else another process was first with the same store
+            if not folder.is_dir():  # else another process was first to write the same store
                 raise
     return Store(folder)
 
@@ -278,61 +281,68 @@ def prepare(
 def build_store(
     dataset: DatasetTable, folder: str | Path, config: StoreConfig, workers: int = 2, progress: bool = True
 ) -> Store:
-    """Write the data set as it stands, row by row, to `folder`. Raises `DataError` for a picture that cannot be read, a
-    mask of another size than its picture, or contours of a set without masks; `folder` then stays as it was."""
+    """Write every row of the table, without cleaning, as the store `folder`.
+
+    Raises `DataError` for an unreadable image, a mask of another size than its image, or style "contour" without masks
+    or sketches; an existing `folder` is then left unchanged.
+    """
     check_style(dataset, config)
     with ThreadPoolExecutor(workers) as pool:
-        arrays = _in_blocks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
-        counted = tqdm(arrays, "storing", len(dataset.table), disable=not progress, leave=False)
-        write_store(folder, dataset, config, counted)
+        rows = _map_in_chunks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
+        write_store(
+            folder, dataset, config, tqdm(rows, "storing", len(dataset.table), disable=not progress, leave=False)
+        )
     return Store(folder)
 
 
 def check_style(dataset: DatasetTable, config: StoreConfig) -> None:
-    """Raise `DataError` when the style needs masks and the data set has none."""
+    """Raise `DataError` if the style is "contour" and the data set has neither masks nor sketches."""
     if config.style == "contour" and not dataset.has_contours:
-        raise DataError(f"{dataset.name} has no masks to draw contours from: prepare it with style 'structure'")
+        raise DataError(f"style 'contour' needs masks or sketches, {dataset.name} has none: use style 'structure'")
 
 
 def data_key(dataset: DatasetTable, seed: int) -> str:
-    """Twelve hexadecimal digits that change with the table, size or date of a file it names, or the split's seed."""
+    """Hash of 12 hexadecimal digits over the table, the split's seed, and size and date of every file in the table."""
     digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
     digest.update(dataset.table.to_csv(index=False).encode())
     for column in ("path", "mask_path", "sketch_path"):
         for path in dataset.table[column].dropna():
-            fact = os.stat(path)
-            digest.update(f"{fact.st_size} {fact.st_mtime_ns} ".encode())
+            stat = os.stat(path)
+            digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
     return digest.hexdigest()[:12]
 
 
-def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, arrays: Iterable[tuple]) -> None:
-    """Write `(image, mask or None, sketch or None)` per row of the table as a store, whole or not at all.
+def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, rows: Iterable[tuple]) -> None:
+    """Write `rows`, one (image, mask or None, sketch or None) per row of the table, as the store `folder`; if an error
+    occurs, an existing `folder` is left unchanged.
 
-    Written as plain files, not through a map: a full disk is then an error and not a crash, and memory stays flat.
+    The arrays are written as plain files, not through a memory map: a full disk then raises `OSError` instead of
+    crashing the process, and memory does not grow with their number.
     """
     count, size = len(dataset.table), config.size
     shapes = {"images": (count, size, size, 3), "masks": (count, size, size), "sketches": (count, size, size)}
     empty = np.zeros((size, size), np.uint8)
-    has = {"has_mask": np.zeros(count, bool), "has_sketch": np.zeros(count, bool)}
-    with atomic_folder(folder) as fresh:
+    flags = {"has_mask": np.zeros(count, bool), "has_sketch": np.zeros(count, bool)}
+    with atomic_folder(folder) as temporary:
         with ExitStack() as stack:
-            files = {name: stack.enter_context(open(fresh / f"{name}.npy", "wb")) for name in shapes}
+            files = {name: stack.enter_context(open(temporary / f"{name}.npy", "wb")) for name in shapes}
             for name, shape in shapes.items():
                 header = {"descr": "|u1", "fortran_order": False, "shape": shape}
                 np.lib.format.write_array_header_1_0(files[name], header)
-            for row, (image, mask, drawing) in enumerate(arrays):
-                has["has_mask"][row], has["has_sketch"][row] = mask is not None, drawing is not None and drawing.any()
-                for name, array in zip(shapes, (image, mask, drawing), strict=True):
+            for k, row in enumerate(rows):
+                _, mask, lines = row
+                flags["has_mask"][k], flags["has_sketch"][k] = mask is not None, lines is not None and lines.any()
+                for name, array in zip(shapes, row, strict=True):
                     files[name].write(np.ascontiguousarray(empty if array is None else array, np.uint8).data)
-        for name, column in {**_columns(dataset.table), **has}.items():
-            np.save(fresh / f"{name}.npy", column)
-        dataset.table.to_csv(fresh / "table.csv", index=False)
-        about = {"name": dataset.name, "rows": count, "classes": dataset.classes, "config": asdict(config)}
-        (fresh / "config.json").write_text(json.dumps({**about, "problems": dataset.problems}, indent=1))
+        for name, column in {**_columns(dataset.table), **flags}.items():
+            np.save(temporary / f"{name}.npy", column)
+        dataset.table.to_csv(temporary / "table.csv", index=False)
+        metadata = {"name": dataset.name, "rows": count, "classes": dataset.classes, "config": asdict(config)}
+        (temporary / "config.json").write_text(json.dumps({**metadata, "problems": dataset.problems}, indent=1))
 
 
 def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Label and split of every row as small integers, -1 where not known."""
+    """Label and split of every row as small integers, -1 where unknown."""
     splits = table["split"].map({split: code for code, split in enumerate(SPLITS)})
     return {
         "labels": table["label"].fillna(-1).to_numpy(np.int16),
@@ -340,38 +350,39 @@ def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
     }
 
 
-def _in_blocks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:
-    """`pool.map` that looks only `BLOCK` items ahead, so memory does not grow with their number."""
-    while block := [item for _, item in zip(range(CHUNK), items, strict=False)]:
-        yield from pool.map(function, block)
+def _map_in_chunks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:
+    """`pool.map` that runs at most `CHUNK` items ahead, so memory does not grow with their number."""
+    while chunk := [item for _, item in zip(range(CHUNK), items, strict=False)]:
+        yield from pool.map(function, chunk)
 
 
 def load_row(row, config: StoreConfig) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """A row of the table -> image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None"""
+    """Read a row of the table: image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None;
+    all uint8."""
     image = resize(read_image(row.path, min_size=config.size), config)
-    mask = sketch_array = None
+    mask = lines = None
     if pd.notna(row.mask_path):
         mask = (resize(255 * read_mask(row.mask_path, image_shape(row.path)), config) > 127).astype(np.uint8)
     if config.style == "contour" and pd.notna(row.sketch_path):
-        sketch_array = load_sketch(row.sketch_path, config)
+        lines = load_sketch(row.sketch_path, config)
     elif config.style == "structure" or mask is not None:
-        sketch_array = sketch(image, mask, config.style)
-    return image, mask, sketch_array
+        lines = sketch(image, mask, config.style)
+    return image, mask, lines
 
 
 def load_sketch(path: str | Path, config: StoreConfig) -> np.ndarray:
-    """A drawing in a file -> `(S, S)` in {0, 255}."""
+    """Read a sketch from a file as `uint8 (S, S)` in {0, 255}."""
     return resize_sketch(read_sketch(path), config)
 
 
 def resize_sketch(lines: np.ndarray, config: StoreConfig) -> np.ndarray:
-    """White lines on black `(H, W)` -> `(S, S)` in {0, 255}."""
+    """Resize white lines on black `uint8 (H, W)` to `(S, S)` in {0, 255}, cropped as the config says."""
     return np.where(resize(lines, config) > INK_THRESHOLD, 255, 0).astype(np.uint8)
 
 
 def resize(image: np.ndarray, config: StoreConfig) -> np.ndarray:
-    """A picture `(H, W[, C])` brought to `(S, S[, C])` by the settings' geometry."""
+    """Resize an image `(H, W[, C])` to `(S, S[, C])`, S = `config.size`, cropped as the config says."""
     image = center_crop(image) if config.crop == "center" else image
-    smaller = min(image.shape[:2]) >= config.size
-    how = cv2.INTER_AREA if smaller else cv2.INTER_CUBIC
-    return cv2.resize(image, (config.size, config.size), interpolation=how)
+    shrinks = min(image.shape[:2]) >= config.size
+    interpolation = cv2.INTER_AREA if shrinks else cv2.INTER_CUBIC
+    return cv2.resize(image, (config.size, config.size), interpolation=interpolation)

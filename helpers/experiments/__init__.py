@@ -1,1 +1,1 @@
-"""Comparisons of many small trainings, each of them resumable: notebooks 4, 6 and 7."""
+"""Experiments: resumable grids of small training runs, one module per question (notebooks 4, 6 and 7)."""

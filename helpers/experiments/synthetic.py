@@ -1,4 +1,4 @@
-"""Training images that nobody photographed: drawn from deformed sketches, drawn from noise, blended onto other skin."""
+"""Synthetic training images: from deformed sketches (CGAN), from noise (DCGAN), or blended onto other skin."""
 
 from pathlib import Path
 
@@ -11,19 +11,21 @@ from helpers.data.store import ImageSource, Store
 from helpers.models.cgan import load_cgan, sample
 from helpers.models.dcgan import load_dcgan, sample_dcgan
 
+MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
+
 
 def cgan_images(
     checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0, balanced: bool = False
 ) -> ImageSource:
-    """`count` images that a CGAN draws from deformed lesions of `rows`, each under its lesion's label, and the masks
-    they must show; `balanced`: from every class about as many.
+    """Generate `count` images from deformed masks of random `rows`, each with its lesion's label.
 
-    Raises `DataError` when the network knows other classes or another style of sketch.
+    The source holds the deformed masks too. `balanced`: about equally many per class, else in proportion to `rows`.
+    Raises `DataError` if the network was trained on other classes or another sketch style than "contour".
     """
-    generator, settings = load_cgan(checkpoint)
-    check_same_classes(settings.classes, store)
-    if settings.style != "contour":
-        raise DataError(f"the network draws sketches of style {settings.style!r}, of which no new ones can be made")
+    generator, config = load_cgan(checkpoint)
+    check_same_classes(config.classes, store)
+    if config.style != "contour":
+        raise DataError(f"new sketches can only have the style 'contour', the network was trained on {config.style!r}")
     rng = np.random.default_rng(seed)
     chosen = sample_balanced(store.labels, rows, count, rng) if balanced else rng.choice(rows, count)
     masks = np.stack([fill(deform(store.masks[row], rng)) for row in chosen])
@@ -32,42 +34,46 @@ def cgan_images(
 
 
 def dcgan_images(checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0) -> ImageSource:
-    """`count` images that a DCGAN draws from noise, under the labels of `rows`, of every class about as many. Raises
-    `DataError` when the network knows other classes."""
-    generator, settings = load_dcgan(checkpoint)
-    check_same_classes(settings.classes, store)
+    """Generate `count` images from noise with labels of `rows`, about equally many per class. Raises `DataError` if the
+    network was trained on other classes."""
+    generator, config = load_dcgan(checkpoint)
+    check_same_classes(config.classes, store)
     labels = store.labels[sample_balanced(store.labels, rows, count, np.random.default_rng(seed))]
     return ImageSource(sample_dcgan(generator, labels, seed), np.arange(count), labels=labels)
 
 
-def blended_images(store: Store, rows: np.ndarray, count: int, skins: np.ndarray, seed: int = 0) -> ImageSource:
-    """`count` lesions of `rows`, deformed and blended onto the skin of photographs `skins` (see `small_lesions`), of
-    every class about as many. Raises `DataError` without skins."""
+def blended_images(store: Store, rows: np.ndarray, count: int, skin_rows: np.ndarray, seed: int = 0) -> ImageSource:
+    """Deform `count` lesions of `rows`, about equally many per class, and blend them onto the skin of other images.
+
+    `skin_rows`: images whose own lesion is removed first, see `small_lesions`. Raises `DataError` if there are none.
+    """
     rng = np.random.default_rng(seed)
-    if not len(skins):
-        raise DataError(f"{store.name} has no picture with skin around its lesion to blend onto")
+    if not len(skin_rows):
+        raise DataError(f"{store.name} needs images with skin around a small lesion to blend onto, got none")
     chosen = sample_balanced(store.labels, rows, count, rng)
-    made = []
-    for donor, skin in zip(chosen, rng.choice(skins, count), strict=True):
-        bare = remove_lesion(store.images[skin], store.masks[skin], rng)
-        made.append(blend(store.images[donor], store.masks[donor], bare, rng))
-    images, masks = (np.stack(part) for part in zip(*made, strict=True))
+    blended = []
+    for donor, skin in zip(chosen, rng.choice(skin_rows, count), strict=True):
+        background = remove_lesion(store.images[skin], store.masks[skin], rng)
+        blended.append(blend(store.images[donor], store.masks[donor], background, rng))
+    images, masks = (np.stack(arrays) for arrays in zip(*blended, strict=True))
     return ImageSource(images, np.arange(count), masks, np.asarray(store.labels[chosen]))
 
 
-def small_lesions(store: Store, rows: np.ndarray, max_area: float = 0.25) -> np.ndarray:
-    """Those of `rows` whose lesion, known and not empty, fills less than `share` of the picture."""
+def small_lesions(store: Store, rows: np.ndarray) -> np.ndarray:
+    """Those of `rows` whose mask is not empty and covers less than `MAX_LESION_AREA` of the image."""
     areas = np.array([store.masks[row].mean() for row in rows])
-    return rows[(areas > 0) & (areas < max_area)]
+    return rows[(areas > 0) & (areas < MAX_LESION_AREA)]
 
 
 def sample_balanced(labels: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """`count` of the `rows`, from every class about as many: (count,), in the order of the classes."""
-    kinds = [rows[labels[rows] == k] for k in np.unique(labels[rows])]
-    shares = np.diff(np.linspace(0, count, len(kinds) + 1).round().astype(int))
-    return np.concatenate([rng.choice(kind, share) for kind, share in zip(kinds, shares, strict=True)])
+    """Draw `count` of `rows` with replacement, about equally many per class: `(count,)`, ordered by class."""
+    by_class = [rows[labels[rows] == k] for k in np.unique(labels[rows])]
+    counts = np.diff(np.linspace(0, count, len(by_class) + 1).round().astype(int))
+    return np.concatenate([rng.choice(members, n) for members, n in zip(by_class, counts, strict=True)])
 
 
 def check_same_classes(classes: tuple[str, ...], store: Store) -> None:
+    """Raise `DataError` if a network's classes are not those of the store, in the same order."""
     if classes != tuple(store.classes):
-        raise DataError(f"the network draws {' '.join(classes)}, the data have {' '.join(store.classes)}")
+        raise DataError(f"{store.name} has the classes {' '.join(store.classes)}, the network {' '.join(classes)}: "
+                        "train it on this data set")  # fmt: skip

@@ -1,1 +1,1 @@
-"""How good are the images, and how sure is that?"""
+"""Image quality, classification and segmentation measures, with confidence intervals."""

@@ -1,8 +1,8 @@
-"""Features of pictures by a network that judges: read in blocks, computed once, kept by content.
+"""Image features of a pretrained network, computed in batches and cached by content.
 
-A judge played no part in the training of what it judges. `inception` is the one that FID is defined by; where its
-weights cannot be had, any other says its name beside every number. Judges compute in float32: bf16
-moved the Fréchet distance of 500 drawings from 500 photographs by 1.2 % (MobileNetV2, HAM10000).
+The extractor must not have been used to train the generator it evaluates. FID is defined by `inception`; the Fréchet
+distance of any other extractor is reported under that extractor's name. Extractors compute in float32: bf16 changed the
+Fréchet distance of 500 synthetic to 500 real images by 1.2 % (MobileNetV2, HAM10000).
 """
 
 import copy
@@ -30,105 +30,101 @@ from helpers.models.classifier import Backbone, download_timeout, load_classifie
 from helpers.models.networks import fuse_batchnorm
 from helpers.models.trainer import best_device
 
-BATCH_SIZE = 16  # pictures at a time: more do not fit the cache of a processor
-MAX_UNREADABLE = 0.2  # share of the files
+BATCH_SIZE = 16  # larger batches do not fit the cache of a CPU
+MAX_UNREADABLE = 0.2  # fraction of the files
+BLUR = 1 / 64  # standard deviation of the blurred ceiling, as a fraction of the image size
 INCEPTION = "inception"
-INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name; its end is the file's digest
+INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name, ends with the SHA-256 prefix
 
-# ---------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------ images
 
 
 @dataclass
 class ImageSet:
-    """A set to be judged: files, or `uint8 (N, H, W, 3)` in memory. `kinds` holds the class name of each, or nothing;
-    `side` is that of the smallest central square among them, `odd` what is to be told of them, `damaged` the files left
-    out so far. `blur` softens, as a share of the side."""
+    """Images to evaluate: files, or `uint8 (N, H, W, 3)` in memory."""
 
     name: str
     items: list[Path] | np.ndarray
-    class_names: list[str]
-    image_size: int
+    class_names: list[str]  # one per image, or empty
+    image_size: int  # pixels per side of the smallest central square
     warnings: list[str] = field(default_factory=list)
-    unreadable: set[Path] = field(default_factory=set)
-    blur: float = 0.0
+    unreadable: set[Path] = field(default_factory=set)  # files left out so far
+    blur: float = 0.0  # standard deviation of a Gaussian blur, as a fraction of the image size
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "ImageSet":
-        """Pictures directly in `folder`, or in its subfolders, whose names are then their classes.
+        """Images directly in `folder`, or in its subfolders, whose names are then the class names.
 
-        Raises `DataError` for a folder that is not there, holds no picture, holds pictures beside folders of pictures, or
-        has more than a fifth damaged ones.
+        Raises `DataError` if the folder does not exist, has no images, has both images and subfolders with images, or
+        if more than 20 % of the files are unreadable.
         """
         folder = Path(folder)
-        if not folder.is_dir():
-            raise DataError(f"there is no folder {display_path(folder)}")
-        inner = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-        paths, within = list_images(folder), [(path, place.name) for place in inner for path in list_images(place)]
-        if paths and within:
-            raise DataError(
-                f"{display_path(folder)} holds pictures, {paths[0].name} the first, and folders of pictures: which?"
-            )
-        paths, kinds = paths or [path for path, _ in within], [kind for _, kind in within]
-        if not paths:
-            raise DataError(f"{display_path(folder)} holds no pictures, nor do folders in it")
+        paths, class_names = _list_images_by_class(folder)
         with ThreadPoolExecutor(cpu_count()) as pool:
-            headers = list(pool.map(_header, paths))
-        good = [k for k, header in enumerate(headers) if header is not None]
-        pictures = cls(folder.name, [paths[k] for k in good], [kinds[k] for k in good] if kinds else [], 0)
-        pictures.drop([path for path, header in zip(paths, headers, strict=True) if header is None])
-        sides = Counter(min(headers[k][0]) for k in good)
-        pictures.image_size = min(sides)
-        if len(sides) > 1:
-            span = f"pictures of {pictures.image_size} to {max(sides)} pixels"
-            pictures.warnings.append(f"{folder.name}: {span}, all brought to the smallest size")
-        if grey := sum(headers[k][1] in ("1", "L", "LA", "I;16") for k in good):
-            pictures.warnings.append(f"{folder.name}: {grey} of {len(good)} pictures are grey, taken as they are")
-        return pictures
+            headers = list(pool.map(_read_header, paths))
+        readable = [k for k, header in enumerate(headers) if header is not None]
+        class_names = [class_names[k] for k in readable] if class_names else []
+        images = cls(folder.name, [paths[k] for k in readable], class_names, image_size=0)
+        images.drop([path for path, header in zip(paths, headers, strict=True) if header is None])
+        sizes = Counter(min(headers[k][0]) for k in readable)
+        images.image_size = min(sizes)
+        if len(sizes) > 1:
+            span = f"images of {images.image_size} to {max(sizes)} pixels"
+            images.warnings.append(f"{folder.name}: {span}, all resized to the smallest size")
+        if num_gray := sum(headers[k][1] in ("1", "L", "LA", "I;16") for k in readable):
+            images.warnings.append(f"{folder.name}: {num_gray} of {len(readable)} images are gray, used as they are")
+        return images
 
     @classmethod
-    def from_array(cls, images: np.ndarray, kinds: list[str] | None = None, name: str = "array") -> "ImageSet":
-        """Pictures in memory, `uint8 (N, H, W, 3)`, and their class names. Raises `ValueError` for other shapes, types."""
+    def from_array(cls, images: np.ndarray, class_names: list[str] | None = None, name: str = "array") -> "ImageSet":
+        """Images in memory, `uint8 (N, H, W, 3)`, with one class name each or none.
+
+        Raises `ValueError` for another shape or type, no images, or another number of class names.
+        """
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3 or not len(images):
-            raise ValueError(f"pictures are {images.dtype} {images.shape}, not uint8 (N, H, W, 3)")
-        if kinds and len(kinds) != len(images):
-            raise ValueError(f"{len(images)} pictures, {len(kinds)} class names")
-        return cls(name, images, list(kinds or []), min(images.shape[1:3]))
+            raise ValueError(f"images must be uint8 (N, H, W, 3) with N >= 1, got {images.dtype} {images.shape}")
+        if class_names and len(class_names) != len(images):
+            raise ValueError(f"need one class name per image, got {len(images)} images, {len(class_names)} class names")
+        return cls(name, images, list(class_names or []), min(images.shape[1:3]))
 
     def __len__(self) -> int:
         return len(self.items)
 
     @property
     def problems(self) -> list[str]:
-        """One sentence each."""
+        """Warnings about the set, one sentence each, unreadable files first."""
+        if not self.unreadable:
+            return self.warnings
         names = ", ".join(sorted(path.name for path in self.unreadable)[:5])
-        told = f"{self.name}: {len(self.unreadable)} pictures are damaged and left out ({names})"
-        return [told, *self.warnings] if self.unreadable else self.warnings
+        return [f"{self.name}: {len(self.unreadable)} images are unreadable and left out ({names})", *self.warnings]
 
-    def drop(self, damaged: list[Path]) -> None:
-        """Note damaged files. Raises `DataError` when they are more than a fifth."""
-        self.unreadable.update(damaged)
-        if damaged and len(self.unreadable) > MAX_UNREADABLE * (whole := len(self.unreadable.union(self.items))):
+    def drop(self, unreadable: list[Path]) -> None:
+        """Record unreadable files. Raises `DataError` if they are now more than 20 % of all files."""
+        self.unreadable.update(unreadable)
+        num_files = len(self.unreadable.union(self.items)) if unreadable else 0
+        if unreadable and len(self.unreadable) > MAX_UNREADABLE * num_files:
             raise DataError(
-                f"{len(self.unreadable)} of {whole} pictures of {self.name} are damaged, {damaged[0].name} one"
+                f"{len(self.unreadable)} of {num_files} images of {self.name} are unreadable, at most "
+                f"{MAX_UNREADABLE:.0%} may be; one of them is {unreadable[0].name}"
             )
 
-    def crop(self, index: int, side: int) -> np.ndarray:
-        """One picture's central square as `(side, side, 3)`. Raises `DataError` for a damaged file."""
+    def crop(self, index: int, image_size: int) -> np.ndarray:
+        """Central square of one image as `uint8 (image_size, image_size, 3)`. Raises `DataError` for a bad file."""
         item = self.items[index]
-        picture = center_crop(item if isinstance(item, np.ndarray) else read_image(item))
-        how = cv2.INTER_AREA if len(picture) >= side else cv2.INTER_CUBIC
-        picture = picture if len(picture) == side else cv2.resize(picture, (side, side), interpolation=how)
-        return cv2.GaussianBlur(picture, (0, 0), self.blur * side) if self.blur else picture
+        image = center_crop(item if isinstance(item, np.ndarray) else read_image(item))
+        if len(image) != image_size:
+            interpolation = cv2.INTER_AREA if len(image) > image_size else cv2.INTER_CUBIC
+            image = cv2.resize(image, (image_size, image_size), interpolation=interpolation)
+        return cv2.GaussianBlur(image, (0, 0), self.blur * image_size) if self.blur else image
 
-    def blurred(self, rows: np.ndarray, blur: float = 1 / 64) -> "ImageSet":
-        """These rows, softened."""
-        files = not isinstance(self.items, np.ndarray)
-        items = [self.items[k] for k in rows] if files else self.items[rows]
-        return ImageSet(f"{self.name}, blurred", items, [], self.image_size, blur=blur)
+    def blurred(self, rows: np.ndarray) -> "ImageSet":
+        """The images of these rows, blurred by `BLUR`, without class names."""
+        items = self.items[rows] if isinstance(self.items, np.ndarray) else [self.items[k] for k in rows]
+        return ImageSet(f"{self.name}, blurred", items, [], self.image_size, blur=BLUR)
 
     @cached_property
     def key(self) -> str:
-        """Changes with any pixel of an array, any byte of a file; not with the names of files."""
+        """Content hash: of the pixels of an array or the bytes of the files, and the blur; not of file names."""
         digest = hashlib.blake2b(str(self.blur).encode(), digest_size=12)
         if isinstance(self.items, np.ndarray):
             digest.update(str(self.items.shape).encode())
@@ -139,90 +135,114 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def _header(path: Path) -> tuple[tuple[int, int], str] | None:
-    """Size and mode that a file states, or None when it is damaged from the start."""
+def _list_images_by_class(folder: Path) -> tuple[list[Path], list[str]]:
+    """Image files of a folder without class names, or of its subfolders with the subfolders' names."""
+    if not folder.is_dir():
+        raise DataError(f"there is no folder {display_path(folder)}")
+    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
+    paths, by_class = list_images(folder), [(path, sub.name) for sub in subfolders for path in list_images(sub)]
+    if paths and by_class:
+        raise DataError(
+            f"{display_path(folder)} must hold either images or folders of images, got both: the image {paths[0].name} "
+            f"and the folder {by_class[0][1]}"
+        )
+    if not paths and not by_class:
+        raise DataError(f"{display_path(folder)} holds no images, nor do its subfolders")
+    return paths or [path for path, _ in by_class], [class_name for _, class_name in by_class]
+
+
+def _read_header(path: Path) -> tuple[tuple[int, int], str] | None:
+    """Size (width, height) and mode from the file header, None if it is unreadable."""
     try:
-        with Image.open(path) as picture:
-            return picture.size, picture.mode
+        with Image.open(path) as image:
+            return image.size, image.mode
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
         return None
 
 
-# ------------------------------------------------------------------------------------------------------------ judges
+# -------------------------------------------------------------------------------------------------------- extractors
 
 
 @dataclass(frozen=True)
 class FeatureExtractor:
-    """`network`: pictures (B, 3, S, S) in 0..255 -> numbers (B, D), the last `logits` of which are class logits."""
+    """A named network: images (B, 3, S, S) in 0..255 -> (B, D), of which the last `num_logits` columns are class logits
+    and the others features."""
 
     name: str
     network: nn.Module
-    logits: int = 0
+    num_logits: int = 0
 
     @cached_property
     def key(self) -> str:
-        """Changes with weights and structure, never with the name alone."""
+        """Hash of the weights and the structure of the network, not of its name."""
         digest = hashlib.blake2b(str(self.network).encode(), digest_size=12)
         for name, tensor in self.network.state_dict().items():
             digest.update(name.encode() + tensor.cpu().contiguous().numpy().data)
         return digest.hexdigest()
 
     @torch.inference_mode()
-    def __call__(self, pictures: np.ndarray) -> np.ndarray:
-        """`uint8 (B, S, S, 3)` -> `float32 (B, D)`"""
-        x = torch.from_numpy(pictures).to(next(self.network.parameters()).device).permute(0, 3, 1, 2).float()
+    def __call__(self, images: np.ndarray) -> np.ndarray:
+        """`uint8 (B, S, S, 3)` -> `float32 (B, D)`."""
+        x = torch.from_numpy(images).to(next(self.network.parameters()).device).permute(0, 3, 1, 2).float()
         return self.network(x.contiguous(memory_format=torch.channels_last)).float().cpu().numpy()
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """A judge by name: `inception`, one of torchvision's networks with ImageNet weights, or the checkpoint of a
-    classifier of ours, `.../checkpoint.pt` (then called `classifier`). `name=FILE` takes the weights from a file.
-    Raises `DataError` when the weights are not to be had or not of that network."""
+    """Load a feature extractor: `inception`, a torchvision network with ImageNet weights (`name=FILE` takes the weights
+    from a file), or the checkpoint of a classifier, `.../checkpoint.pt`, which is then named `classifier`.
+
+    Raises `DataError` if the weights are not available or do not fit the network, `ValueError` for an unknown name.
+    """
     if Path(name).suffix == ".pt":
-        classifier, settings = load_classifier(name)
-        return FeatureExtractor(
-            "classifier", optimize_for_inference(Resized(classifier.backbone, settings.size), settings.size)
-        )
+        classifier, config = load_classifier(name)
+        return _resized_extractor("classifier", classifier.backbone, config.size)
     name, _, file = name.partition("=")
     if name == INCEPTION:
-        return FeatureExtractor(name, optimize_for_inference(inception(Path(file) if file else None), 299), 1008)
+        network = load_inception(Path(file) if file else None)
+        return FeatureExtractor(name, optimize_for_inference(network, 299), num_logits=1008)
     backbone = Backbone(name, file=Path(file) if file else None)
     if backbone.init != "ImageNet":
-        where = f"no {name}-imagenet.pth where LESION_WEIGHTS_DIR says"
-        raise DataError(f"the weights of {name} cannot be had: no connection, and {where}")
-    return FeatureExtractor(name, optimize_for_inference(Resized(backbone, 224), 224))
+        raise DataError(
+            f"the weights of {name} are not available: no connection, and no {name}-imagenet.pth in LESION_WEIGHTS_DIR"
+        )
+    return _resized_extractor(name, backbone, 224)
 
 
 def load_extractor_or_random(name: str) -> FeatureExtractor:
-    """One of torchvision's networks even where its weights cannot be had: then it is called "<name>, random init"."""
+    """Load a torchvision network with ImageNet weights. If they are not available it is randomly initialized and named
+    "<name>, random init"."""
     backbone = Backbone(name)
-    told = name if backbone.init == "ImageNet" else f"{name}, {backbone.init}"
-    return FeatureExtractor(told, optimize_for_inference(Resized(backbone, 224), 224))
+    return _resized_extractor(name if backbone.init == "ImageNet" else f"{name}, {backbone.init}", backbone, 224)
+
+
+def _resized_extractor(name: str, backbone: Backbone, image_size: int) -> FeatureExtractor:
+    """Extractor of a backbone that gets its images at `image_size` pixels."""
+    return FeatureExtractor(name, optimize_for_inference(Resized(backbone, image_size), image_size))
 
 
 def available_extractors(checkpoint: Path) -> tuple[list[FeatureExtractor], list[str]]:
-    """Inception and MobileNetV2 where their weights can be had, and the classifier of `checkpoint` if that is there;
-    and a sentence for each that is missing."""
-    found, missing = [], []
+    """Inception and MobileNetV2 if their weights are available, the classifier of `checkpoint` if that file exists; and
+    one message for each that is missing."""
+    extractors, missing = [], []
     for name in (INCEPTION, "mobilenet_v2"):
         try:
-            found.append(load_extractor(name))
+            extractors.append(load_extractor(name))
         except DataError as error:
             missing.append(str(error))
     if checkpoint.is_file():
-        return [*found, load_extractor(str(checkpoint))], missing
-    return found, [*missing, f"there is no {display_path(checkpoint)}, so our classifier does not judge"]
+        return [*extractors, load_extractor(str(checkpoint))], missing
+    return extractors, [*missing, f"the classifier is not used as an extractor: there is no {display_path(checkpoint)}"]
 
 
 class Resized(nn.Module):
-    """A backbone behind bilinear resizing: pictures (B, 3, H, W) in 0..255 -> features (B, D)."""
+    """A backbone after bilinear resizing: images (B, 3, H, W) in 0..255 -> features (B, D)."""
 
     def __init__(self, backbone: nn.Module, image_size: int):
         super().__init__()
         self.backbone, self.image_size = backbone, image_size
 
     def extra_repr(self) -> str:
-        return f"side={self.image_size}"  # part of the judge's key
+        return f"side={self.image_size}"  # enters the extractor's key: another text would invalidate cached features
 
     def forward(self, x: Tensor) -> Tensor:
         if x.shape[-1] != self.image_size:
@@ -231,10 +251,11 @@ class Resized(nn.Module):
 
 
 class Inception(nn.Module):
-    """The network of FID: pictures (B, 3, H, W) in 0..255 -> 2048 features and 1008 logits without bias, side by side.
+    """The Inception-v3 that defines FID: images (B, 3, H, W) in 0..255 -> (B, 3056), 2048 pool3 features and 1008
+    logits without bias.
 
-    torch-fidelity's modules and weights. Its bilinear resizing, TensorFlow's of 2015, is linear in rows and columns, so
-    two matrix products do it.
+    Uses torch-fidelity's modules and weights. TensorFlow's bilinear resizing of 2015 is linear in rows and columns, so
+    two matrix products replace it.
     """
 
     def __init__(self, published: FeatureExtractorInceptionV3):
@@ -243,48 +264,54 @@ class Inception(nn.Module):
         self.trunk, self.head = nn.Sequential(*trunk, nn.Flatten()), head
 
     def forward(self, x: Tensor) -> Tensor:
-        rows, columns = (tensorflow_resizing(side, 299).to(x.device) for side in x.shape[2:])
-        x = rows @ x @ columns.T
-        features = self.trunk(((x - 128) / 128).contiguous(memory_format=torch.channels_last))
+        resize_rows, resize_columns = (tensorflow_resize_matrix(size, 299).to(x.device) for size in x.shape[2:])
+        x = resize_rows @ x @ resize_columns.T  # (B, 3, 299, 299)
+        features = self.trunk(((x - 128) / 128).contiguous(memory_format=torch.channels_last))  # (B, 2048)
         return torch.cat([features, F.linear(features, self.head.weight)], dim=1)
 
 
-def tensorflow_resizing(side: int, to: int) -> Tensor:
-    """`(to, side)`: each row the weights of two neighbours, corners at corners and no half pixels."""
-    where = torch.arange(to) * (side / to)
-    low = where.floor().long()
-    matrix = torch.zeros(to, side)
-    matrix[torch.arange(to), low] = 1 - (where - low)
-    matrix[torch.arange(to), (low + 1).clamp(max=side - 1)] += where - low
+def tensorflow_resize_matrix(in_size: int, out_size: int) -> Tensor:
+    """Matrix `(out_size, in_size)` of bilinear resizing along one axis as in TensorFlow 1: without antialiasing and
+    without half-pixel centers."""
+    position = torch.arange(out_size) * (in_size / out_size)
+    low = position.floor().long()
+    matrix = torch.zeros(out_size, in_size)
+    matrix[torch.arange(out_size), low] = 1 - (position - low)
+    matrix[torch.arange(out_size), (low + 1).clamp(max=in_size - 1)] += position - low
     return matrix
 
 
-def inception(file: Path | None = None) -> Inception:
-    """With the official weights: from `file`, from LESION_WEIGHTS_DIR or downloaded. Raises `DataError` when none of
-    them has these very weights."""
-    path = file or find_weights_file(INCEPTION_WEIGHTS)
+def load_inception(file: Path | None = None) -> Inception:
+    """Inception with the official FID weights from `file`, from LESION_WEIGHTS_DIR or downloaded.
+
+    Raises `DataError` if they are not available or `file` has other content.
+    """
+    path, sha256_prefix = file or find_weights_file(INCEPTION_WEIGHTS), INCEPTION_WEIGHTS[-12:-4]
     try:
-        if path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(INCEPTION_WEIGHTS[-12:-4]):
-            raise OSError(f"{display_path(path)} is another file than the official one")
+        if path and not hashlib.sha256(path.read_bytes()).hexdigest().startswith(sha256_prefix):
+            raise OSError(f"{display_path(path)} is not the official file, whose SHA-256 starts with {sha256_prefix}")
         with download_timeout():
             published = FeatureExtractorInceptionV3(
                 INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
             )
     except (OSError, RuntimeError) as error:
-        raise DataError(f"Inception's weights cannot be had ({error}), so there is no FID and no IS") from error
+        raise DataError(
+            f"the weights of Inception are not available ({error}), so there is no FID and no IS"
+        ) from error
     return Inception(published)
 
 
 def optimize_for_inference(network: nn.Module, image_size: int) -> nn.Module:
-    """The same function of pictures, quicker: normalisation folded into the convolutions before it, channels last."""
+    """The network in eval mode on the best device, in channels-last format, with batch normalization fused into the
+    preceding convolutions; unfused if that would change its outputs for `image_size` pixels."""
     network = network.eval().requires_grad_(False).to(best_device(), memory_format=torch.channels_last)
-    folded = fuse_batchnorm(copy.deepcopy(network))
+    fused = fuse_batchnorm(copy.deepcopy(network))
     sample = 255 * torch.rand(1, 3, image_size, image_size, generator=torch.Generator().manual_seed(0))
     sample = sample.to(next(network.parameters()).device)
     with torch.inference_mode():
-        wanted, found = network(sample), folded(sample)
-    # Networks that call their parts in another order than they name them are left as they are.
-    return folded if torch.allclose(wanted, found, 1e-3, 1e-3 * float(wanted.abs().mean())) else network
+        expected, actual = network(sample), fused(sample)
+    # Fusing assumes that modules run in the order of their definition, which not every network does.
+    return fused if torch.allclose(expected, actual, 1e-3, 1e-3 * float(expected.abs().mean())) else network
 
 
 # ---------------------------------------------------------------------------------------------------------- features
@@ -292,89 +319,98 @@ def optimize_for_inference(network: nn.Module, image_size: int) -> nn.Module:
 
 @dataclass
 class Features:
-    """`values float32 (N, D)` and `logits (N, K)` of a set, `rows` their place in it (damaged pictures have none),
-    `kinds` as in `Pictures`; `marks` are equal where pixels are; `key` changes with pictures and judge."""
+    """Features of the readable images of an `ImageSet`."""
 
-    key: str
-    values: np.ndarray
-    logits: np.ndarray
-    class_names: list[str]
-    pixel_hashes: np.ndarray
-    rows: np.ndarray
+    key: str  # changes with the images and the extractor
+    values: np.ndarray  # float32 (N, D)
+    logits: np.ndarray  # float32 (N, K), K = 0 for an extractor without logits
+    class_names: list[str]  # one per image, or empty
+    pixel_hashes: np.ndarray  # uint64 (N,), equal for equal pixels
+    rows: np.ndarray  # (N,) positions in the image set
 
     def __len__(self) -> int:
         return len(self.values)
 
     def select(self, rows: np.ndarray) -> "Features":
-        chosen = hashlib.blake2b(np.asarray(rows, np.int64).tobytes(), digest_size=6).hexdigest()
-        kinds = [self.class_names[k] for k in rows] if self.class_names else []
-        parts = (self.values[rows], self.logits[rows], kinds, self.pixel_hashes[rows], self.rows[rows])
-        return Features(f"{self.key}-{chosen}", *parts)
+        """Features of these rows."""
+        rows_hash = hashlib.blake2b(np.asarray(rows, np.int64).tobytes(), digest_size=6).hexdigest()
+        class_names = [self.class_names[k] for k in rows] if self.class_names else []
+        selected = (self.values[rows], self.logits[rows], class_names, self.pixel_hashes[rows], self.rows[rows])
+        return Features(f"{self.key}-{rows_hash}", *selected)
 
-    def of_class(self, kind: str, without: bool = False) -> "Features":
-        return self.select(np.flatnonzero((np.array(self.class_names) == kind) != without))
+    def of_class(self, class_name: str, invert: bool = False) -> "Features":
+        """Features of one class, or with `invert` of all others."""
+        return self.select(np.flatnonzero((np.array(self.class_names) == class_name) != invert))
 
 
 def extract_features(
     images: ImageSet, extractor: FeatureExtractor, image_size: int, cache: Path | None = None
 ) -> Features:
-    """Every picture's central square at `side` pixels, judged. With a folder `cache` the result is kept there, under
-    the content of pictures and weights; damaged files are told in `pictures.problems` and left out."""
+    """Features of the central square of every image at `image_size` pixels.
+
+    With a folder `cache` they are stored there by the content of images and weights, and computed only once. Unreadable
+    files are left out and listed in `images.problems`. Raises `DataError` if more than 20 % are unreadable.
+    """
     key = f"{images.key}-{image_size}-{extractor.key}"
-    kept = cache and cache / f"{key}.npz"
-    if not kept or not kept.is_file():
-        found = _compute(images, extractor, image_size)
-        if not kept:
-            return _as_features(key, images, extractor, found)
+    path = cache and cache / f"{key}.npz"
+    if not path or not path.is_file():
+        arrays = _compute_features(images, extractor, image_size)
+        if not path:
+            return _to_features(key, images, extractor, arrays)
         cache.mkdir(parents=True, exist_ok=True)
-        fresh = cache / f".{key}-{os.getpid()}.npz"
-        np.savez(fresh, **found)
-        os.replace(fresh, kept)
-    with np.load(kept) as found:
-        return _as_features(key, images, extractor, dict(found))
+        temporary = cache / f".{key}-{os.getpid()}.npz"
+        np.savez(temporary, **arrays)
+        os.replace(temporary, path)
+    with np.load(path) as arrays:
+        return _to_features(key, images, extractor, dict(arrays))
 
 
-def _as_features(key: str, pictures: ImageSet, judge: FeatureExtractor, found: dict[str, np.ndarray]) -> Features:
-    values, rows = found["values"], found["rows"]
-    if len(rows) < len(pictures):
-        damaged = sorted(set(range(len(pictures))) - set(rows.tolist()))
-        pictures.drop([pictures.items[k] for k in damaged])
-    split = values.shape[1] - judge.logits
-    kinds = [pictures.class_names[k] for k in rows] if pictures.class_names else []
-    return Features(key, values[:, :split], values[:, split:], kinds, found["marks"], rows)
+def _to_features(key: str, images: ImageSet, extractor: FeatureExtractor, arrays: dict[str, np.ndarray]) -> Features:
+    """Features from the arrays of `_compute_features`; drops the unreadable files from `images`."""
+    values, rows = arrays["values"], arrays["rows"]
+    if len(rows) < len(images):
+        unreadable = sorted(set(range(len(images))) - set(rows.tolist()))
+        images.drop([images.items[k] for k in unreadable])
+    num_features = values.shape[1] - extractor.num_logits
+    class_names = [images.class_names[k] for k in rows] if images.class_names else []
+    return Features(key, values[:, :num_features], values[:, num_features:], class_names, arrays["marks"], rows)
 
 
-def _compute(pictures: ImageSet, judge: FeatureExtractor, side: int) -> dict[str, np.ndarray]:
-    values, rows, marks = None, [], []
-    for where, squares in tqdm(_blocks(pictures, side), f"{judge.name}, {pictures.name}", -(-len(pictures) // BATCH_SIZE),
-                               unit=f" x {BATCH_SIZE} images", leave=False):  # fmt: skip
-        found = judge(squares)
+def _compute_features(images: ImageSet, extractor: FeatureExtractor, image_size: int) -> dict[str, np.ndarray]:
+    """Arrays of a cache file: `values float32 (N, D + K)`; `rows (N,)` of the readable images; `marks uint64 (N,)`,
+    their pixel hashes."""
+    values, rows, pixel_hashes = None, [], []
+    batches, num_batches = _batches(images, image_size), -(-len(images) // BATCH_SIZE)
+    unit = f" x {BATCH_SIZE} images"
+    for batch_rows, batch in tqdm(batches, f"{extractor.name}, {images.name}", num_batches, unit=unit, leave=False):
+        outputs = extractor(batch)
         if values is None:
-            values = np.empty((len(pictures), found.shape[1]), np.float32)
-        values[len(rows) : len(rows) + len(where)] = found
-        rows += where
-        marks += [hashlib.blake2b(square.tobytes(), digest_size=8).digest() for square in squares]
+            values = np.empty((len(images), outputs.shape[1]), np.float32)
+        values[len(rows) : len(rows) + len(batch_rows)] = outputs
+        rows += batch_rows
+        pixel_hashes += [hashlib.blake2b(image.tobytes(), digest_size=8).digest() for image in batch]
     if values is None:
-        raise DataError(f"no picture of {pictures.name} can be read")
-    return {"values": values[: len(rows)], "rows": np.array(rows), "marks": np.frombuffer(b"".join(marks), np.uint64)}
+        raise DataError(f"none of the {len(images)} images of {images.name} is readable")
+    marks = np.frombuffer(b"".join(pixel_hashes), np.uint64)
+    return {"values": values[: len(rows)], "rows": np.array(rows), "marks": marks}
 
 
-def _blocks(pictures: ImageSet, side: int) -> Iterator[tuple[list[int], np.ndarray]]:
-    """Row numbers and squares, `BLOCK` at a time; the next block is read while this one is judged."""
+def _batches(images: ImageSet, image_size: int) -> Iterator[tuple[list[int], np.ndarray]]:
+    """Yield rows and images `uint8 (B, S, S, 3)` of the readable images, at most `BATCH_SIZE` at a time; the next batch
+    is read while the current one is processed."""
 
     def read(start: int) -> list[tuple[int, np.ndarray]]:
-        found = []
-        for k in range(start, min(start + BATCH_SIZE, len(pictures))):
+        batch = []
+        for k in range(start, min(start + BATCH_SIZE, len(images))):
             try:
-                found.append((k, pictures.crop(k, side)))
+                batch.append((k, images.crop(k, image_size)))
             except DataError:
-                continue  # told from the rows that are missing
-        return found
+                continue  # reported by `_to_features`, from the missing rows
+        return batch
 
     with ThreadPoolExecutor(1) as pool:
-        starts = range(0, len(pictures), BATCH_SIZE)
-        ahead = pool.submit(read, 0)
-        for start in starts:
-            block, ahead = ahead.result(), pool.submit(read, start + BATCH_SIZE)
-            if block:
-                yield [k for k, _ in block], np.stack([square for _, square in block])
+        next_batch = pool.submit(read, 0)
+        for start in range(0, len(images), BATCH_SIZE):
+            batch, next_batch = next_batch.result(), pool.submit(read, start + BATCH_SIZE)
+            if batch:
+                yield [k for k, _ in batch], np.stack([image for _, image in batch])

@@ -1,7 +1,7 @@
-"""How well does one mask cover another? Each measure takes `found` and `true`, `(H, W)` in {0, 1}, of one image.
+"""Overlap of a predicted and a target mask, `pred` and `target (H, W)` in {0, 1}, of one image.
 
-The ISIC challenges score the mean over images of Jaccard, at the image's own size; an image below 0.65, about what
-experts reach among themselves, counts 0 in the thresholded one (ISIC 2018).
+The ISIC challenges report the mean Jaccard index over images, at each image's own size. The thresholded Jaccard index
+(ISIC 2018, arXiv 1902.03368) counts an image below 0.65, roughly the agreement between experts, as 0.
 """
 
 import cv2
@@ -11,9 +11,12 @@ THRESHOLD = 0.65
 
 
 def scores(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
-    """`jaccard thresholded dice sensitivity specificity hd95` of one image. Raises `ValueError` for unequal shapes."""
+    """Measures of one image: `jaccard thresholded_jaccard dice sensitivity specificity` in [0, 1], `hd95` in pixels.
+
+    Raises `ValueError` for unequal shapes.
+    """
     if pred.shape != target.shape:
-        raise ValueError(f"masks of {pred.shape} and {target.shape} cannot be compared")
+        raise ValueError(f"masks must have the same shape, got {pred.shape} and {target.shape}")
     pred, target = pred.astype(bool), target.astype(bool)
     intersection, union = np.sum(pred & target), np.sum(pred | target)
     jaccard = safe_ratio(intersection, union)
@@ -28,21 +31,24 @@ def scores(pred: np.ndarray, target: np.ndarray) -> dict[str, float]:
 
 
 def safe_ratio(numerator: float, denominator: float) -> float:
-    """`part / whole`; 1 where there was nothing to find, and nothing was missed."""
+    """`numerator / denominator`; 1 for a denominator of 0, where there was nothing to find and nothing was missed."""
     return float(numerator / denominator) if denominator else 1.0
 
 
-def boundary_distance(pred: np.ndarray, target: np.ndarray, level: float = 0.95) -> float:
-    """Hausdorff distance at 95 % in pixels: most of each border is nearer than this to the other (Huttenlocher et al.
-    1993). 0 when both are empty, the diagonal of the picture when only one is."""
+def boundary_distance(pred: np.ndarray, target: np.ndarray) -> float:
+    """95th percentile Hausdorff distance in pixels: 95 % of the pixels of both borders are at most this far from the
+    other border (Huttenlocher et al., Comparing Images Using the Hausdorff Distance, 1993).
+
+    `pred`, `target`: bool `(H, W)`. 0 if both are empty, the diagonal of the image if only one is.
+    """
     if not pred.any() or not target.any():
         return 0.0 if pred.any() == target.any() else float(np.hypot(*pred.shape))
-    borders = [mask & ~eroded(mask) for mask in (pred, target)]
-    to = [cv2.distanceTransform((~border).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for border in borders]
-    return float(np.quantile(np.concatenate([to[1][borders[0]], to[0][borders[1]]]), level))
+    borders = [mask & ~erode(mask) for mask in (pred, target)]
+    to_border = [cv2.distanceTransform((~b).astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for b in borders]
+    return float(np.quantile(np.concatenate([to_border[1][borders[0]], to_border[0][borders[1]]]), 0.95))
 
 
-def eroded(mask: np.ndarray) -> np.ndarray:
-    """Without the pixels that touch, along a row or column, what is not mask; beyond the frame nothing is."""
+def erode(mask: np.ndarray) -> np.ndarray:
+    """Erosion of a bool mask `(H, W)` by a 3 x 3 cross; pixels beyond the frame count as background."""
     cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
     return cv2.erode(mask.astype(np.uint8), cross, borderType=cv2.BORDER_CONSTANT, borderValue=0).astype(bool)

@@ -1,14 +1,16 @@
-"""How near are synthetic images to real ones? KID, Fréchet distance, precision and recall, Inception Score.
+"""Distance of synthetic to real images: KID, Fréchet distance, precision and recall, Inception Score.
 
-Features are ours (`features.py`), the arithmetic is torch-fidelity's. Every number stands with its N and beside two
-others that give it a scale: the floor, real against other real images, and ceilings, real images spoilt on purpose.
-KID leads: at a few hundred images its estimate is unbiased, while a Fréchet distance mostly measures N.
+Features come from `extractors.py`, the arithmetic from torch-fidelity. Every number has its N and two references: the
+floor (real against other real images) and ceilings (real images blurred, or of another class). KID is the main measure:
+its estimate is unbiased, while the bias of a Fréchet distance dominates at a few hundred images. ImageNet features,
+Inception's included, favor generators that were trained with ImageNet features (arXiv 2203.06026).
 """
 
 import json
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -23,115 +25,129 @@ from helpers.data.files import DataError
 from helpers.metrics.extractors import INCEPTION, FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.stats import bootstrap_weights, percentile_ci
 
-MIN_IMAGES = 10  # images of a set; below that no distance means anything
-MIN_IMAGES_FOR_IS = 1000  # ten parts of a hundred; the score of smaller parts mostly tells their size
-KID_SUBSET_SIZE = 1000  # images that KID compares at a time
-VERSION = 1  # raise it when the same features would give another number: older ones are then not taken from the cache
+MIN_IMAGES = 10  # per set; distances of fewer images are meaningless
+MIN_IMAGES_FOR_IS = 1000  # ten splits of 100; with smaller splits the score mostly reflects their size
+KID_SUBSET_SIZE = 1000
+KID_CI_ROUNDS = 500
+KID_CI_MAX_IMAGES = 2000  # per set; the interval of a larger set would only be narrower
+PR_NEIGHBORS = 3
+PR_MAX_IMAGES = 10_000  # per set
+COVARIANCE_CHUNK = 4096  # rows at a time
+VERSION = 1  # of the cached numbers; increase it when the same features would give other numbers
 
-# ----------------------------------------------------------------------------------------------- measures of two sets
-
-
-def kid(one: np.ndarray, other: np.ndarray, seed: int = 0) -> float:
-    """Kernel distance (Bińkowski et al. 2018) of features `(N, D)` and `(M, D)`: unbiased, so near 0 for two samples of
-    one kind, and sometimes below. All images at once when both sets have the same number, up to `SUBSET`; else the
-    mean over 50 random subsets as large as the smaller set allows, `SUBSET` at most."""
-    size = min(len(one), len(other), KID_SUBSET_SIZE)
-    subsets = 1 if len(one) == len(other) == size else 50
-    kernel = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
-    kernel |= {"kid_kernel_poly_coef0": 1, "rng_seed": seed, "verbose": False}
-    found = kid_features_to_metric(*_tensors(one, other), kid_subsets=subsets, kid_subset_size=size, **kernel)
-    return found["kernel_inception_distance_mean"]
+# ------------------------------------------------------------------------------------------- measures of feature sets
 
 
-def kid_interval(
-    one: np.ndarray, other: np.ndarray, rounds: int = 500, most: int = 2000, seed: int = 0
-) -> tuple[float, float]:
-    """95 % bootstrap interval of KID over the images of both sets, of at most `most` each (a larger set is surer).
+def kid(features1: np.ndarray, features2: np.ndarray) -> float:
+    """Kernel Inception distance of features `(N, D)` and `(M, D)`, the squared MMD with a cubic polynomial kernel
+    (Bińkowski et al., arXiv 1801.01401). Unbiased: near 0, sometimes below, for two samples of one distribution.
 
-    The kernel is computed once, a round only weighs it. An image drawn twice is not compared with itself, which would
-    bias the distance upwards.
+    Uses all images at once if both sets have the same number, at most `KID_SUBSET_SIZE`; otherwise the mean over 50
+    random subsets, as large as the smaller set and `KID_SUBSET_SIZE` allow.
     """
-    rng = np.random.default_rng(seed)
-    x, y = (f[rng.permutation(len(f))[:most]].astype(np.float32) for f in (one, other))
-    v, w = (bootstrap_weights(len(f), rounds, rng).astype(np.float32) for f in (x, y))
+    size = min(len(features1), len(features2), KID_SUBSET_SIZE)
+    subsets = 1 if len(features1) == len(features2) == size else 50
+    kwargs = {"kid_kernel": "poly", "kid_kernel_poly_degree": 3, "kid_kernel_poly_gamma": None}
+    kwargs |= {"kid_kernel_poly_coef0": 1, "rng_seed": 0, "verbose": False}
+    tensors = _to_tensors(features1, features2)
+    metrics = kid_features_to_metric(*tensors, kid_subsets=subsets, kid_subset_size=size, **kwargs)
+    return metrics["kernel_inception_distance_mean"]
+
+
+def kid_interval(features1: np.ndarray, features2: np.ndarray) -> tuple[float, float]:
+    """95 % bootstrap interval of KID over the images of both sets, features `(N, D)` and `(M, D)`, from at most
+    `KID_CI_MAX_IMAGES` random images each.
+
+    The kernel is computed once and weighted in every round. An image sampled twice is not compared with itself, which
+    would bias the distance upwards.
+    """
+    rng = np.random.default_rng(0)
+    x, y = (f[rng.permutation(len(f))[:KID_CI_MAX_IMAGES]].astype(np.float32) for f in (features1, features2))
+    v, w = (bootstrap_weights(len(f), KID_CI_ROUNDS, rng).astype(np.float32) for f in (x, y))  # (R, N), (R, M)
 
     def kernel(a: np.ndarray, b: np.ndarray) -> np.ndarray:
         return (a @ b.T / a.shape[1] + 1) ** 3
 
-    def within(k: np.ndarray, u: np.ndarray) -> np.ndarray:
+    def mean_within(k: np.ndarray, u: np.ndarray) -> np.ndarray:
         squares = u**2
         return (((u @ k) * u).sum(axis=1) - squares @ np.diag(k)) / (u.sum(axis=1) ** 2 - squares.sum(axis=1))
 
-    across = ((v @ kernel(x, y)) * w).sum(axis=1) / (v.sum(axis=1) * w.sum(axis=1))
-    return percentile_ci(within(kernel(x, x), v) + within(kernel(y, y), w) - 2 * across)
+    mean_across = ((v @ kernel(x, y)) * w).sum(axis=1) / (v.sum(axis=1) * w.sum(axis=1))
+    return percentile_ci(mean_within(kernel(x, x), v) + mean_within(kernel(y, y), w) - 2 * mean_across)
 
 
-def frechet(one: np.ndarray, other: np.ndarray) -> float:
-    """Distance of two normal distributions with the means and covariances of features `(N, D)`, `(M, D)` (Heusel et al.
-    2017). Only with Inception's features it is FID."""
-    statistics = [dict(zip(("mu", "sigma"), mean_and_covariance(f), strict=True)) for f in (one, other)]
+def frechet(features1: np.ndarray, features2: np.ndarray) -> float:
+    """Fréchet distance between normal distributions fitted to features `(N, D)` and `(M, D)` (Heusel et al., arXiv
+    1706.08500). It is FID only with Inception's features."""
+    statistics = [dict(zip(("mu", "sigma"), mean_and_covariance(f), strict=True)) for f in (features1, features2)]
     return fid_statistics_to_metric(*statistics, False)["frechet_inception_distance"]
 
 
-def mean_and_covariance(values: np.ndarray, block: int = 4096) -> tuple[np.ndarray, np.ndarray]:
-    """In double precision, block by block: all at once would take several copies of the features."""
-    mean, total = values.mean(axis=0, dtype=np.float64), 0.0
-    for start in range(0, len(values), block):
-        centred = values[start : start + block] - mean
-        total = total + centred.T @ centred
-    return mean, total / (len(values) - 1)
+def mean_and_covariance(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean `(D,)` and covariance `(D, D)` of features `(N, D)` in float64, computed in chunks: a float64 copy of all
+    features would not fit in memory."""
+    mean, total = features.mean(axis=0, dtype=np.float64), 0.0
+    for start in range(0, len(features), COVARIANCE_CHUNK):
+        centered = features[start : start + COVARIANCE_CHUNK] - mean
+        total = total + centered.T @ centered
+    return mean, total / (len(features) - 1)
 
 
-def precision_recall(
-    synthetic: np.ndarray, real: np.ndarray, neighbors: int = 3, most: int = 10_000
-) -> tuple[float, float]:
-    """Share of synthetic images among the real ones, share of real images among the synthetic (Kynkäänniemi et al.
-    2019), of at most `most` random ones each. They change with N: compare them with those of a floor of the same N."""
+def precision_recall(synthetic: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """Precision and recall in [0, 1] from features `(N, D)` and `(M, D)`: the fraction of synthetic images within the
+    manifold of the real ones, and the reverse (Kynkäänniemi et al., arXiv 1904.06991).
+
+    Uses at most `PR_MAX_IMAGES` random images per set. Both depend on N: compare with a floor of the same N.
+    """
     rng = np.random.default_rng(0)
-    sets = [f if len(f) <= most else f[rng.permutation(len(f))[:most]] for f in (synthetic, real)]
-    how = {"prc_neighborhood": neighbors, "prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
-    found = prc_features_to_metric(*_tensors(*sets), **how)
-    return found["precision"], found["recall"]
+    sets = [f if len(f) <= PR_MAX_IMAGES else f[rng.permutation(len(f))[:PR_MAX_IMAGES]] for f in (synthetic, real)]
+    kwargs = {"prc_neighborhood": PR_NEIGHBORS, "prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
+    metrics = prc_features_to_metric(*_to_tensors(*sets), **kwargs)
+    return metrics["precision"], metrics["recall"]
 
 
 def inception_score(logits: np.ndarray) -> float:
-    """Salimans et al. 2016, over ten parts as published: how sure and how varied Inception's guesses are."""
+    """Inception Score from `logits (N, K)`, mean over ten splits (Salimans et al., arXiv 1606.03498): 1 to K, high if
+    the predicted classes are certain and varied."""
     return isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
 
 
-def _tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
+def _to_tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
     return [torch.from_numpy(np.ascontiguousarray(a, np.float32)) for a in arrays]
 
 
 def compute_metrics(synthetic: Features, real: Features, cache: Path | None = None) -> dict[str, float]:
-    """All measures of one set against real images, kept in `cache` by the content of both. Raises `DataError` when
-    either has fewer than `FEWEST` images."""
-    for found in (synthetic, real):
-        if len(found) < MIN_IMAGES:
-            raise DataError(f"{len(found)} images are too few to measure, {MIN_IMAGES} are the least")
+    """All measures of one set against real images: `n n_real kid kid_low kid_high fd precision recall`, and `is` for an
+    extractor with logits and at least `MIN_IMAGES_FOR_IS` images; stored in the folder `cache` by the content of both.
 
-    def measure() -> dict[str, float]:
+    Raises `DataError` if either set has fewer than `MIN_IMAGES` images.
+    """
+    for features in (synthetic, real):
+        if len(features) < MIN_IMAGES:
+            raise DataError(f"need at least {MIN_IMAGES} images, got {len(features)}")
+
+    def compute() -> dict[str, float]:
         low, high = kid_interval(synthetic.values, real.values)
-        exact, covered = precision_recall(synthetic.values, real.values)
-        found = {"kid": kid(synthetic.values, real.values), "kid_low": low, "kid_high": high}
-        found |= {"fd": frechet(synthetic.values, real.values), "precision": exact, "recall": covered}
-        scored = synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS
-        return found | ({"is": inception_score(synthetic.logits)} if scored else {})
+        precision, recall = precision_recall(synthetic.values, real.values)
+        metrics = {"kid": kid(synthetic.values, real.values), "kid_low": low, "kid_high": high}
+        metrics |= {"fd": frechet(synthetic.values, real.values), "precision": precision, "recall": recall}
+        has_score = synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS
+        return metrics | ({"is": inception_score(synthetic.logits)} if has_score else {})
 
-    counted = {"n": len(synthetic), "n_real": len(real)}
-    return counted | (cached(cache / f"{VERSION}-{synthetic.key}-{real.key}.json", measure) if cache else measure())
+    counts = {"n": len(synthetic), "n_real": len(real)}
+    return counts | (cached(cache / f"{VERSION}-{synthetic.key}-{real.key}.json", compute) if cache else compute())
 
 
-def cached(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """What the file says, else what `make` says, written to it."""
+def cached(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
+    """The numbers in the JSON file `path`; if it does not exist, those of `compute`, which are written to it."""
     if path.is_file():
         return json.loads(path.read_text())
-    found = make()
+    metrics = compute()
     path.parent.mkdir(parents=True, exist_ok=True)
-    fresh = path.with_name(f".{os.getpid()}-{path.name}")
-    fresh.write_text(json.dumps(found))
-    os.replace(fresh, path)
-    return found
+    temporary = path.with_name(f".{os.getpid()}-{path.name}")
+    temporary.write_text(json.dumps(metrics))
+    os.replace(temporary, path)
+    return metrics
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -139,28 +155,29 @@ def cached(path: Path, make: Callable[[], dict[str, float]]) -> dict[str, float]
 
 @dataclass
 class Quality:
-    """`table`: one row a comparison with columns `extractor compared class n n_real kid kid_low kid_high fd precision
-    recall` (Inception: `fid is` instead of `fd`); what could not be measured is empty and told in `notes`."""
+    """`table` has one row per comparison: `extractor compared class n n_real kid kid_low kid_high fd precision recall`,
+    for Inception `fid` and `is` instead of `fd`. What was not measured is empty there and explained in `notes`."""
 
     table: pd.DataFrame
     notes: list[str]
 
-    def row(self, compared: str = "synthetic", class_name: str = "all", extractor: str | None = None) -> dict:
-        found = self.table[(self.table["compared"] == compared) & (self.table["class"] == class_name)]
-        found = found if extractor is None else found[found["extractor"] == extractor]
-        return found.iloc[0].dropna().to_dict() if len(found) else {}
+    def row(self, compared: str = "synthetic", extractor: str | None = None) -> dict:
+        """The row of a comparison over all classes, by the given or the first extractor; empty if there is none."""
+        rows = self.table[(self.table["compared"] == compared) & (self.table["class"] == "all")]
+        rows = rows if extractor is None else rows[rows["extractor"] == extractor]
+        return rows.iloc[0].dropna().to_dict() if len(rows) else {}
 
     def summary(self) -> dict:
-        """The first extractor's figures in one flat record, what could not be measured as None; then all rows. Its
-        Fréchet distance is always `fd`, and `fid` too if it is one."""
-        ours = self.row()
-        floor = self.row("floor", extractor=ours["extractor"])
-        first = {"extractor": ours["extractor"], "n_real": ours["n_real"], "n_synthetic": ours["n"]}
-        measures = [k for k in ours if k not in ("extractor", "compared", "class", "n", "n_real")]
-        first |= {k: ours[k] for k in measures} | {f"floor_{k}": floor.get(k) for k in ["n", "n_real", *measures]}
-        if "fid" in first:
-            first |= {"fd": first["fid"], "floor_fd": first["floor_fid"]}
-        return first | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
+        """A flat record for JSON: the numbers of the first extractor (None if not measured), those of its floor as
+        `floor_*`, all `rows` and `notes`. The Fréchet distance is always in `fd`, for Inception also in `fid`."""
+        synthetic = self.row()
+        floor = self.row("floor", extractor=synthetic["extractor"])
+        record = {"extractor": synthetic["extractor"], "n_real": synthetic["n_real"], "n_synthetic": synthetic["n"]}
+        measures = [k for k in synthetic if k not in ("extractor", "compared", "class", "n", "n_real")]
+        record |= {k: synthetic[k] for k in measures} | {f"floor_{k}": floor.get(k) for k in ["n", "n_real", *measures]}
+        if "fid" in record:
+            record |= {"fd": record["fid"], "floor_fd": record["floor_fid"]}
+        return record | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
 
     def __str__(self) -> str:
         digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1, "precision": 2, "recall": 2, "is": 2}
@@ -175,103 +192,103 @@ def quality(
     floor: ImageSet | None = None,
     cache: Path | None = None,
 ) -> Quality:
-    """Synthetic against real images by every judge, overall and per class where both sets have classes, and a scale for
-    the reader. `floor`: other real images, of which as many are compared as there are synthetic ones; without them part
-    of the real images is compared with the rest. Ceilings: the images of the floor blurred, and the largest class
-    against all others.
+    """Compare synthetic with real images by every extractor, overall and per class where both sets have classes, next
+    to a floor and ceilings.
 
-    All are compared at the size of the smallest, or more pixels would count as a difference. Raises `DataError` when
-    either set has fewer than `FEWEST` images.
+    Floor: as many images of `floor`, other real images, as there are synthetic ones; without `floor`, some of the real
+    images against the rest. Ceilings: the floor's images blurred, and the largest class against all others. All sets
+    are resized to the smallest image size, because another resolution would count as a difference.
+
+    Features and numbers are stored in the folder `cache`. Raises `DataError` if there are fewer than `MIN_IMAGES` real
+    or synthetic images.
     """
     check_counts(real, synthetic)
-    sets = [pictures for pictures in (real, synthetic, floor) if pictures is not None]
-    side, notes, rows = min(p.image_size for p in sets), [], []
-    if len({p.image_size for p in sets}) > 1:
-        sizes = ", ".join(f"{p.name} {p.image_size}" for p in sets)
-        notes.append(f"sizes differ ({sizes} pixels): all are compared at {side}")
-    for judge in extractors:
-        judged = [extract_features(pictures, judge, side, cache) for pictures in sets]
-        rows += _rows(judge, sets, judged, side, cache, notes)
-    problems = [problem for pictures in sets for problem in pictures.problems]
-    if (
-        alone := sorted(set(real.class_names) ^ set(synthetic.class_names))
-        if real.class_names and synthetic.class_names
-        else []
-    ):
-        problems.append(f"not in both sets, so without a row: {', '.join(alone)}")
-    return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + shared_images(sets, judged))))
+    sets = [images for images in (real, synthetic, floor) if images is not None]
+    image_size, notes, rows = min(s.image_size for s in sets), [], []
+    if len({s.image_size for s in sets}) > 1:
+        sizes = ", ".join(f"{s.name} {s.image_size}" for s in sets)
+        notes.append(f"sizes differ ({sizes} pixels): all are compared at {image_size}")
+    for extractor in extractors:
+        features = [extract_features(images, extractor, image_size, cache) for images in sets]
+        rows += _compute_rows(extractor, sets, features, image_size, cache, notes)
+    problems = [problem for images in sets for problem in images.problems]
+    have_classes = real.class_names and synthetic.class_names
+    if have_classes and (unmatched := sorted(set(real.class_names) ^ set(synthetic.class_names))):
+        problems.append(f"not in both sets, so without a row: {', '.join(unmatched)}")
+    return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + shared_images(sets, features))))
 
 
-def _rows(
-    judge: FeatureExtractor,
+def _compute_rows(
+    extractor: FeatureExtractor,
     sets: list[ImageSet],
-    judged: list[Features],
-    side: int,
+    features: list[Features],
+    image_size: int,
     cache: Path | None,
     notes: list[str],
 ) -> list[dict]:
-    """What one judge says. Real images, synthetic ones, and perhaps those of the floor, as pictures and as features."""
-    real, synthetic, others = judged[0], judged[1], judged[2] if len(judged) > 2 else judged[0]
-    near, far = floor_rows(len(synthetic), len(others), half=others is real)
+    """Table rows of one extractor; `sets` and their `features` are real, synthetic and optionally floor. Appends to
+    `notes`."""
+    real, synthetic, others = features[0], features[1], features[-1] if len(features) > 2 else features[0]
+    near, rest = floor_rows(len(synthetic), len(others), half=others is real)
     if len(near) < len(synthetic):
-        notes.append(f"the floor has {len(near)} images for {len(synthetic)} synthetic ones: read its FD with care")
-    reference = real.select(far) if others is real else real
-    softened = extract_features(sets[2 if len(sets) > 2 else 0].blurred(others.rows[near]), judge, side, cache)
+        counts = f"{len(near)} images for {len(synthetic)} synthetic ones"
+        notes.append(f"the floor has only {counts}: its FD is biased upwards in comparison")
+    reference = real.select(rest) if others is real else real
+    floor_images = sets[-1] if len(sets) > 2 else sets[0]
+    blurred = extract_features(floor_images.blurred(others.rows[near]), extractor, image_size, cache)
     rows = []
-    for what, kind, one, other in comparison_sets(real, synthetic, others.select(near), reference, softened):
+    for comparison, class_name, compared, compared_to in comparison_sets(
+        real, synthetic, others.select(near), reference, blurred
+    ):
         try:
-            row = compute_metrics(one, other, cache)
+            row = compute_metrics(compared, compared_to, cache)
         except DataError as error:
-            if (what, kind) == ("synthetic", "all"):
+            if (comparison, class_name) == ("synthetic", "all"):
                 raise
-            notes.append(f"{what}, {kind}: {error}")
+            notes.append(f"{comparison}, {class_name}: {error}")
             continue
-        if judge.name == INCEPTION:
-            row["fid"] = row.pop("fd")  # only now may it be called so
-        rows.append({"extractor": judge.name, "compared": what, "class": kind} | row)
+        if extractor.name == INCEPTION:
+            row["fid"] = row.pop("fd")  # no other extractor's distance is FID
+        rows.append({"extractor": extractor.name, "compared": comparison, "class": class_name} | row)
     return rows
 
 
 def check_counts(*sets: ImageSet) -> None:
-    """Before anything is computed. Raises `DataError` naming the set that is too small."""
-    for pictures in sets:
-        if len(pictures) < MIN_IMAGES:
-            raise DataError(
-                f"{pictures.name}: {len(pictures)} images are too few to measure, {MIN_IMAGES} are the least"
-            )
+    """Raise `DataError` if a set has fewer than `MIN_IMAGES` images."""
+    for images in sets:
+        if len(images) < MIN_IMAGES:
+            raise DataError(f"{images.name}: need at least {MIN_IMAGES} images, got {len(images)}")
 
 
-def floor_rows(n: int, others: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Which `n` images stand for the floor, at random among `others`, at most half of them if `half`; and the rest."""
-    order = np.random.default_rng(0).permutation(others)
-    n = min(n, others // 2 if half else others)
-    return order[:n], order[n:]
+def floor_rows(num_images: int, num_available: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Random rows of the floor, at most `num_images` (with `half`, at most half of those available), and the rest."""
+    order = np.random.default_rng(0).permutation(num_available)
+    num_images = min(num_images, num_available // 2 if half else num_available)
+    return order[:num_images], order[num_images:]
 
 
 def comparison_sets(
     real: Features, synthetic: Features, floor: Features, reference: Features, blurred: Features
 ) -> Iterator[tuple[str, str, Features, Features]]:
-    """What stands in the table: what is compared, of which class, the two sets. One at a time, for each is a copy."""
+    """Yield (comparison, class, set, reference set) per table row; lazily, because every subset is a copy."""
     yield "synthetic", "all", synthetic, real
     yield "floor", "all", floor, reference
     yield "blurred real", "all", blurred, reference
-    kinds = sorted(set(real.class_names) & set(synthetic.class_names), key=real.class_names.index)
-    for kind in kinds:
-        yield "synthetic", kind, synthetic.of_class(kind), real.of_class(kind)
-        if kind in floor.class_names and kind in reference.class_names:
-            yield "floor", kind, floor.of_class(kind), reference.of_class(kind)
+    for name in sorted(set(real.class_names) & set(synthetic.class_names), key=real.class_names.index):
+        yield "synthetic", name, synthetic.of_class(name), real.of_class(name)
+        if name in floor.class_names and name in reference.class_names:
+            yield "floor", name, floor.of_class(name), reference.of_class(name)
     if len(set(real.class_names)) > 1:
         largest = max(sorted(set(real.class_names)), key=real.class_names.count)
-        yield "other classes", largest, real.of_class(largest, without=True), real.of_class(largest)
+        yield "other classes", largest, real.of_class(largest, invert=True), real.of_class(largest)
 
 
-def shared_images(sets: list[ImageSet], judged: list[Features]) -> list[str]:
-    """A sentence for every two sets that share images, pixel for pixel."""
-    told = []
-    for k, one in enumerate(judged):
-        for m in range(k + 1, len(judged)):
-            if shared := int(np.isin(one.pixel_hashes, judged[m].pixel_hashes).sum()):
-                told.append(
-                    f"{shared} images of {sets[k].name} are also in {sets[m].name}, which flatters the distance"
-                )
-    return told
+def shared_images(sets: list[ImageSet], features: list[Features]) -> list[str]:
+    """One message for every two sets that share images, pixel for pixel."""
+    messages = []
+    for i, j in combinations(range(len(features)), 2):
+        if num_shared := int(np.isin(features[i].pixel_hashes, features[j].pixel_hashes).sum()):
+            messages.append(
+                f"{num_shared} images of {sets[i].name} are also in {sets[j].name}, which lowers the distance"
+            )
+    return messages

@@ -1,1 +1,1 @@
-"""Networks, and the one loop that trains them."""
+"""Networks, losses and the training loop."""

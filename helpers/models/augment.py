@@ -1,7 +1,8 @@
-"""Differentiable augmentation: the discriminator sees real and drawn pictures only after the same kind of change.
+"""Differentiable augmentation of images together with their sketches or masks.
 
-Zhao et al., *Differentiable Augmentation for Data-Efficient GAN Training*, NeurIPS 2020. A picture and the sketch it
-belongs to are moved together, or the condition would no longer fit; colours change in the picture alone.
+In a GAN the discriminator sees real and fake images only after the same kind of augmentation (Zhao et al.,
+*Differentiable Augmentation for Data-Efficient GAN Training*, arXiv 2006.10738). Geometry changes image and sketch
+alike, so that they still match; color changes the image alone.
 """
 
 import math
@@ -12,17 +13,18 @@ from torch import Tensor
 
 
 def augment(
-    images: Tensor, sketches: Tensor, color_jitter: float = 0.2, translate: float = 0.1, scale: float = 0.0
+    images: Tensor, sketches: Tensor, color_jitter: float, translate: float, scale: float = 0.0
 ) -> tuple[Tensor, Tensor]:
-    """`images (B, 3, H, W)` in [-1, 1] and `sketches (B, 1, H, W)`, or masks, changed at random, each pair differently.
+    """Augment `images (B, 3, H, W)` in [-1, 1] and `sketches (B, 1, H, W)`, or masks, differently per pair.
 
-    `colour` scales brightness, saturation and contrast, `shift` is a share of the side, `zoom` the logarithm of a scale
-    and brings any angle instead of right ones; 0 switches each off. Values may leave [-1, 1] a little, as brightness
-    does. Gradients flow through to the images.
+    `color_jitter`: strength of brightness, saturation and contrast. `translate`: largest shift as a fraction of the
+    side. `scale`: log of the largest scale factor; if positive, rotation is by any angle, else by multiples of 90
+    degrees. 0 disables each; with both `translate` and `scale` 0 nothing moves. Images may leave [-1, 1] slightly.
+    Gradients flow to the images.
     """
     if color_jitter > 0:
         images = jitter_color(images, color_jitter)
-    both = torch.cat([images, sketches], dim=1)
+    both = torch.cat([images, sketches], dim=1)  # (B, 4, H, W)
     if scale > 0:
         both = random_affine(both, translate, scale)
     elif translate > 0:
@@ -31,44 +33,46 @@ def augment(
 
 
 def jitter_color(images: Tensor, strength: float) -> Tensor:
-    """Brightness, then saturation, then contrast, each by a random factor per picture."""
+    """Change brightness, then saturation, then contrast of images (B, 3, H, W), each by a random amount per image."""
 
-    def factor() -> Tensor:
+    def amount() -> Tensor:  # (B, 1, 1, 1) in [-strength, strength]
         return strength * (2 * torch.rand(len(images), 1, 1, 1, device=images.device, dtype=images.dtype) - 1)
 
-    images = images + factor()
+    images = images + amount()
     gray = images.mean(dim=1, keepdim=True)
-    images = gray + (images - gray) * (1 + factor())
-    middle = images.mean(dim=(1, 2, 3), keepdim=True)
-    return middle + (images - middle) * (1 + factor())
+    images = gray + (images - gray) * (1 + amount())
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    return mean + (images - mean) * (1 + amount())
 
 
 def random_d4_translate(images: Tensor, translate: float) -> Tensor:
-    """One of the eight turns and mirrorings of the square, then a shift by whole pixels, edges mirrored.
+    """Shift images (B, C, S, S) by whole pixels with reflected edges, then apply one of the 8 rotations and flips of
+    the square.
 
-    A lesion has no up and down, so turning costs nothing; whole pixels keep the texture that interpolation would blur.
+    A lesion has no up and down. Whole pixels keep the texture that interpolation would blur.
     """
     size = images.shape[-1]
-    reach = round(translate * size)
-    padded = F.pad(images, (reach, reach, reach, reach), mode="reflect")
-    offsets = torch.randint(0, 2 * reach + 1, (len(images), 2)).tolist()
-    moves = torch.randint(0, 8, (len(images),)).tolist()
-    changed = []
-    for picture, (top, left), move in zip(padded, offsets, moves, strict=True):
-        part = picture[:, top : top + size, left : left + size].rot90(move % 4, (1, 2))
-        changed.append(part.flip(2) if move >= 4 else part)
-    return torch.stack(changed)
+    max_shift = round(translate * size)
+    padded = F.pad(images, (max_shift, max_shift, max_shift, max_shift), mode="reflect")
+    offsets = torch.randint(0, 2 * max_shift + 1, (len(images), 2)).tolist()
+    symmetries = torch.randint(0, 8, (len(images),)).tolist()
+    augmented = []
+    for image, (top, left), symmetry in zip(padded, offsets, symmetries, strict=True):
+        crop = image[:, top : top + size, left : left + size].rot90(symmetry % 4, (1, 2))
+        augmented.append(crop.flip(2) if symmetry >= 4 else crop)
+    return torch.stack(augmented)
 
 
 def random_affine(images: Tensor, translate: float, scale: float) -> Tensor:
-    """Mirrored, turned by any angle, zoomed (each axis a little differently) and shifted; edges mirrored."""
+    """Flip, rotate by any angle, scale (each axis slightly differently) and shift images (B, C, H, W); edges are
+    reflected."""
 
-    def uniform(*shape: int) -> Tensor:  # in [-1, 1]
+    def uniform(*shape: int) -> Tensor:  # (B, *shape) in [-1, 1]
         return 2 * torch.rand(len(images), *shape, device=images.device) - 1
 
-    angle, mirror = math.pi * uniform(), uniform().sign()
-    factors = torch.exp(scale * uniform(1) + scale / 4 * uniform(2))
-    turn = torch.stack([angle.cos() * mirror, -angle.sin(), angle.sin() * mirror, angle.cos()], dim=1).view(-1, 2, 2)
-    matrix = torch.cat([turn * factors[:, None], 2 * translate * uniform(2, 1)], dim=2)
+    angle, flip = math.pi * uniform(), uniform().sign()  # (B,) each
+    factors = torch.exp(scale * uniform(1) + scale / 4 * uniform(2))  # (B, 2)
+    rotation = torch.stack([angle.cos() * flip, -angle.sin(), angle.sin() * flip, angle.cos()], dim=1).view(-1, 2, 2)
+    matrix = torch.cat([rotation * factors[:, None], 2 * translate * uniform(2, 1)], dim=2)  # (B, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)

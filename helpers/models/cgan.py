@@ -3,9 +3,9 @@
 Networks are in `networks.py`, losses in `losses.py`: non-saturating logistic loss with R1.
 
 With the adversarial loss alone, early models still produced textureless skin after 32,000 images. Three additions help:
-an encoder predicts the latent of each real image, so the fake can be compared with it pixel by pixel (cVAE-GAN); a
-texture loss compares gradient energy at several scales; generator and discriminator see which pixels a sketch line
-encloses.
+an encoder predicts the latent of each real image, so that the fake can be compared with it pixel by pixel without
+averaging over everything that the sketch leaves open (cVAE-GAN); a texture loss compares gradient energy at several
+scales; generator and discriminator get as input which pixels the sketch lines enclose.
 
 Without pairs of image and sketch (`paired=False`) there is no pixel-wise loss and no discriminator could check the
 sketch: see `UnpairedCGAN`.
@@ -67,11 +67,11 @@ class CGANConfig:
     color_jitter: float = 0.05  # augmentation strength, see `augment`
     translate: float = 0.1
     d4_augment: bool = False  # random 90-degree rotations and flips of image and sketch
-    hand_drawn_prob: float = 0.2  # fraction of sketches deformed to look hand-drawn
+    hand_drawn_prob: float = 0.2  # probability that a sketch is deformed to look hand-drawn
     paired: bool = True  # False: sketches belong to none of the images, see `UnpairedCGAN`
     lambda_sketch: float = 10.0  # unpaired only
     separation_target: float = 0.65  # unpaired only; what expert outlines reach of Otsu's best split (HAM10000)
-    projected: bool = False  # adds heads on pretrained features to the discriminator, see `projected.py`
+    projected: bool = False  # adds three heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
         if self.size not in R1_GAMMA:
@@ -237,7 +237,7 @@ class UnpairedCGAN(CGAN):
 
     The discriminator gets blank sketches. The sketch loss uses Otsu's criterion instead: with the sketch's outline as
     border, the fake must reach `separation_target` times the separability that real images have at Otsu's threshold.
-    Images with an encoded z give the mean colors of both regions, and the texture wherever it lies.
+    Real images whose z was encoded set the mean colors of both regions and the texture, but not where it lies.
     """
 
     def loss_weights(self) -> dict[str, float]:
@@ -252,7 +252,7 @@ class UnpairedCGAN(CGAN):
         return super().run_discriminator(discriminator, images, batch | {"sketches": blank})
 
     def reconstruction_losses(self, fake: Tensor, batch: Batch, num_encoded: int) -> dict[str, Tensor]:
-        """Losses without positions, on 32 x 32 block means: L1 of the region colors, global texture, sketch."""
+        """L1 of the region colors and sketch loss, both on 32 x 32 block means, and texture loss without positions."""
         block = fake.shape[-1] // 32
         small, real = (inscribed_circle(F.avg_pool2d(x, block)) for x in (fake, batch["images"].detach()))
         region, dark = inscribed_circle(soft_fill(F.max_pool2d(batch["sketches"], block))), otsu_mask(real)
@@ -273,7 +273,7 @@ def d4_augment(batch: Batch) -> Batch:
 
 
 def build_discriminator(channels: list[int], num_classes: int, projected: bool) -> Discriminator:
-    """A new discriminator, with heads on pretrained features if `projected`."""
+    """A new discriminator, with three heads on pretrained features if `projected`."""
     if not projected:
         return Discriminator(channels, num_classes)
     from helpers.models.projected import ProjectedDiscriminator  # imports timm, which takes seconds
@@ -283,7 +283,7 @@ def build_discriminator(channels: list[int], num_classes: int, projected: bool) 
 
 @contextmanager
 def requires_grad_off(network: nn.Module) -> Iterator[nn.Module]:
-    """Temporarily sets requires_grad=False on all parameters."""
+    """Temporarily set requires_grad=False on all parameters."""
     trainable = [p for p in network.parameters() if p.requires_grad]
     for p in trainable:
         p.requires_grad_(False)
@@ -376,17 +376,16 @@ def sample(
     latent: Tensor | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255} and `labels (N,)`; repeatable by `seed`.
+    """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255} and `labels (N,)`.
 
-    By default every image has its own z and per-pixel noise. With `latent (N, Z)` all images share the per-pixel noise
-    of `seed`, so that they differ only in sketch, label and z.
+    The same seed gives the same images. By default every image has its own z and per-pixel noise. With `latent (N, Z)`
+    all images share the per-pixel noise of `seed`, so that they differ only in sketch, label and z.
 
     Raises `ValueError` if sketches, labels and latents differ in number, or sketches are not of the generator's size.
     """
     if len(sketches) != len(labels) or (latent is not None and len(latent) != len(sketches)):
-        latents = "no" if latent is None else len(latent)
-        raise ValueError(f"need one label (and latent) per sketch, got {len(sketches)} sketches, {len(labels)} labels, "
-                         f"{latents} latents")  # fmt: skip
+        given = f"{len(sketches)} sketches, {len(labels)} labels, {'no' if latent is None else len(latent)} latents"
+        raise ValueError(f"need one label (and latent) per sketch, got {given}")
     size, device = generator.size, next(generator.parameters()).device
     if np.shape(sketches)[1:] != (size, size):
         raise ValueError(f"sketches must be ({size}, {size}) pixels, got {np.shape(sketches)[1:]}")
@@ -398,9 +397,9 @@ def sample(
         for start in range(0, len(sketches), batch_size):
             if latent is not None:
                 torch.manual_seed(seed)
-            part = slice(start, start + batch_size)
-            inputs = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
-            images.append(to_uint8(generator(inputs["sketches"], inputs["labels"], latents[part].to(device))))
+            rows = slice(start, start + batch_size)
+            batch = to_tensors({"sketches": np.array(sketches[rows]), "labels": np.array(labels[rows])}, device)
+            images.append(to_uint8(generator(batch["sketches"], batch["labels"], latents[rows].to(device))))
     return np.concatenate(images)
 
 

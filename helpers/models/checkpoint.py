@@ -31,10 +31,10 @@ def export_weights(checkpoint: str | Path, file: str | Path) -> Path:
     if infinite := [name for name, w in half.items() if not w.isfinite().all()]:
         raise DataError(f"{display_path(checkpoint)}: {infinite[0]} is not finite in half precision")
     extra_state["trained_on"] = pack_ids(extra_state.get("trained_on", []))
-    header = {"config": json.dumps(saved["config"]), "extra_state": json.dumps(extra_state)}
+    header = json.dumps({"config": saved["config"], "extra_state": extra_state})
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}")
-    save_file(half, temporary, header)
+    save_file(half, temporary, {"checkpoint": header})  # one key: several would be written in random order
     temporary.replace(file)
     return file
 
@@ -49,8 +49,8 @@ def read_checkpoint(path: str | Path) -> dict:
         return torch.load(path, map_location="cpu", weights_only=True)
     try:
         with safe_open(path, "pt") as file:
-            header, names = file.metadata() or {}, list(file.keys())
-            config, extra_state = json.loads(header["config"]), json.loads(header["extra_state"])
+            header, names = json.loads((file.metadata() or {})["checkpoint"]), list(file.keys())
+            config, extra_state = header["config"], header["extra_state"]
             weights = {name: to_float32(file.get_tensor(name)) for name in names}
         extra_state["trained_on"] = unpack_ids(extra_state["trained_on"])
     except (OSError, SafetensorError, KeyError, ValueError, zlib.error) as error:
@@ -60,7 +60,7 @@ def read_checkpoint(path: str | Path) -> dict:
 
 
 def pack_ids(ids: list[str]) -> str:
-    """Compress thousands of image ids to about 10 % of their length, as text."""
+    """Compress image ids to ASCII text, 24 % of their length for the 1,973 ids of ISIC 2017."""
     return b64encode(zlib.compress("\n".join(ids).encode(), 9)).decode()
 
 

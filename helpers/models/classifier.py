@@ -1,4 +1,7 @@
-"""Image -> diagnosis: any classifier of torchvision or a small one of our own, and the features it sees."""
+"""Classifier: image -> diagnosis, with any of torchvision's networks or a small CNN; also its features, as a backbone.
+
+Inference uses the EMA weights with the best balanced accuracy on the val split.
+"""
 
 import pickle
 import re
@@ -27,54 +30,63 @@ from helpers.models.checkpoint import read_checkpoint
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
 
 SMALL_CNN = "small_cnn"
-IMAGENET_MEAN, IMAGENET_STD = (
-    (0.485, 0.456, 0.406),
-    (0.229, 0.224, 0.225),
-)  # of ImageNet, which torchvision's weights expect
-
+IMAGENET_MEAN = (0.485, 0.456, 0.406)  # normalization that torchvision's weights expect
+IMAGENET_STD = (0.229, 0.224, 0.225)
+DOWNLOAD_TIMEOUT = 20.0  # seconds
+PATIENCE = 8  # validations without improvement before training stops
+MAX_VAL_IMAGES = 1_000  # images per validation
+INFERENCE_BATCH_SIZE = 64
 
 BALANCES = ("sampling", "loss", "none")
 
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Everything that shapes the network or a step."""
+    """Settings of the network and of one step. Raises `ValueError` for an unknown `balance` or fewer than 2 classes."""
 
-    size: int
+    size: int  # pixels per side
     classes: tuple[str, ...]
-    arch: str = SMALL_CNN  # or a name of torchvision's
-    pretrained: bool = True  # start from ImageNet where its weights can be had
-    balance: str = "sampling"  # every class equally often; "loss": every class weighs alike in it; "none"
-    lr: float = 1e-3  # at its highest, see `warm_then_cosine`
-    label_smoothing: float = 0.1  # of the labels (Szegedy et al. 2016): diagnoses are not certain either
-    color_jitter: float = 0.2  # strength of the augmentation, see `augment`; 0 switches each off
+    arch: str = SMALL_CNN  # or a torchvision classifier
+    pretrained: bool = True  # initialize from ImageNet if its weights are available
+    balance: str = "sampling"  # classes equally often in a batch; "loss": class weights; "none": as in the data
+    lr: float = 1e-3  # peak value, see `set_warmup_cosine_lr`
+    label_smoothing: float = 0.1  # arXiv 1512.00567; the labels themselves are uncertain
+    color_jitter: float = 0.2  # augmentation strength, see `augment`; 0 disables each
     translate: float = 0.1
     scale: float = 0.2
 
     def __post_init__(self):
         if self.balance not in BALANCES:
-            raise ValueError(f"balance {self.balance!r} is not one of {', '.join(BALANCES)}")
+            raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
         if len(self.classes) < 2:
-            raise ValueError(f"{len(self.classes)} classes: a classifier needs two at least")
+            raise ValueError(f"a classifier needs at least 2 classes, got {len(self.classes)}")
 
 
-def small_cnn(width: int = 32) -> nn.Sequential:
-    """Our own: four times convolution, normalisation and halving, then the mean over the picture: `8 x width`. It
-    looks at every second pixel, for at full resolution the first layer would cost as much as all the others."""
+def small_cnn() -> nn.Sequential:
+    """Image (B, 3, H, W) -> (B, 1): four blocks of convolution, batch norm, ReLU and max pooling, then global average
+    pooling to (B, 256) and a linear layer.
+
+    The first convolution has stride 2: at full resolution it would cost as much as all the others together.
+    """
     layers, stride = [], 2
-    for inside, outside in pairwise([3, width, 2 * width, 4 * width, 8 * width]):
-        layers += [nn.Conv2d(inside, outside, 3, stride, padding=1, bias=False), nn.BatchNorm2d(outside), nn.ReLU()]
-        layers += [nn.MaxPool2d(2)]
+    for in_channels, out_channels in pairwise([3, 32, 64, 128, 256]):
+        layers += [
+            nn.Conv2d(in_channels, out_channels, 3, stride, padding=1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+        ]
         stride = 1
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8 * width, 1))
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(256, 1))
 
 
 class Backbone(nn.Module):
-    """image (B, 3, H, W) in [-1, 1] -> features (B, D): a classifier without its last layer.
+    """A classifier without its last layer, as a feature extractor.
 
-    `name` is "small" or one of torchvision's classifiers, which starts from ImageNet where the weights can be had, or
-    from `file`; `start` says which it was. Raises `ValueError` for a name that neither has, `DataError` for a file of
-    weights that are not this network's.
+    `arch` is "small_cnn" or a torchvision classifier. The latter is initialized from ImageNet if `pretrained` and the
+    weights are available, or from `file`; `init` is then "ImageNet", else "random init". `num_features` is D.
+
+    Raises `ValueError` for an unknown `arch`, `DataError` if the weights are not those of `arch`.
     """
 
     def __init__(self, arch: str = SMALL_CNN, pretrained: bool = True, file: Path | None = None):
@@ -86,20 +98,23 @@ class Backbone(nn.Module):
             except RuntimeError as error:
                 raise DataError(f"the weights that were found are not those of {arch} ({error})"[:300]) from error
             self.init = "ImageNet"
-        place, last = [(p, m) for p, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
-        network.set_submodule(place, nn.Identity())
-        self.network, self.num_features = network, last.in_features
+        name, last_linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
+        network.set_submodule(name, nn.Identity())
+        self.network, self.num_features = network, last_linear.in_features
         self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
         self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.network(((image + 1) / 2 - self.mean) / self.std)
+        """Image (B, 3, H, W) in [-1, 1] -> features (B, D)."""
+        x = ((image + 1) / 2 - self.mean) / self.std  # (B, 3, H, W)
+        return self.network(x)  # (B, D)
 
 
 class Classifier(nn.Module):
-    """image (B, 3, H, W) in [-1, 1] -> logits (B, K); `backbone` gives the features before them.
+    """A backbone with a linear head.
 
-    Once trained: probabilities are those of logits divided by `temperature`; `trained_on` names images and lesions.
+    After training, `temperature` calibrates: probabilities are the softmax of logits / temperature. `trained_on` lists
+    the ids of training images and their lesions.
     """
 
     def __init__(self, config: ClassifierConfig, pretrained: bool = True):
@@ -110,53 +125,62 @@ class Classifier(nn.Module):
         self.temperature, self.trained_on = 1.0, []
 
     def forward(self, image: Tensor) -> Tensor:
-        return self.head(self.backbone(image))
+        """Image (B, 3, H, W) in [-1, 1] -> logits (B, K)."""
+        features = self.backbone(image)  # (B, D)
+        return self.head(features)  # (B, K)
 
 
-def build_classifier(arch: str, classes: Sequence[str], size: int = 224, pretrained: bool = True) -> Classifier:
-    """Any of torchvision's classifiers, or `small`, for these classes; from ImageNet where its weights can be had,
-    which `backbone.start` tells. Raises `ValueError` for an unknown name."""
+def build_classifier(arch: str, classes: Sequence[str], size: int, pretrained: bool = True) -> Classifier:
+    """A new classifier: "small_cnn" or any of torchvision's, for images of `size` pixels.
+
+    `pretrained`: initialize from ImageNet if its weights are available; `backbone.init` says whether they were. Raises
+    `ValueError` for an unknown `arch`.
+    """
     return Classifier(ClassifierConfig(size, tuple(classes), arch, pretrained))
 
 
 def torchvision_network(arch: str) -> nn.Module:
-    """One of torchvision's classifiers, not trained. Those with further outputs beside the last are left out, and those
-    for one size of pictures only."""
-    others = ["inception*", "googlenet", "squeezenet*", "vit*", "maxvit*"]
-    known = torchvision.models.list_models(module=torchvision.models, exclude=others)
-    if arch not in known:
-        raise ValueError(f"there is no network {arch!r}: there are {SMALL_CNN}, {', '.join(known)}")
+    """One of torchvision's classifiers with random weights. Raises `ValueError` for an unknown name.
+
+    Excluded are networks with auxiliary outputs (Inception, GoogLeNet), without a final linear layer (SqueezeNet) or
+    for a fixed image size (ViT, MaxViT).
+    """
+    excluded = ["inception*", "googlenet", "squeezenet*", "vit*", "maxvit*"]
+    archs = torchvision.models.list_models(module=torchvision.models, exclude=excluded)
+    if arch not in archs:
+        raise ValueError(f"arch must be one of {SMALL_CNN}, {', '.join(archs)}, got {arch!r}")
     return torchvision.models.get_model(arch, weights=None)
 
 
-def imagenet_weights(name: str, file: Path | None = None) -> dict[str, Tensor] | None:
-    """Weights of one of torchvision's networks: from `file`, else from the folder LESION_WEIGHTS_DIR (there called
-    `<name>-imagenet.pth`, or as torchvision calls it), else downloaded; None where they are not to be had, which the
-    caller has to say. Raises `DataError` for a file that holds no weights."""
-    released = torchvision.models.get_model_weights(name)
-    if path := file or find_weights_file(f"{name}-imagenet.pth", *(w.url.split("/")[-1] for w in released)):
+def imagenet_weights(arch: str, file: Path | None = None) -> dict[str, Tensor] | None:
+    """ImageNet weights of a torchvision network as a state dict, or None if they are not available.
+
+    They come from `file`, else from LESION_WEIGHTS_DIR (`<arch>-imagenet.pth` or torchvision's file name), else from a
+    download. Raises `DataError` if the file is missing or holds no weights.
+    """
+    published = torchvision.models.get_model_weights(arch)
+    if path := file or find_weights_file(f"{arch}-imagenet.pth", *(w.url.split("/")[-1] for w in published)):
         try:
             return fix_densenet_keys(torch.load(path, map_location="cpu", weights_only=True))
         except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
             raise DataError(f"{display_path(path)} is missing or holds no weights ({error})"[:300]) from error
     try:
         with download_timeout():
-            return fix_densenet_keys(released.DEFAULT.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError):  # no connection, or a file that is not what it should be
+            return fix_densenet_keys(published.DEFAULT.get_state_dict(progress=False, check_hash=True))
+    except (OSError, RuntimeError):  # no connection, or a wrong checksum
         return None
 
 
 def fix_densenet_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Torchvision's DenseNets were released when names could still hold a dot more: `norm.1` is `norm1` now."""
+    """Rename keys of torchvision's DenseNet files to those of its modules: `norm.1` -> `norm1`."""
     return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): w for name, w in weights.items()}
 
 
 @contextmanager
-def download_timeout(seconds: float = 20) -> Iterator[None]:
-    """For downloads. Connections that are opened inside give up after a while, for some networks swallow what they do
-    not let through; and nothing is printed, which would name a folder of this machine."""
+def download_timeout() -> Iterator[None]:
+    """Set a socket timeout (some firewalls drop packets silently) and silence output, which would show local paths."""
     before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(seconds)
+    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
     try:
         with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
             yield
@@ -168,7 +192,7 @@ def download_timeout(seconds: float = 20) -> Iterator[None]:
 
 
 class ClassifierTask(TrainTask):
-    """Cross-entropy; what is used afterwards is the average of the weights, from the moment when it did best on val."""
+    """Cross-entropy on augmented images, with early stopping on the val split."""
 
     ema_names = ("classifier",)
 
@@ -178,15 +202,13 @@ class ClassifierTask(TrainTask):
         steps: int,
         class_weights: Tensor | None = None,
         val: dict[str, np.ndarray] | None = None,
-        patience: int = 8,
     ):
-        """`val`: images and labels; training stops once `wait` checks in a row did not beat the best on them. Without
-        them it goes to its end, and its last average counts."""
-        self.config, self.steps, self.class_weights = config, steps, class_weights
-        self.val, self.patience = val, patience
+        """`steps`: length of the learning rate schedule. `class_weights (K,)`: weights of the loss. `val`: `images` and
+        `labels` to validate on; without it the last EMA weights are used and training does not stop early."""
+        self.config, self.steps, self.class_weights, self.val = config, steps, class_weights, val
         self.networks = {"classifier": Classifier(config)}
-        weights = self.networks["classifier"].parameters()
-        self.optimizers = {"classifier": torch.optim.AdamW(weights, config.lr, fused=True)}
+        params = self.networks["classifier"].parameters()
+        self.optimizers = {"classifier": torch.optim.AdamW(params, config.lr, fused=True)}
         self.extra_state = {"checked_at": [], "val_balanced_accuracy": [], "best_state_dict": {}, "temperature": 1.0}
         self.extra_state |= {"init_from": self.networks["classifier"].backbone.init, "trained_on": []}
 
@@ -195,21 +217,22 @@ class ClassifierTask(TrainTask):
         return super().config_dict() | {"steps": self.steps}
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
+        """Update the classifier on `images (B, 3, H, W)` and `labels (B,)`; returns `loss` and `accuracy`."""
         set_warmup_cosine_lr(self.optimizers["classifier"], self.config.lr, step, self.steps)
         images, labels = batch["images"], batch["labels"]
         images, _ = augment(images, images[:, :1], self.config.color_jitter, self.config.translate, self.config.scale)
-        logits = self.networks["classifier"](images)
+        logits = self.networks["classifier"](images)  # (B, K)
         loss = F.cross_entropy(logits, labels, reduction="none", label_smoothing=self.config.label_smoothing)
-        if self.class_weights is not None:  # of a picture's own class; PyTorch would weight the smoothing by all others
+        if self.class_weights is not None:
+            # By the label of each image: the weights of `cross_entropy` would also apply to the smoothed other classes.
             loss = loss * self.class_weights.to(labels.device)[labels]
         loss = loss.mean()
-        self.optimizers["classifier"].zero_grad(set_to_none=True)
-        backward(loss)
-        self.optimizers["classifier"].step()
+        self._optimizer_step("classifier", loss, backward)
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
     def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
-        """Score the average on val and keep it if it is the best so far; True when it has not been for too long."""
+        """Measure balanced accuracy of the EMA weights on val and store them if it is the best so far; True after
+        `PATIENCE` validations without improvement."""
         classifier, scores = ema_models["classifier"], self.extra_state["val_balanced_accuracy"]
         if self.val is None:
             self.extra_state["best_state_dict"] = classifier.state_dict()
@@ -218,51 +241,53 @@ class ClassifierTask(TrainTask):
         correct = logits.argmax(axis=1) == labels
         score = float(np.mean([correct[labels == k].mean() for k in np.unique(labels)]))
         if score > max(scores, default=-1):
-            self.extra_state["best_state_dict"] = {
-                name: value.cpu().clone() for name, value in classifier.state_dict().items()
-            }
+            weights = classifier.state_dict()
+            self.extra_state["best_state_dict"] = {name: value.cpu().clone() for name, value in weights.items()}
             self.extra_state["temperature"] = fit_temperature(logits, labels)
         self.extra_state["checked_at"].append(step)
         scores.append(score)
-        return len(scores) - 1 - int(np.argmax(scores)) >= self.patience
+        return len(scores) - 1 - int(np.argmax(scores)) >= PATIENCE
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """By what to divide logits `(N, K)` so that probabilities fit labels `(N,)` best, in [0.05, 20] (Guo et al., *On
-    Calibration of Modern Neural Networks*, 2017). It changes how sure a network is, never what it names."""
+    """Temperature in [0.05, 20] that minimizes the negative log-likelihood of `labels (N,)` under softmax(logits /
+    temperature), `logits (N, K)` (Guo et al., arXiv 1706.04599). It changes confidence, never the predicted class."""
 
-    def nll(power: float) -> float:
-        return float(-log_softmax(logits / np.exp(power), axis=1)[np.arange(len(labels)), labels].mean())
+    def nll(log_temperature: float) -> float:
+        return float(-log_softmax(logits / np.exp(log_temperature), axis=1)[np.arange(len(labels)), labels].mean())
 
     return float(np.exp(minimize_scalar(nll, bounds=(np.log(0.05), np.log(20)), method="bounded").x))
 
 
 def class_weights(sources: Sequence[ImageSource], num_classes: int) -> Tensor:
-    """One over how many rows each class has, `(K,)`, with mean 1 over the rows; 0 for a class without rows."""
-    labels = np.concatenate([part.labels[part.rows] for part in sources])
+    """Inverse class frequencies `(K,)`, scaled to a mean of 1 over all rows; 0 for a class without rows."""
+    labels = np.concatenate([source.labels[source.rows] for source in sources])
     counts = np.bincount(labels, minlength=num_classes)
     inverse = np.divide(1.0, counts, out=np.zeros(num_classes), where=counts > 0)
     return torch.tensor(inverse * len(labels) / np.count_nonzero(counts), dtype=torch.float32)
 
 
 def train_classifier(
-    store: Store, config: ClassifierConfig, out: str | Path, train_config: TrainConfig, patience: int = 8
+    store: Store, config: ClassifierConfig, out: str | Path, train_config: TrainConfig
 ) -> dict[str, list[float]]:
-    """Train on the store's training split; returns the history, with `checked_at` and `val_balanced_accuracy`. Stops
-    early once `wait` checks (one every `run.save_every` steps) brought nothing better on val.
+    """Train on the store's training split; checkpoint and history go to `out`. Returns the history, with `checked_at`
+    (steps of the validations) and `val_balanced_accuracy`.
 
-    Raises `ValueError` when the settings are not those of the store, `DataError` when fewer than two classes have a
-    training picture.
+    Validates every `train_config.save_every` steps and stops after `PATIENCE` validations without improvement. Raises
+    `ValueError` if the config does not fit the store, `DataError` if fewer than 2 classes have training images.
     """
     if (config.size, config.classes) != (store.config.size, tuple(store.classes)):
-        raise ValueError(f"the store has {store.config.size} px and {store.classes}, the settings say otherwise")
+        raise ValueError(
+            f"the store has size {store.config.size} and classes {', '.join(store.classes)}; "
+            f"the config {config.size} and {', '.join(config.classes)}"
+        )
     rows = store.rows("train", needs=["label"])
-    if len(np.unique(store.labels[rows])) < 2:
-        raise DataError(f"{store.name} has training pictures of fewer than two classes: there is nothing to tell apart")
-    checked = np.random.default_rng(0).permutation(store.rows("val", needs=["label"]))[:1000]
-    val = store.batch(np.sort(checked), ("images", "labels")) if len(checked) else None
+    if (num_classes := len(np.unique(store.labels[rows]))) < 2:
+        raise DataError(f"{store.name} needs training images of at least 2 classes, got {num_classes}")
+    val_rows = np.random.default_rng(0).permutation(store.rows("val", needs=["label"]))[:MAX_VAL_IMAGES]
+    val = store.batch(np.sort(val_rows), ("images", "labels")) if len(val_rows) else None
     source = ImageSource(store.images, rows, labels=store.labels)
-    return fit_classifier([source], config, out, train_config, ids_of(store.table.iloc[rows]), val, patience)
+    return fit_classifier([source], config, out, train_config, ids_of(store.table.iloc[rows]), val)
 
 
 def fit_classifier(
@@ -272,37 +297,39 @@ def fit_classifier(
     train_config: TrainConfig,
     ids: Sequence[str] = (),
     val: dict[str, np.ndarray] | None = None,
-    patience: int = 8,
 ) -> dict[str, list[float]]:
-    """Train on `parts` (see `labelled_batches`): without `val` for exactly `run.steps`. `names`: of the images and
-    lesions in them, which the checkpoint remembers, so that it is not tested on them. Returns the history."""
+    """Train on `sources`, see `labeled_batches`; returns the history. Without `val` (`images` and `labels`) it trains
+    for exactly `train_config.steps`.
+
+    `ids`: training images and their lesions, saved as `trained_on` so that they are not used as test images.
+    """
     torch.manual_seed(train_config.seed)
     weights = class_weights(sources, len(config.classes)) if config.balance == "loss" else None
-    task = ClassifierTask(config, train_config.steps, weights, val, patience)
+    task = ClassifierTask(config, train_config.steps, weights, val)
     task.extra_state["trained_on"] = list(ids)
     if config.arch != SMALL_CNN and val is not None:
-        print(f"{config.arch} starts from: {task.extra_state['start']}")
-    get_batch = labeled_batches(
-        sources, train_config.batch_size, train_config.seed, balanced=config.balance == "sampling"
-    )
+        print(f"{config.arch} starts from: {task.extra_state['init_from']}")
+    balanced = config.balance == "sampling"
+    get_batch = labeled_batches(sources, train_config.batch_size, train_config.seed, balanced=balanced)
     history = train(task, get_batch, out, train_config)
     return history | {name: task.extra_state[name] for name in ("checked_at", "val_balanced_accuracy")}
 
 
 def ids_of(table: pd.DataFrame) -> list[str]:
-    """Every image id and lesion id of a table, once."""
+    """Image and lesion ids of a table, sorted, without repetition."""
     return sorted({*table["image_id"], *table["lesion_id"].dropna()})
 
 
-# ------------------------------------------------------------------------------------------------------------- using
+# --------------------------------------------------------------------------------------------------------- inference
 
 
 def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
-    """The classifier of a checkpoint as it did best on val, and its settings. Raises `DataError` for another file."""
+    """The classifier of a checkpoint (best weights on val), in eval mode on the best device, and its config. Raises
+    `DataError` if the file is not a classifier's."""
     try:
         saved = read_checkpoint(path)
-        about = {k: v for k, v in saved["config"].items() if k != "steps"}
-        config = ClassifierConfig(**about | {"classes": tuple(about["classes"])})
+        config_dict = {k: v for k, v in saved["config"].items() if k != "steps"}
+        config = ClassifierConfig(**config_dict | {"classes": tuple(config_dict["classes"])})
         classifier = Classifier(config, pretrained=False)
         classifier.load_state_dict(saved["extra_state"]["best_state_dict"])
         classifier.backbone.init = saved["extra_state"]["init_from"]
@@ -316,20 +343,20 @@ def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
 
 
 @torch.no_grad()
-def predict_logits(classifier: Classifier, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """`images uint8 (N, H, W, 3)` -> logits `(N, K)`. Raises `ValueError` for images of another size than it was
-    trained on."""
-    if images.shape[1:3] != (classifier.size, classifier.size):
-        raise ValueError(f"images are {images.shape[1:3]} pixels, the classifier was trained on {classifier.size}")
-    device = next(classifier.parameters()).device
-    batches = (
-        to_tensors({"images": images[k : k + batch_size]}, device)["images"] for k in range(0, len(images), batch_size)
-    )
-    logits = [classifier(part).float().cpu().numpy() for part in batches]
-    return np.concatenate([np.zeros((0, len(classifier.classes)), np.float32), *logits])
+def predict_logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """Logits `float32 (N, K)` of `images uint8 (N, H, W, 3)`. Raises `ValueError` if the images do not have the
+    classifier's size."""
+    size = (classifier.size, classifier.size)
+    if images.shape[1:3] != size:
+        raise ValueError(f"the classifier needs images of {size} pixels, got {images.shape[1:3]}")
+    device, logits = next(classifier.parameters()).device, [np.zeros((0, len(classifier.classes)), np.float32)]
+    for start in range(0, len(images), INFERENCE_BATCH_SIZE):
+        batch = to_tensors({"images": images[start : start + INFERENCE_BATCH_SIZE]}, device)
+        logits.append(classifier(batch["images"]).float().cpu().numpy())
+    return np.concatenate(logits)
 
 
-def predict_proba(classifier: Classifier, images: np.ndarray, batch_size: int = 64) -> np.ndarray:
-    """`images uint8 (N, H, W, 3)` -> calibrated probabilities `(N, K)`, rows sum to 1. Raises `ValueError` for images
-    of another size than it was trained on."""
-    return softmax(predict_logits(classifier, images, batch_size) / classifier.temperature, axis=1)
+def predict_proba(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """Calibrated probabilities `(N, K)` of `images uint8 (N, H, W, 3)`; rows sum to 1. Raises `ValueError` if the
+    images do not have the classifier's size."""
+    return softmax(predict_logits(classifier, images) / classifier.temperature, axis=1)

@@ -40,14 +40,14 @@ class DCGANConfig:
     r1_gamma: float = 0.1
     d_reg_interval: int = 8  # steps between R1 penalties
     lambda_gan: float = 1.0
-    lambda_l1: float = 10.0  # at 1/4 resolution, fake against the real image whose z was encoded
+    lambda_l1: float = 10.0  # fake against the real image whose z was encoded, at 1/4 resolution
     lambda_texture: float = 1.0
     lambda_kl: float = 0.1
     lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
     color_jitter: float = 0.1  # augmentation strength, see `augment`
     translate: float = 0.1
     d4_augment: bool = False  # random 90-degree rotations and flips
-    projected: bool = False  # adds heads on pretrained features to the discriminator, see `projected.py`
+    projected: bool = False  # adds three heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
         if self.size not in R1_GAMMA:
@@ -93,7 +93,8 @@ class LatentGenerator(LatentStats):
         # Per-pixel noise at the coarsest scale lets details that z does not encode (hair) change position.
         x = self.bottleneck(x + self.const_noise_strength * torch.randn_like(x), w)
         for reduce, up in zip(self.reduce, self.up, strict=True):
-            x = up(F.interpolate(reduce(x), scale_factor=2, mode="bilinear", align_corners=False), w)
+            x = F.interpolate(reduce(x), scale_factor=2, mode="bilinear", align_corners=False)
+            x = up(x, w)  # (B, C, 16, 16), and so on, to (B, C0, H/2, W/2)
         image = F.pixel_shuffle(self.to_rgb(x), 2)  # (B, 12, H/2, W/2) -> (B, 3, H, W)
         return image if self.training else image.clamp(-1, 1)
 
@@ -133,10 +134,8 @@ def train_dcgan(
     history and grids go to `out`. Returns the history. Raises `ValueError` if the config does not fit the store,
     `DataError` if there are no training images."""
     if (config.size, config.classes) != (store.config.size, tuple(store.classes)):
-        raise ValueError(
-            f"config and store must have the same size and classes: {config.size} px and {config.classes}, "
-            f"got {store.config.size} px and {tuple(store.classes)}"
-        )
+        has = f"{store.config.size} px and {tuple(store.classes)}"
+        raise ValueError(f"the store has {has}, the config {config.size} px and {config.classes}")
     rows = store.rows("train", needs=["label"]) if rows is None else rows
     if not len(rows):
         raise DataError(f"{store.name} needs at least one training image with a label, got none")
@@ -156,7 +155,9 @@ def load_dcgan(path: str | Path) -> tuple[LatentGenerator, DCGANConfig]:
         generator = config.generator()
         generator.load_state_dict(saved["ema_models"]["generator"])
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{display_path(path)} is not a DCGAN checkpoint of this version ({error})"[:400]) from error
+        raise DataError(
+            f"{display_path(path)} is not a checkpoint of a DCGAN of this version ({error})"[:400]
+        ) from error
     return generator.to(best_device()).eval().requires_grad_(False), config
 
 
@@ -168,9 +169,11 @@ def sample_dcgan(
     latent: Tensor | None = None,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Generate `uint8 (N, H, W, 3)` from `labels (N,)`; repeatable by `seed`. By default every image has its own z and
-    per-pixel noise. With `latent (N, Z)` all images share the per-pixel noise of `seed`, so that they differ only in
-    label and z. Raises `ValueError` if labels and latents differ in number."""
+    """Generate `uint8 (N, H, W, 3)` from `labels (N,)`. The same seed gives the same images.
+
+    By default every image has its own z and per-pixel noise. With `latent (N, Z)` all images share the per-pixel noise
+    of `seed`, so that they differ only in label and z. Raises `ValueError` if labels and latents differ in number.
+    """
     if latent is not None and len(latent) != len(labels):
         raise ValueError(f"need one latent per label, got {len(labels)} labels, {len(latent)} latents")
     device, images, batch_size = next(generator.parameters()).device, [], batch_size if latent is None else 1
@@ -181,8 +184,8 @@ def sample_dcgan(
         for start in range(0, len(labels), batch_size):
             if latent is not None:
                 torch.manual_seed(seed)
-            part = slice(start, start + batch_size)
-            images.append(to_uint8(generator(labels[part].to(device), latents[part].to(device))))
+            rows = slice(start, start + batch_size)
+            images.append(to_uint8(generator(labels[rows].to(device), latents[rows].to(device))))
     return np.concatenate(images)
 
 

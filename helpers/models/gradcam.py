@@ -1,5 +1,5 @@
-"""Where a classifier looks: Grad-CAM (Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks via
-Gradient-Based Localization*, 2017)."""
+"""Grad-CAM: which image regions support a class (Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks
+via Gradient-Based Localization*, arXiv 1610.02391)."""
 
 import cv2
 import numpy as np
@@ -12,31 +12,32 @@ from helpers.models.classifier import Classifier
 
 
 def grad_cam(classifier: Classifier, image: np.ndarray, label: int) -> np.ndarray:
-    """What speaks for `label` in `image uint8 (S, S, 3)`: `float32 (S, S)` in [0, 1], the strongest place 1; all 0
-    where nothing does. It is as coarse as the network's last map, some 32 pixels a cell."""
+    """Heatmap `float32 (S, S)` in [0, 1] of the evidence for `label` in `image uint8 (S, S, 3)`; the maximum is 1, or 0
+    if nothing supports the label. Its resolution is that of the last feature map, about 32 pixels per cell."""
     device = next(classifier.parameters()).device
-    given = to_tensors({"images": image[None]}, device)["images"].requires_grad_()
-    found = LayerGradCam(classifier, last_conv_layer(classifier)).attribute(given, target=label, relu_attributions=True)
-    coarse = found[0, 0].detach().float().cpu().numpy()
-    heat = cv2.resize(coarse, image.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0)
-    return heat / heat.max() if heat.any() else heat
+    inputs = to_tensors({"images": image[None]}, device)["images"].requires_grad_()
+    layer = last_conv_layer(classifier)
+    attribution = LayerGradCam(classifier, layer).attribute(inputs, target=label, relu_attributions=True)
+    coarse = attribution[0, 0].detach().float().cpu().numpy()
+    heatmap = cv2.resize(coarse, image.shape[1::-1], interpolation=cv2.INTER_CUBIC).clip(0)
+    return heatmap / heatmap.max() if heatmap.any() else heatmap
 
 
 @torch.no_grad()
 def last_conv_layer(classifier: Classifier) -> nn.Module:
-    """The last layer of the backbone that still tells places apart."""
-    maps = []
+    """The last layer of the backbone whose output is a feature map (B, C, H, W) with W > 1."""
+    layers = []
 
-    def note(module: nn.Module, given: tuple, found: torch.Tensor) -> None:
-        if isinstance(found, torch.Tensor) and found.ndim == 4 and found.shape[-1] > 1:
-            maps.append(module)
+    def record(module: nn.Module, inputs: tuple, output: torch.Tensor) -> None:
+        if isinstance(output, torch.Tensor) and output.ndim == 4 and output.shape[-1] > 1:
+            layers.append(module)
 
     leaves = [m for m in classifier.backbone.network.modules() if not list(m.children())]
-    hooks = [leaf.register_forward_hook(note) for leaf in leaves]
+    hooks = [leaf.register_forward_hook(record) for leaf in leaves]
     try:
         device = next(classifier.parameters()).device
         classifier(torch.zeros(1, 3, classifier.size, classifier.size, device=device))
     finally:
         for hook in hooks:
             hook.remove()
-    return maps[-1]
+    return layers[-1]

@@ -21,7 +21,7 @@ def g_loss(fake: tuple[Tensor, ...]) -> Tensor:
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """R1 (Mescheder et al., arXiv 1801.04406): half the squared gradient norm of the real logits, mean over the batch.
 
-    `images (B, 3, H, W)` must require gradients.
+    A discriminator that is flat near the data makes training stable. `images (B, 3, H, W)` must require gradients.
     """
     (gradient,) = torch.autograd.grad(logits.sum(), images, create_graph=True)
     return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()

@@ -47,7 +47,10 @@ def soft_fill(sketch: Tensor) -> Tensor:
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution with replicate padding: zero padding would reveal the frame's position to the generator."""
+    """Convolution with replicate padding and `padding=1`.
+
+    Zero padding would reveal the position of the frame, which the normalization after it amplifies.
+    """
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1, padding_mode="replicate")
 
 
@@ -67,18 +70,20 @@ class StyledConvBlock(nn.Module):
     def forward(self, x: Tensor, w: Tensor) -> Tensor:
         for convolve, strength, affine in zip(self.convs, self.noise_strength, self.affines, strict=True):
             x = self.norm(convolve(x))  # (B, C, H, W)
-            x = x + strength * torch.randn(
-                len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype
-            )  # noise (B, 1, H, W)
+            noise = torch.randn(len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype)  # (B, 1, H, W)
+            x = x + strength * noise
             scale, shift = affine(w)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
             x = F.leaky_relu(x * (1 + scale) + shift, 0.2)
         return x
 
 
 class LatentStats(nn.Module):
-    """Base of the generators. In eval mode z ~ N(0, I) is mapped to the running mean and covariance of the encoder's
-    latents (the aggregate posterior), the region trained with the reconstruction loss. The statistics average over the
-    last `WINDOW` latents."""
+    """Base of the generators: in eval mode z ~ N(0, I) is mapped to mean and covariance of the encoder's latents.
+
+    The reconstruction losses train the generator on those latents only (the aggregate posterior), and the KL loss does
+    not bring them all the way to N(0, I). Both statistics are means over all latents so far; beyond `WINDOW` latents,
+    old ones decay exponentially.
+    """
 
     WINDOW = 1_000
 
@@ -141,7 +146,7 @@ class Generator(LatentStats):
             x = down(F.leaky_relu(x, 0.2))  # (B, C, H/2, W/2) -> (B, 2C, H/4, W/4), and so on
         x = self.bottleneck(x, w)  # (B, C, 8, 8)
         for reduce, up, skip in zip(self.reduce, self.up, reversed(skips), strict=True):
-            x = up(F.interpolate(reduce(x), scale_factor=2, mode="nearest") + skip, w)
+            x = up(F.interpolate(reduce(x), scale_factor=2, mode="nearest") + skip, w)  # back to (B, C0, H/2, W/2)
         image = F.pixel_shuffle(self.to_rgb(x), 2)  # (B, 12, H/2, W/2) -> (B, 3, H, W)
         # No tanh: its gradient vanishes where it saturates, so white corners would stay white.
         return image if self.training else image.clamp(-1, 1)
@@ -153,8 +158,8 @@ class Generator(LatentStats):
 class Encoder(nn.Module):
     """Approximate posterior of z: image (B, 3, H, W), label (B,) -> mean and log-variance, (B, Z) each.
 
-    It sees the image at 32 x 32 pixels: tone and layout of colors, not texture. It is conditioned on the label, because
-    a latent that encodes the label would differ from the latents sampled at inference.
+    Its input is reduced to 32 x 32 pixels: tone, lighting and layout of colors, not texture. It is conditioned on the
+    label, because a latent that encodes the label would differ from the latents sampled at inference.
     """
 
     def __init__(self, num_classes: int, z_dim: int, channels: tuple[int, ...] = (3, 32, 64, 128)):
@@ -213,14 +218,15 @@ class Discriminator(nn.Module):
         x = F.pixel_unshuffle(torch.cat([image, high_pass(image), sketch], dim=1), 2)  # (B, 28, H/2, W/2)
         x = self.stem(torch.cat([x, line_visibility(F.max_pool2d(sketch, 2))], dim=1))  # (B, C0, H/2, W/2)
         for down in self.down[:-1]:
-            x = down(F.leaky_relu(x, 0.2))
+            x = down(F.leaky_relu(x, 0.2))  # (B, C, 16, 16) at the end
         patch_logits = self.patch_head(F.leaky_relu(x, 0.2)).flatten(1)  # (B, P), P = 16 * 16
         x = self.down[-1](F.leaky_relu(x, 0.2))  # (B, C, 8, 8)
         # Minibatch standard deviation (Karras et al., arXiv 1710.10196): lets D detect mode collapse.
         minibatch_std = (x - x.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean().expand(len(x), 1, *x.shape[2:])
         features = F.leaky_relu(self.last(torch.cat([x, minibatch_std], dim=1)), 0.2).mean(dim=(2, 3))  # (B, C)
+        global_logit = self.global_head(features).squeeze(1)  # (B,)
         projection = (self.class_embed(label) * features).sum(dim=1) / features.shape[1] ** 0.5
-        return (patch_logits, self.global_head(features).squeeze(1) + projection), features
+        return (patch_logits, global_logit + projection), features
 
 
 # ---------------------------------------------------------------------------------------------- pretrained networks

@@ -185,10 +185,8 @@ class TrainState:
     def update(self, losses: dict[str, Tensor]) -> None:
         """Update the EMA and accumulate `losses`; log their mean every `log_every` steps."""
         self.step += 1
-        global_batch_size, half_life = (
-            self.train_config.batch_size * self.accelerator.num_processes,
-            self.train_config.ema_nimg,
-        )
+        global_batch_size = self.train_config.batch_size * self.accelerator.num_processes
+        half_life = self.train_config.ema_nimg
         decay = 0.5 ** (global_batch_size / half_life) if half_life else 0.0
         # EMA ramp-up: the first steps would otherwise dominate.
         decay = min(decay, self.step / (self.step + 10))
@@ -221,7 +219,7 @@ class TrainState:
         }
 
     def save(self, out: Path) -> None:
-        """Write checkpoint and history to temporary names and rename them: a kill leaves the previous files whole."""
+        """Write checkpoint and history to temporary names and rename them: a kill leaves the previous files intact."""
         temporary = out / "checkpoint.pt.part"
         try:
             torch.save(self.state_dict(), temporary)

@@ -1,1 +1,1 @@
-"""What people look at."""
+"""Figures, predictions and the web page."""

@@ -1,4 +1,4 @@
-"""Grids, counts and pairs, drawn the same way everywhere. Arrays in, a matplotlib figure out."""
+"""Figures in one style: image grids, counts, curves, intervals. Arrays in, a matplotlib figure out."""
 
 from base64 import b64encode
 from collections.abc import Sequence
@@ -10,12 +10,13 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
-from IPython.display import Image as Shown
+from IPython.display import Image as DisplayImage
 from matplotlib.figure import Figure
 from PIL import Image
 
-# One colour per class position, from a palette that colour-blind readers can tell apart (Okabe and Ito 2008).
+# One color per class position, from a palette that color-blind readers can distinguish (Okabe and Ito 2008).
 PALETTE = ["#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7F7F7F", "#F0E442", "#000000"]
+TABLE_IMAGE_HEIGHT = 96  # pixels
 
 
 def grid(
@@ -24,9 +25,9 @@ def grid(
     column_titles: Sequence[str] = (),
     cell: float = 1.3,
 ) -> Figure:
-    """Pictures in rows: `uint8 (H, W, 3)` in colour, `(H, W)` in grey (masks in {0, 1} and sketches alike).
+    """Rows of images: `uint8 (H, W, 3)` in color, `(H, W)` in gray (masks in {0, 1} and sketches in {0, 255}).
 
-    A row may be shorter than the others; no rows at all give a figure that says so. `cell`: a side in inches.
+    Rows may differ in length; without rows the figure says "nothing to show". `cell`: side of an image in inches.
     """
     if not rows:
         figure = plt.figure(figsize=(4, 0.5))
@@ -34,16 +35,16 @@ def grid(
         return figure
     columns = max(len(row) for row in rows)
     left, top = (0.1 if row_titles else 0), (0.94 if column_titles else 1)
-    inches = (cell * columns / (1 - left), cell * len(rows) / top)  # room for the titles, the pictures stay square
+    inches = (cell * columns / (1 - left), cell * len(rows) / top)  # with room for the titles, images stay square
     figure, axes = plt.subplots(len(rows), columns, figsize=inches, squeeze=False)
     for axis in axes.flat:
         axis.axis("off")
-    for line, row in zip(axes, rows, strict=True):
-        for axis, picture in zip(line, row, strict=False):
+    for axes_row, row in zip(axes, rows, strict=True):
+        for axis, image in zip(axes_row, row, strict=False):
             axis.axis("on")
             axis.set(xticks=[], yticks=[])
-            axis.spines[:].set_color("0.6")  # a white line along the frame would be lost on a white page
-            axis.imshow(picture, cmap="gray", vmin=0, vmax=max(1, int(picture.max())) if picture.ndim == 2 else None)
+            axis.spines[:].set_color("0.6")  # separates a light image from the white page
+            axis.imshow(image, cmap="gray", vmin=0, vmax=max(1, int(image.max())) if image.ndim == 2 else None)
     for axis, title in zip(axes[0], column_titles, strict=False):
         axis.set_title(title, fontsize=9)
     for axis, title in zip(axes[:, 0], row_titles, strict=False):
@@ -53,19 +54,18 @@ def grid(
 
 
 def class_counts(counts: pd.DataFrame) -> Figure:
-    """Pictures per class as bars on a logarithmic axis, one bar a split, from `Dataset.counts()`."""
+    """Bars of images per class and split on a log axis. `counts`: see `DatasetTable.counts()`; totals are ignored."""
     counts = counts.drop(index="all", errors="ignore").drop(columns="all", errors="ignore")
     figure, axis = plt.subplots(figsize=(7, 2.8))
     positions = np.arange(len(counts))
-    for number, split in enumerate(counts.columns):
-        shift = (number - (len(counts.columns) - 1) / 2) * 0.8 / len(counts.columns)
-        bars = axis.bar(
-            positions + shift, counts[split], 0.78 / len(counts.columns), label=split, color=PALETTE[number]
-        )
+    num_splits = len(counts.columns)
+    for k, split in enumerate(counts.columns):
+        offset = (k - (num_splits - 1) / 2) * 0.8 / num_splits
+        bars = axis.bar(positions + offset, counts[split], 0.78 / num_splits, label=split, color=PALETTE[k])
         axis.bar_label(bars, fontsize=7)
     axis.set_xticks(positions, counts.index)
     axis.set_yscale("log")
-    axis.set_ylabel("pictures (log)")
+    axis.set_ylabel("images (log)")
     axis.margins(y=0.15)
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
@@ -74,11 +74,11 @@ def class_counts(counts: pd.DataFrame) -> Figure:
 
 
 def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> Figure:
-    """What a training wrote into its history, over steps: one chart per group of names."""
+    """Curves of a training's history over its key `step`: one chart per group of keys."""
     figure, axes = plt.subplots(1, len(groups), figsize=(2.5 * len(groups), 2.2), squeeze=False)
     for axis, names in zip(axes[0], groups, strict=True):
-        for name, colour in zip(names, PALETTE, strict=False):
-            axis.plot(history["step"], history[name], color=colour, label=name.replace("_", " "))
+        for name, color in zip(names, PALETTE, strict=False):
+            axis.plot(history["step"], history[name], color=color, label=name.replace("_", " "))
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
@@ -87,53 +87,53 @@ def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> 
 
 
 def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figure:
-    """One chart per name, in it one line per entry: a value with the ends of its interval."""
-    tallest = max(sum(1 + name.count("\n") for name in entries) for entries in charts.values())
-    inches = (max(5, 4 * len(charts)), max(2.2, 0.8 + 0.2 * tallest))
+    """One chart per title; each entry is a row with its value and interval `(value, low, high)`. `unit`: x label."""
+    max_lines = max(sum(1 + name.count("\n") for name in entries) for entries in charts.values())
+    inches = (max(5, 4 * len(charts)), max(2.2, 0.8 + 0.2 * max_lines))
     figure, axes = plt.subplots(1, len(charts), figsize=inches, squeeze=False, layout="constrained")
-    for axis, (name, entries) in zip(axes[0], charts.items(), strict=True):
-        for place, (value, low, high) in enumerate(entries.values()):
-            axis.plot([low, high], [place, place], color=PALETTE[1], linewidth=3, alpha=0.4)
-            axis.plot(value, place, "o", color=PALETTE[1])
+    for axis, (title, entries) in zip(axes[0], charts.items(), strict=True):
+        for y, (value, low, high) in enumerate(entries.values()):
+            axis.plot([low, high], [y, y], color=PALETTE[1], linewidth=3, alpha=0.4)
+            axis.plot(value, y, "o", color=PALETTE[1])
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set_yticks(range(len(entries)), entries)
-        axis.set(title=name, xlabel=unit, ylim=(len(entries) - 0.5, -0.5))
+        axis.set(title=title, xlabel=unit, ylim=(len(entries) - 0.5, -0.5))
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def lines(x: Sequence[float], charts: dict[str, Sequence[float]], label: str) -> Figure:
-    """One chart per name over the same x, which doubles from tick to tick."""
+    """One chart per title: its values over the same `x`, on a log2 axis with `label`."""
     figure, axes = plt.subplots(1, len(charts), figsize=(3.5 * len(charts), 2.2), squeeze=False, layout="constrained")
-    for axis, (name, y) in zip(axes[0], charts.items(), strict=True):
+    for axis, (title, y) in zip(axes[0], charts.items(), strict=True):
         axis.plot(x, y, "o-", color=PALETTE[1])
         axis.axhline(0, color="0.6", linewidth=0.8)
         axis.set_xscale("log", base=2)
         axis.set_xticks(x, x)
-        axis.set(title=name, xlabel=label)
+        axis.set(title=title, xlabel=label)
         axis.spines[["top", "right"]].set_visible(False)
     return figure
 
 
 def distributions(charts: dict[str, dict[str, np.ndarray]], label: str) -> Figure:
-    """One chart per name: how the values of each group are spread, as shares of the group."""
+    """One chart per title: histograms of the values `(N,)` of each group, in fractions of the group. `label`: of x."""
     figure, axes = plt.subplots(1, len(charts), figsize=(4 * len(charts), 2.2), squeeze=False, layout="constrained")
-    for axis, (name, groups) in zip(axes[0], charts.items(), strict=True):
+    for axis, (title, groups) in zip(axes[0], charts.items(), strict=True):
         edges = np.histogram_bin_edges(np.concatenate(list(groups.values())), 24)
-        for colour, (group, values) in zip(PALETTE, groups.items(), strict=False):
-            shares = np.full(len(values), 1 / len(values))
-            axis.hist(values, edges, weights=shares, color=colour, alpha=0.5, label=f"{group}, N {len(values)}")
-        axis.set(title=name, xlabel=label)
+        for color, (group, values) in zip(PALETTE, groups.items(), strict=False):
+            weights = np.full(len(values), 1 / len(values))
+            axis.hist(values, edges, weights=weights, color=color, alpha=0.5, label=f"{group}, N {len(values)}")
+        axis.set(title=title, xlabel=label)
         axis.spines[["top", "right"]].set_visible(False)
         axis.legend(frameon=False, fontsize=8)
     return figure
 
 
 def scatter(groups: dict[str, tuple[Sequence[float], Sequence[float]]], labels: tuple[str, str]) -> Figure:
-    """Points (x, y) of each group in its colour; `labels` of the two axes."""
+    """Points `(x, y)` of each group in its own color. `labels`: of the x and y axes."""
     figure, axis = plt.subplots(figsize=(6, 2.8), layout="constrained")
-    for colour, (group, (x, y)) in zip(PALETTE, groups.items(), strict=False):
-        axis.scatter(x, y, s=14, color=colour, alpha=0.7, linewidths=0, label=f"{group}, N {len(x)}")
+    for color, (group, (x, y)) in zip(PALETTE, groups.items(), strict=False):
+        axis.scatter(x, y, s=14, color=color, alpha=0.7, linewidths=0, label=f"{group}, N {len(x)}")
     axis.set(xlabel=labels[0], ylabel=labels[1])
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1, 0.5))
@@ -141,74 +141,77 @@ def scatter(groups: dict[str, tuple[Sequence[float], Sequence[float]]], labels: 
 
 
 def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
-    """Counts `(K, K)` side by side: rows are the true classes, columns the named ones, colours shares of a row."""
+    """Confusion matrices `(K, K)` side by side, by title: counts, rows true and columns predicted classes; the color is
+    the fraction of the row."""
     figure, axes = plt.subplots(
         1, len(matrices), figsize=(3.3 * len(matrices), 3.2), squeeze=False, layout="constrained"
     )
-    for axis, (name, counts) in zip(axes[0], matrices.items(), strict=True):
-        shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-        axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for axis, (title, counts) in zip(axes[0], matrices.items(), strict=True):
+        fractions = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+        axis.imshow(fractions, cmap="Blues", vmin=0, vmax=1)
         for (row, column), count in np.ndenumerate(counts):
-            colour = "white" if shares[row, column] > 0.6 else "black"
-            axis.text(column, row, int(count), ha="center", va="center", fontsize=7, color=colour)
+            color = "white" if fractions[row, column] > 0.6 else "black"
+            axis.text(column, row, int(count), ha="center", va="center", fontsize=7, color=color)
         axis.set_xticks(range(len(classes)), classes, rotation=60, fontsize=8)
         axis.set_yticks(range(len(classes)), classes, fontsize=8)
-        axis.set(title=name, xlabel="named")
+        axis.set(title=title, xlabel="predicted")
     axes[0, 0].set_ylabel("true")
     return figure
 
 
 def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
-    """How often a network is right (`accuracy`) when it is as sure as that (`confidence`); size says of how many cases.
-    On the diagonal probabilities mean what they say."""
+    """Reliability diagram: `accuracy` over `confidence` of every bin, marker area by its `N`. Calibrated probabilities
+    lie on the diagonal. `tables` by name, see `metrics.classification.reliability`."""
     figure, axis = plt.subplots(figsize=(3.6, 2.8), layout="constrained")
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
-    for colour, (name, table) in zip(PALETTE, tables.items(), strict=False):
-        axis.plot(table["confidence"], table["accuracy"], color=colour, alpha=0.4)
-        sizes = 120 * table["N"] / table["N"].sum()
-        axis.scatter(table["confidence"], table["accuracy"], s=sizes + 4, color=colour, label=name)
+    for color, (name, table) in zip(PALETTE, tables.items(), strict=False):
+        axis.plot(table["confidence"], table["accuracy"], color=color, alpha=0.4)
+        areas = 120 * table["N"] / table["N"].sum()
+        axis.scatter(table["confidence"], table["accuracy"], s=areas + 4, color=color, label=name)
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.spines[["top", "right"]].set_visible(False)
     axis.legend(frameon=False, fontsize=8)
     return figure
 
 
-def overlay(image: np.ndarray, mask: np.ndarray, colour: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
-    """`image (H, W, 3) uint8` with the border of `mask (H, W)` in {0, 1} drawn on it."""
+def overlay(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
+    """A copy of `image uint8 (H, W, 3)` with the border of `mask (H, W)` in {0, 1} in an RGB color."""
     padded = np.pad(mask, 1)
     inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
     marked = image.copy()
-    marked[(mask == 1) & (inner == 0)] = colour
+    marked[(mask == 1) & (inner == 0)] = color
     return marked
 
 
-def table_with_images(table: pd.DataFrame, pictures: dict[str, Sequence[np.ndarray]], side: int = 96) -> HTML:
-    """A table with columns of pictures `(H, W[, 3]) uint8` before its own, each `side` pixels high."""
+def table_with_images(table: pd.DataFrame, images: dict[str, Sequence[np.ndarray]]) -> HTML:
+    """An HTML table with columns of images `uint8 (H, W[, 3])`, resized to `TABLE_IMAGE_HEIGHT`, before those of
+    `table`."""
 
-    def tag(picture: np.ndarray) -> str:
-        image, file = Image.fromarray(picture), BytesIO()
-        image.resize((round(side * image.width / image.height), side)).convert("RGB").save(file, "JPEG", quality=82)
+    def tag(array: np.ndarray) -> str:
+        image, file = Image.fromarray(array), BytesIO()
+        resized = image.resize((round(TABLE_IMAGE_HEIGHT * image.width / image.height), TABLE_IMAGE_HEIGHT))
+        resized.convert("RGB").save(file, "JPEG", quality=82)
         return f'<img src="data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}">'
 
-    shown = pd.DataFrame({name: [tag(picture) for picture in column] for name, column in pictures.items()})
-    table = pd.concat([shown, table.reset_index(drop=True).map(as_text)], axis=1)
+    tags = pd.DataFrame({name: [tag(array) for array in column] for name, column in images.items()})
+    table = pd.concat([tags, table.reset_index(drop=True).map(as_text)], axis=1)
     return HTML(table.to_html(escape=False, index=False, border=0))
 
 
 def as_text(value: object) -> str:
-    """For a page: numbers with three digits, and nothing that a browser would take for more than text."""
+    """A table value as HTML text: floats with three digits, anything else escaped."""
     return f"{value:.3g}" if isinstance(value, float) else escape(str(value))
 
 
-def save(figure: Figure, path: str | Path) -> Shown:
-    """Write the figure as a PNG for `outputs/`, and return what a notebook shows: photographs as JPEG, which takes a
-    fifth of the room, lines and charts as PNG."""
+def save(figure: Figure, path: str | Path) -> DisplayImage:
+    """Write the figure as a PNG, close it, and return the image that a notebook displays: the PNG if it is small (lines
+    and charts), else a JPEG, which takes a fifth of the space for photos."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=110, bbox_inches="tight")
     plt.close(figure)
     if path.stat().st_size < 60_000:
-        return Shown(data=path.read_bytes(), format="png")
-    smaller = BytesIO()
-    Image.open(path).convert("RGB").save(smaller, "JPEG", quality=82)
-    return Shown(data=smaller.getvalue(), format="jpeg")
+        return DisplayImage(data=path.read_bytes(), format="png")
+    jpeg = BytesIO()
+    Image.open(path).convert("RGB").save(jpeg, "JPEG", quality=82)
+    return DisplayImage(data=jpeg.getvalue(), format="jpeg")

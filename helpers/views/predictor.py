@@ -1,5 +1,5 @@
-"""What the page and notebook 8 do, without the page: a drawing and a diagnosis -> images; a photograph -> what the
-networks make of it. Nothing here knows of browsers."""
+"""What the page and notebook 8 do, without the page: a drawing and a diagnosis give images; a photo gives lesion,
+probabilities, heatmap and sketch. Does not import gradio."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -32,86 +32,91 @@ DISPLAY_NAMES = {
     "BCC": "basal cell carcinoma",
     "AKIEC": "actinic keratosis or Bowen's disease",
     "BKL": "benign keratosis",
-    "SK": "seborrhoeic keratosis",
+    "SK": "seborrheic keratosis",
     "DF": "dermatofibroma",
     "VASC": "vascular lesion",
 }
 LOADERS = {"cgan": load_cgan, "segmenter": load_segmenter, "classifier": load_classifier, "dcgan": load_dcgan}
-MAX_PIXELS = 50_000_000  # of a picture
+MIN_SIDE, MAX_PIXELS = 16, 50_000_000  # of an upload: pixels per side, pixels in all
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
-LOCK = Lock()  # chance is PyTorch's, one for all threads: with a page open, train in another process
-MAX_SIDE = 512  # pixels: larger photographs are shown smaller
+# All threads share PyTorch's random generator. While a page is open, train in another process.
+LOCK = Lock()
+MAX_SIDE = 512  # pixels; larger photos are reduced to this
 
 
-def display_name(label: str) -> str:
-    """A diagnosis as people call it; classes of other sets keep their own names."""
-    return DISPLAY_NAMES.get(label, label)
+def display_name(class_name: str) -> str:
+    """The everyday name of a class; names that are not in `DISPLAY_NAMES` are returned unchanged."""
+    return DISPLAY_NAMES.get(class_name, class_name)
 
 
-def find_weights(cfg: SimpleNamespace, given: dict[str, Path | None] | None = None) -> dict[str, Path]:
-    """For each of `LOADERS` the given checkpoint, else the released weights; methods without any are left out. Raises
-    `DataError` for a given one that is not there."""
-    found = {}
+def find_weights(cfg: SimpleNamespace, checkpoints: dict[str, Path | None] | None = None) -> dict[str, Path]:
+    """Paths by method: for each of `LOADERS` the given checkpoint, else the released weights in `cfg.released`. Methods
+    with neither are left out. Raises `DataError` if a given checkpoint does not exist."""
+    weights = {}
     for method in LOADERS:
-        wanted, released = (given or {}).get(method), cfg.released / f"{method}.safetensors"
-        if wanted and not Path(wanted).is_file():
-            raise DataError(f"there is no {display_path(wanted)}")
-        if wanted or released.is_file():
-            found[method] = Path(wanted or released)
-    return found
+        checkpoint, released = (checkpoints or {}).get(method), cfg.released / f"{method}.safetensors"
+        if checkpoint and not Path(checkpoint).is_file():
+            raise DataError(
+                f"{display_path(checkpoint)} does not exist: give a checkpoint of `python -m helpers train {method}`"
+            )
+        if checkpoint or released.is_file():
+            weights[method] = Path(checkpoint or released)
+    return weights
 
 
-def parse_drawing(picture: Image.Image, size: int) -> np.ndarray:
-    """A drawing of any colours, or a filled mask, as a sketch `uint8 (size, size)` in {0, 255}: transparent paper is
-    white, of a filled area the outline is taken. Of a picture that is no square the central one counts, or all of it
-    where lines leave that.
+def parse_drawing(drawing: Image.Image, size: int) -> np.ndarray:
+    """A drawing in any colors, or a filled mask, as a sketch `uint8 (size, size)` in {0, 255}.
 
-    Raises `DataError` for an empty one, and for what is no drawing.
+    Transparent areas count as white; a filled area becomes its outline. Of a drawing that is not square the central
+    square is used, or all of it where lines extend beyond that.
+
+    Raises `DataError` if it is empty, mostly ink, or neither line drawing nor mask.
     """
-    image = to_rgb(picture)
+    image = to_rgb(drawing)
     lines = extract_lines(image)
     if not (lines > INK_THRESHOLD).any():
-        raise DataError("The paper is empty: draw the outline of a lesion first.")
-    between = (lines > 4) & (lines < 0.5 * lines.max())  # neither paper nor ink: much of a photograph is
-    if between.mean() > 0.08:
-        raise DataError("This is no line drawing and no mask: for a photograph take the other tab.")
-    settings = StoreConfig(size)
+        raise DataError("The drawing is empty: draw the outline of a lesion first.")
+    shades = (lines > 4) & (lines < 0.5 * lines.max())  # neither background nor ink: frequent in photos only
+    if shades.mean() > 0.08:
+        raise DataError("Expected a line drawing or a mask, got an image with many shades: analyze photos in the "
+                        "Analyze tab.")  # fmt: skip
+    config = StoreConfig(size)
     if (lines > INK_THRESHOLD).sum() > (center_crop(lines) > INK_THRESHOLD).sum():
         lines, image = pad_to_square(lines), pad_to_square(image)
-    ink = resize(lines, settings) > 127
-    reach = 4 * stroke_width(ink.shape) + 1
-    solid = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((reach, reach), np.uint8))
-    if solid.sum() > 0.8 * ink.sum() > 0:
-        return contour(mask_polarity(resize(image, settings).mean(axis=2) > 127))
-    thinner = min(lines.shape) // size  # so that fine lines of a large drawing are not lost
-    if thinner > 2:
-        lines = cv2.dilate(lines, np.ones((thinner // 2 + 1, thinner // 2 + 1), np.uint8))
-    sketch = resize_sketch(lines, settings)
+    ink = resize(lines, config) > 127
+    kernel_size = 4 * stroke_width(ink.shape) + 1
+    filled = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((kernel_size, kernel_size), np.uint8))
+    if filled.sum() > 0.8 * ink.sum() > 0:
+        return contour(mask_polarity(resize(image, config).mean(axis=2) > 127))
+    reduction = min(lines.shape) // size
+    if reduction > 2:  # widen the lines, or fine ones of a large drawing are lost
+        lines = cv2.dilate(lines, np.ones((reduction // 2 + 1, reduction // 2 + 1), np.uint8))
+    sketch = resize_sketch(lines, config)
     if (sketch > 0).mean() > MAX_INK:
-        raise DataError("This is mostly ink: draw the outline of a lesion only.")
+        raise DataError("Expected an outline, got a drawing that is mostly ink: draw only the outline of a lesion.")
     return sketch
 
 
-def pad_to_square(picture: np.ndarray) -> np.ndarray:
-    """A picture `(H, W[, C])` in the middle of a square, the rest in the tone of its corner."""
-    height, width = picture.shape[:2]
+def pad_to_square(image: np.ndarray) -> np.ndarray:
+    """An image `(H, W[, C])` centered in a square `(S, S[, C])`, S = max(H, W), filled with the color of its corner."""
+    height, width = image.shape[:2]
     side = max(height, width)
     top, left = (side - height) // 2, (side - width) // 2
-    square = np.broadcast_to(picture[:1, :1], (side, side, *picture.shape[2:])).copy()
-    square[top : top + height, left : left + width] = picture
+    square = np.broadcast_to(image[:1, :1], (side, side, *image.shape[2:])).copy()
+    square[top : top + height, left : left + width] = image
     return square
 
 
 def mask_polarity(light: np.ndarray) -> np.ndarray:
-    """The lesion `uint8` in {0, 1} of a mask, where `light (S, S)` is true: white, as masks are, unless nearly all of
-    the frame is white, which then is the paper."""
+    """Decide whether a mask is white on black or black on white: `bool (S, S)`, true where it is light, -> `uint8
+    (S, S)`, 1 on the lesion. Light is lesion, unless over 90 % of the frame is light, which then is background."""
     frame = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
     return (light != (frame.mean() > 0.9)).astype(np.uint8)
 
 
 def mask_from_sketch(sketch: np.ndarray) -> np.ndarray | None:
-    """The mask `uint8 (S, S)` in {0, 1} of a sketch: what its lines enclose, gaps of some pixels closed; None when they
-    enclose nothing."""
+    """The area that the lines of a sketch `uint8 (S, S)` enclose, as a mask `uint8 (S, S)` in {0, 1}; gaps of up to
+    about S / 12 pixels are closed. None if the lines enclose nothing."""
     gap = max(3, len(sketch) // 12) | 1
     disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
     closed = cv2.morphologyEx(np.pad(sketch, gap), cv2.MORPH_CLOSE, disc)[gap:-gap, gap:-gap]
@@ -120,120 +125,138 @@ def mask_from_sketch(sketch: np.ndarray) -> np.ndarray | None:
 
 
 def read_drawing(path: str | Path, size: int) -> np.ndarray:
-    """The same from a file. Raises `DataError`, also for a file that is no picture."""
+    """Read a drawing or mask from a file as a sketch `uint8 (size, size)` in {0, 255}. Raises `DataError` if the file
+    is not a readable image (`check_image_header`) or not a drawing (`parse_drawing`)."""
     return parse_drawing(Image.fromarray(read_upload(path)), size)
 
 
 def check_image_header(file: str | Path | bytes, name: str) -> None:
-    """Raise `DataError` for what is no picture, larger than `MOST_PIXELS`, or narrower than 16 pixels; only the head of
-    the file is read."""
+    """Raise `DataError` if a file, or its content, is not an image of `FORMATS`, has over `MAX_PIXELS` pixels or a side
+    under `MIN_SIDE` pixels. Reads only the header. `name`: of the file, for the message."""
     try:
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as picture:
-            width, height = picture.size
+        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
+            width, height = image.size
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{name} is damaged or not a picture.") from error
-    if height * width > MAX_PIXELS or min(height, width) < 16:
-        raise DataError(f"{name} is {width} x {height} pixels: from 16 a side to {MAX_PIXELS:,} in all can be read.")
+        raise DataError(_unreadable(name)) from error
+    if height * width > MAX_PIXELS or min(height, width) < MIN_SIDE:
+        raise DataError(f"{name} must have at least {MIN_SIDE} pixels per side and at most {MAX_PIXELS:,} in all, "
+                        f"got {width} x {height}.")  # fmt: skip
 
 
-def read_upload(path: str | Path, **how) -> np.ndarray:
-    """`read_image`, for files of strangers: raises `DataError` that names no folder, see also `check_picture`."""
+def _unreadable(name: str) -> str:
+    return f"{name} is damaged or not an image: choose another file ({', '.join(FORMATS)})."
+
+
+def read_upload(path: str | Path, **kwargs) -> np.ndarray:
+    """`read_image(path, **kwargs)` for untrusted files: RGB `uint8 (H, W, 3)`. Raises `DataError` (see
+    `check_image_header`) with the file's name, never its folder."""
     name = Path(path).name
     check_image_header(path, name)
     try:
-        return read_image(path, **how)
+        return read_image(path, **kwargs)
     except DataError as error:
-        raise DataError(f"{name} is damaged or not a picture.") from error
+        raise DataError(_unreadable(name)) from error
 
 
 def read_photo(path: str | Path) -> np.ndarray:
-    """A photograph `uint8 (H, W, 3)`, upright, its longer side `VIEW` pixels at most. Raises as `read_picture`."""
-    image = read_upload(path, at_least=MAX_SIDE, upright=True)
-    smaller = MAX_SIDE / max(image.shape[:2])
-    sides = (max(1, round(image.shape[1] * smaller)), max(1, round(image.shape[0] * smaller)))
-    return image if smaller >= 1 else cv2.resize(image, sides, interpolation=cv2.INTER_AREA)
+    """A photo as `uint8 (H, W, 3)`, upright, its longer side at most `MAX_SIDE` pixels. Raises `DataError` (see
+    `check_image_header`)."""
+    image = read_upload(path, min_size=MAX_SIDE, upright=True)
+    scale = MAX_SIDE / max(image.shape[:2])
+    shape = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
+    return image if scale >= 1 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
 
 
 def example_sketches(size: int, count: int = 5) -> list[np.ndarray]:
-    """Outlines of phantoms, `uint8 (size, size)` in {0, 255}: nobody's lesions."""
+    """Outlines of `count` phantoms, each `uint8 (size, size)` in {0, 255}."""
     return [contour(phantoms.render(k % len(phantoms.CLASSES), seed=k, size=size)[1]) for k in range(count)]
 
 
 @dataclass(frozen=True)
 class Analysis:
-    """What the networks make of a photograph; without a segmenter or classifier their parts are empty."""
+    """Predictions for one photo. Without a segmenter, classifier or CGAN the fields that need it are 0, empty or
+    None."""
 
-    image: np.ndarray  # (H, W, 3), the lesion outlined
-    lesion_fraction: float  # of the picture, that is lesion
-    outside_fraction: float  # share of the lesion beside the central square, which is all that the parts below see
-    probabilities: dict[str, float]  # of the diagnoses, calibrated
-    heatmap: np.ndarray | None  # (S, S, 3): the central square, where the first of them was seen
-    sketch: np.ndarray | None  # (S, S) in {0, 255} to draw again; None where no lesion was found
+    image: np.ndarray  # uint8 (H, W, 3), with the lesion's outline
+    lesion_fraction: float  # of the image's area, in [0, 1]
+    outside_fraction: float  # of the lesion's area, outside the central square that the fields below are about
+    probabilities: dict[str, float]  # by class name, calibrated
+    heatmap: np.ndarray | None  # uint8 (S, S, 3), central square with the Grad-CAM of the most probable class
+    sketch: np.ndarray | None  # uint8 (S, S) in {0, 255}, input for the CGAN; None without a lesion in the square
 
 
 class Predictor:
-    """The networks. One visitor at a time is served: their chance is PyTorch's, which is one for all threads."""
+    """The loaded networks. `LOCK` admits one call at a time, because all threads share PyTorch's random generator."""
 
     def __init__(self, weights: dict[str, Path]):
-        """`weights`: see `weights_at_hand`. Raises `DataError` for a file that does not hold such a network."""
+        """`weights`: paths by method, see `find_weights`. Raises `DataError` for a file that is not such a method's."""
         self.weights = weights
         loaded = {method: LOADERS[method](path) for method, path in weights.items()}
         self.networks = {method: network for method, (network, _) in loaded.items()}
-        self.classes = {method: list(getattr(settings, "classes", [])) for method, (_, settings) in loaded.items()}
+        self.classes = {method: list(getattr(config, "classes", [])) for method, (_, config) in loaded.items()}
 
     def __str__(self) -> str:
-        parts = []
+        lines = []
         for method, network in self.networks.items():
             facts = [display_path(self.weights[method]), f"{network.size} px", " ".join(self.classes[method])]
-            parts.append(f"{method}: " + ", ".join(filter(None, facts)))
-        return "\n".join(parts)
+            lines.append(f"{method}: " + ", ".join(filter(None, facts)))
+        return "\n".join(lines)
 
     @property
     def size(self) -> int:
-        """Pixels of a sketch's side."""
+        """Size of the CGAN's sketches and images in pixels per side."""
         return self.networks["cgan"].size
 
     def network(self, method: str) -> torch.nn.Module:
-        """Raises `DataError` where it has no weights."""
+        """The network of a method. Raises `DataError` if it has no weights."""
         if method not in self.networks:
-            raise DataError(f"There are no weights of a {method} here: `python -m helpers train {method}` makes some.")
+            raise DataError(f"No weights of a {method} available: train one with `python -m helpers train {method}`.")
         return self.networks[method]
 
-    def label(self, method: str, name: str) -> int:
-        """Raises `DataError` for a class that the network does not know."""
+    def label(self, method: str, class_name: str) -> int:
+        """The index of a class in a method's classes. Raises `DataError` for another class, or without weights."""
         self.network(method)
-        if name not in self.classes[method]:
-            raise DataError(f"This network knows {', '.join(self.classes[method])}, and no {name}.")
-        return self.classes[method].index(name)
+        if class_name not in self.classes[method]:
+            raise DataError(f"The diagnosis must be one of {', '.join(self.classes[method])}, got {class_name}.")
+        return self.classes[method].index(class_name)
 
     def sample(
-        self, sketch: np.ndarray, name: str, count: int = 4, variation: float = 1.0, seed: int = 0
+        self, sketch: np.ndarray, class_name: str, count: int = 4, variation: float = 1.0, seed: int = 0
     ) -> list[np.ndarray]:
-        """Images `uint8 (S, S, 3)` of a sketch `(S, S)` in {0, 255} under a diagnosis. `variation` scales the noise: at
-        0 all are alike, at 1 as different as photographs taught, beyond the network was never asked. The first images
-        of a seed are the same however many there are."""
-        generator, label = self.network("cgan"), self.label("cgan", name)
-        chance = torch.Generator().manual_seed(seed)
-        noise = variation * torch.stack([torch.randn(generator.z_dim, generator=chance) for _ in range(count)])
-        grain = [seed + (k if variation else 0) for k in range(count)]
-        with LOCK:
-            return [sample(generator, sketch[None], [label], grain[k], noise[k : k + 1])[0] for k in range(count)]
+        """Generate `count` images `uint8 (S, S, 3)` of a sketch `(S, S)` in {0, 255} and a class.
 
-    def sample_without_sketch(self, name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
-        """Images of the DCGAN."""
-        generator, label = self.network("dcgan"), self.label("dcgan", name)
+        `variation` scales the latent: at 0 all images are equal, 1 is the distribution of training, above 1 is outside
+        it. The first images of a seed do not depend on `count`. Raises `DataError` as `label` does.
+        """
+        generator, label = self.network("cgan"), self.label("cgan", class_name)
+        rng = torch.Generator().manual_seed(seed)
+        latents = variation * torch.stack([torch.randn(generator.z_dim, generator=rng) for _ in range(count)])
+        noise_seeds = [seed + (k if variation else 0) for k in range(count)]
+        with LOCK:
+            return [
+                sample(generator, sketch[None], [label], noise_seeds[k], latents[k : k + 1])[0] for k in range(count)
+            ]
+
+    def sample_without_sketch(self, class_name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
+        """Generate `count` images `uint8 (S, S, 3)` of a class with the DCGAN. Raises `DataError` as `label` does."""
+        generator, label = self.network("dcgan"), self.label("dcgan", class_name)
         with LOCK:
             return list(sample_dcgan(generator, [label] * count, seed))
 
     def synthetic_pairs(
-        self, name: str, count: int, seed: int = 0, sketch: np.ndarray | None = None
+        self, class_name: str, count: int, seed: int = 0, sketch: np.ndarray | None = None
     ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Images with masks `(S, S)` in {0, 1}, each of another shape: that of the sketch deformed, or of phantoms.
-        One by one, so that others are served between two of them."""
-        generator, label, rng = self.network("cgan"), self.label("cgan", name), np.random.default_rng(seed)
-        shapes = [mask_from_sketch(s) for s in ([sketch] if sketch is not None else example_sketches(self.size, 24))]
+        """Yield `count` images `uint8 (S, S, 3)` of a class with masks `uint8 (S, S)` in {0, 1}.
+
+        Every mask is another random deformation: of the sketch's area, or of phantom lesions without a sketch. `LOCK`
+        is released between images, so that other requests are served. Raises `DataError` if the outline is not closed,
+        and as `label` does.
+        """
+        generator, label, rng = self.network("cgan"), self.label("cgan", class_name), np.random.default_rng(seed)
+        outlines = [sketch] if sketch is not None else example_sketches(self.size, 24)
+        shapes = [mask_from_sketch(outline) for outline in outlines]
         if shapes[0] is None:
-            raise DataError("The outline is not closed, so nobody knows what is inside.")
+            raise DataError("The outline must be closed to have a mask: close its gaps.")
         for _ in range(count):
             mask = fill(deform(shapes[int(rng.integers(len(shapes)))], rng))
             with LOCK:
@@ -241,53 +264,57 @@ class Predictor:
             yield image, mask
 
     def analyze(self, image: np.ndarray) -> Analysis:
-        """A photograph `uint8 (H, W, 3)` -> its lesion, diagnoses, where they are seen, sketch. Raises `DataError` for
-        a picture of one colour."""
+        """Segment and classify a photo `uint8 (H, W, 3)`. Raises `DataError` if it has one color only."""
         if is_uniform(image):
-            raise DataError("The picture is all one colour: there is nothing to see.")
+            raise DataError("The image has one color only: choose an image of a lesion.")
         with LOCK:
             mask = np.zeros(image.shape[:2], np.uint8)
             if "segmenter" in self.networks:
                 (mask,) = segment(self.networks["segmenter"], [image])
-            named, heat = self.classify_with_heatmap(image)
+            probabilities, heatmap = self.classify_with_heatmap(image)
         sketch = None
         if "cgan" in self.networks and center_crop(mask).any():
             sketch = contour((resize(255 * mask, StoreConfig(self.size)) > 127).astype(np.uint8))
         outside = 1 - center_crop(mask).sum() / max(mask.sum(), 1) if mask.any() else 0.0
-        return Analysis(overlay(image, mask), float(mask.mean()), float(outside), named, heat, sketch)
+        return Analysis(overlay(image, mask), float(mask.mean()), float(outside), probabilities, heatmap, sketch)
 
     def classify_with_heatmap(self, image: np.ndarray) -> tuple[dict[str, float], np.ndarray | None]:
+        """Class probabilities of the central square of `image uint8 (H, W, 3)`, and that square `uint8 (S, S, 3)` with
+        the Grad-CAM of the most probable class; empty and None without a classifier."""
         if "classifier" not in self.networks:
             return {}, None
         classifier = self.networks["classifier"]
-        small = resize(image, StoreConfig(classifier.size))
-        (found,) = predict_proba(classifier, small[None])
-        heat = grad_cam(classifier, small, int(found.argmax()))
-        return dict(zip(self.classes["classifier"], map(float, found), strict=True)), heatmap_overlay(small, heat)
+        square = resize(image, StoreConfig(classifier.size))
+        (probs,) = predict_proba(classifier, square[None])
+        heat = grad_cam(classifier, square, int(probs.argmax()))
+        return dict(zip(self.classes["classifier"], map(float, probs), strict=True)), heatmap_overlay(square, heat)
 
 
 def heatmap_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
-    """An image under a map in [0, 1]: yellow where it is strongest, untouched where it is 0."""
-    tint = cv2.cvtColor(cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
-    share = 0.6 * heat[..., None]
-    return ((1 - share) * image + share * tint).round().astype(np.uint8)
+    """An image `uint8 (H, W, 3)` under a colored map of `heat (H, W)` in [0, 1]: yellow at 1, unchanged at 0."""
+    colors = cv2.cvtColor(cv2.applyColorMap((255 * heat).astype(np.uint8), cv2.COLORMAP_INFERNO), cv2.COLOR_BGR2RGB)
+    alpha = 0.6 * heat[..., None]
+    return ((1 - alpha) * image + alpha * colors).round().astype(np.uint8)
 
 
 def predict_folder(predictor: Predictor, folder: str | Path) -> tuple[pd.DataFrame, list[Analysis], list[str]]:
-    """A table with a row per picture of a folder (`file diagnosis lesion_share`, a probability per class), what was
-    found in each, and sentences on what could not be read. Raises `DataError` when nothing could."""
-    rows, findings, problems = [], [], []
+    """Analyze every image of a folder.
+
+    Returns a table with a row per readable image (`file diagnosis lesion_fraction`, then a probability per class), the
+    analyses in its order, and a message per unreadable image. Raises `DataError` if no image is readable.
+    """
+    rows, analyses, problems = [], [], []
     for path in list_images(Path(folder)):
         try:
-            found = predictor.analyze(read_photo(path))
+            analysis = predictor.analyze(read_photo(path))
         except DataError as error:
             problems.append(str(error) if path.name in str(error) else f"{path.name}: {error}")
             continue
-        findings.append(found)
-        best = max(found.probabilities, key=found.probabilities.get, default="")
-        rows.append(
-            {"file": path.name, "diagnosis": best, "lesion_fraction": found.lesion_fraction} | found.probabilities
-        )
+        analyses.append(analysis)
+        probabilities = analysis.probabilities
+        diagnosis = max(probabilities, key=probabilities.get, default="")
+        facts = {"file": path.name, "diagnosis": diagnosis, "lesion_fraction": analysis.lesion_fraction}
+        rows.append(facts | probabilities)
     if not rows:
-        raise DataError(f"{display_path(folder)} has no picture that can be read")
-    return pd.DataFrame(rows), findings, problems
+        raise DataError(f"{display_path(folder)} needs at least one readable image, got none")
+    return pd.DataFrame(rows), analyses, problems

@@ -1,5 +1,6 @@
-"""What visitors of the page send and get: a private folder, emptied after some minutes, and nothing that is larger than
-the machine can bear. Import it before gradio, which reads the environment once.
+"""Uploads to the page: a private folder, emptied after some minutes, and limits on size and number.
+
+Import it before gradio, which reads the environment once.
 """
 
 import atexit
@@ -12,9 +13,10 @@ from functools import wraps
 from pathlib import Path
 from threading import Thread
 
-UPLOAD_DIR = tempfile.mkdtemp(prefix="sketch2lesion-")  # for this user alone
+UPLOAD_DIR = tempfile.mkdtemp(prefix="sketch2lesion-")  # readable by this user only
 atexit.register(shutil.rmtree, UPLOAD_DIR, ignore_errors=True)
-os.environ |= {"GRADIO_TEMP_DIR": UPLOAD_DIR, "GRADIO_RUN_HISTORY": "False"}  # runs would stay in the visitor's browser
+# With a run history, gradio would store inputs and outputs in the visitor's browser.
+os.environ |= {"GRADIO_TEMP_DIR": UPLOAD_DIR, "GRADIO_RUN_HISTORY": "False"}
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402
@@ -22,26 +24,26 @@ import gradio as gr  # noqa: E402
 from helpers.data.files import DataError  # noqa: E402
 from helpers.views.predictor import check_image_header  # noqa: E402
 
-KEEP_SECONDS, PURGE_INTERVAL = 300, 30  # seconds that files are kept, and between two looks for older ones
+KEEP_SECONDS, PURGE_INTERVAL = 300, 30  # lifetime of a file, and time between two purges, in seconds
 MAX_BYTES = 20 * 2**20  # of one upload
-MAX_CANVASES = 100  # sheets of paper that wait to be drawn from
+MAX_CANVASES = 100  # drawings that wait in memory
 
 
 def show_errors(function: Callable) -> Callable:
-    """What cannot be used becomes a message on the page."""
+    """Wrap an event handler: its `DataError` becomes a message on the page."""
 
     @wraps(function)
-    def told(*given):
+    def wrapper(*args):
         try:
-            return function(*given)
+            return function(*args)
         except DataError as error:
             raise gr.Error(str(error), duration=8, print_exception=False) from error
 
-    return told
+    return wrapper
 
 
 def raw_path(component: gr.Image) -> gr.Image:
-    """Its pictures reach our code as paths, unopened: we have a sentence for those that cannot be read."""
+    """Make the component pass its image as a path, unopened, so that our code reports unreadable ones."""
 
     def path_of(payload) -> str | None:
         return payload and payload.path
@@ -51,21 +53,22 @@ def raw_path(component: gr.Image) -> gr.Image:
 
 
 def composite_only(component: gr.Sketchpad) -> gr.Sketchpad:
-    """Of a sheet of paper only the composite is opened, after a look at its size, and few sheets wait at a time."""
-    read, accept = component.preprocess, component.accept_blobs
+    """Make the sketch pad open only the composite of a drawing, after a check of its size, and hold at most
+    `MAX_CANVASES` drawings in memory."""
+    preprocess_all, accept_all = component.preprocess, component.accept_blobs
 
     @show_errors
     def preprocess(payload):
-        sheet = component.blob_storage.get(payload.id) if payload and payload.id else payload
-        if sheet is not None:
-            sheet.background, sheet.layers = None, []
-            if sheet.composite is not None:
-                check_image_header(getattr(sheet.composite, "path", sheet.composite), "the drawing")
-        return read(payload)
+        drawing = component.blob_storage.get(payload.id) if payload and payload.id else payload
+        if drawing is not None:
+            drawing.background, drawing.layers = None, []
+            if drawing.composite is not None:
+                check_image_header(getattr(drawing.composite, "path", drawing.composite), "the drawing")
+        return preprocess_all(payload)
 
     def accept_blobs(data) -> None:
         if data.data["type"] == "composite":
-            accept(data)
+            accept_all(data)
         while len(component.blob_storage) > MAX_CANVASES:
             component.blob_storage.pop(next(iter(component.blob_storage)), None)
 
@@ -75,39 +78,39 @@ def composite_only(component: gr.Sketchpad) -> gr.Sketchpad:
 
 
 def only_uploads(page: gr.Blocks) -> None:
-    """No part of the page fetches addresses, or takes a folder for a file."""
+    """Keep every component of the page from fetching URLs and from reading a folder as a file."""
 
-    def guarded(move: Callable) -> Callable:
-        async def moved(place):
-            if place is not None and not Path(place).is_file():
-                raise gr.Error(
-                    f"Pictures are kept for {KEEP_SECONDS // 60} minutes: choose it again.", print_exception=False
-                )
-            return await move(place)
+    def only_files(move: Callable) -> Callable:
+        async def move_file(path):
+            if path is not None and not Path(path).is_file():
+                message = f"Uploads are deleted after {KEEP_SECONDS // 60} minutes: choose the file again."
+                raise gr.Error(message, print_exception=False)
+            return await move(path)
 
-        return moved
+        return move_file
 
     for block in page.blocks.values():
-        block.async_move_resource_to_block_cache = guarded(block.async_move_resource_to_block_cache)
+        block.async_move_resource_to_block_cache = only_files(block.async_move_resource_to_block_cache)
 
 
 def purge_old_uploads(page: gr.Blocks) -> None:
-    """As long as the page runs, remove what is older than `KEPT` from the private folder, but for what belongs to the
-    page itself. (Gradio's own `delete_cache` stops for good at the first file that it cannot remove.)"""
-    own = {path for path in Path(UPLOAD_DIR).rglob("*") if path.is_file()}
+    """Start a thread that deletes files older than `KEEP_SECONDS` from the private folder while the page runs. Files
+    that exist now belong to the page and stay. (Gradio's `delete_cache` ends at the first file it cannot delete.)"""
+    page_files = {path for path in Path(UPLOAD_DIR).rglob("*") if path.is_file()}
 
-    def empty() -> None:
+    def purge() -> None:
         while page.is_running:
             time.sleep(PURGE_INTERVAL)
             for path in sorted(Path(UPLOAD_DIR).rglob("*"), reverse=True):  # files before their folders
-                remove_old(path, own)
+                remove_old(path, page_files)
 
-    Thread(target=empty, daemon=True).start()
+    Thread(target=purge, daemon=True).start()
 
 
-def remove_old(path: Path, own: set[Path]) -> None:
+def remove_old(path: Path, page_files: set[Path]) -> None:
+    """Delete a file or an empty folder older than `KEEP_SECONDS`, unless it is one of `page_files`."""
     try:
-        if path not in own and time.time() - path.stat().st_mtime > KEEP_SECONDS:
+        if path not in page_files and time.time() - path.stat().st_mtime > KEEP_SECONDS:
             path.rmdir() if path.is_dir() else path.unlink()
-    except OSError:  # a folder with something in it, or somebody was faster
+    except OSError:  # a folder that is not empty, or a file that is already gone
         pass
