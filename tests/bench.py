@@ -21,7 +21,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision
-from factories import random_inception
 from PIL import Image
 from torch.utils.data import DataLoader
 from torchvision.datasets import ImageFolder
@@ -29,6 +28,8 @@ from torchvision.transforms import CenterCrop, Compose, PILToTensor, Resize, ToT
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
+
+from factories import random_inception  # noqa: E402
 
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402

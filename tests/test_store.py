@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import course, folders, ham10000, isic2016, paint_mask
+from factories import course, folders, ham10000, isic2016, write_mask
 
 from helpers.data import store as module
 from helpers.data.audit import audit
@@ -133,7 +133,7 @@ def test_prepare_writes_again_only_if_config_or_data_change(tmp_path):
         assert changed.folder != first.folder
     keys = {data_key(dataset, 0), data_key(dataset, 1), data_key(dataset.subset(["MEL", "NV"]), 0)}
     keys.add(data_key(dataclasses.replace(dataset, table=dataset.table.assign(split="train")), 0))
-    paint_mask(Path(dataset.table["mask_path"][0]), (40, 32)).write_bytes(b"other content")
+    write_mask(Path(dataset.table["mask_path"][0]), (40, 32)).write_bytes(b"other content")
     keys.add(data_key(dataset, 0))
     assert len(keys) == 5
 
@@ -180,7 +180,7 @@ def test_build_store_crop_center_cuts_off_what_none_keeps(tmp_path):
     image[:, :20] = 0
     cv2.imwrite(str(path.with_suffix(".png")), image)
     path.unlink()
-    paint_mask(Path(read(root).table["mask_path"][0]), (90, 30))
+    write_mask(Path(read(root).table["mask_path"][0]), (90, 30))
     for crop, dark_fraction in (("center", 0), ("none", 20 / 90)):
         store = build_store(read(root), tmp_path / "store", StoreConfig(32, crop=crop), progress=False)
         row = store.table.index[store.table["image_id"] == path.stem][0]
@@ -262,7 +262,7 @@ def write_test_store(folder: Path, count: int) -> Path:
 
 def test_build_store_mask_of_another_size_raises_and_leaves_no_files(tmp_path):
     dataset = read(ham10000(tmp_path / "data"))
-    paint_mask(Path(dataset.table["mask_path"][5]), (50, 50))
+    write_mask(Path(dataset.table["mask_path"][5]), (50, 50))
     with pytest.raises(DataError, match="50 x 50 pixels but its image is 40 x 32"):
         build_store(dataset, tmp_path / "store", SMALL, progress=False)
     assert [p.name for p in tmp_path.iterdir()] == ["data"]
