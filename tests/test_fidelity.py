@@ -1,7 +1,14 @@
 import numpy as np
 import pytest
 
-from helpers.metrics.fidelity import label_accuracy, mean_pairwise_distance, sketch_dice, ssim
+from helpers.metrics.fidelity import (
+    label_accuracy,
+    mean_pairwise_distance,
+    position_score,
+    sketch_dice,
+    ssim,
+    structure_correlation,
+)
 
 
 def segment_dark(images: np.ndarray) -> np.ndarray:
@@ -31,6 +38,54 @@ def test_mean_pairwise_distance_three_points_is_known_value():
 def test_mean_pairwise_distance_one_image_raises():
     with pytest.raises(ValueError, match="at least 2 images, got 1"):
         mean_pairwise_distance(np.zeros((1, 2)))
+
+
+def noise_images(count: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(96, 160, (count, 128, 128, 3), dtype=np.uint8)
+
+
+def test_position_score_a_line_at_one_place_raises_it_and_moving_lines_do_not():
+    images = noise_images(120)
+    base = position_score(images)
+    fixed, moving = images.copy(), images.copy()
+    fixed[:, 100:101, 20:100] = 0
+    for k in range(len(moving)):
+        moving[k, (7 * k) % 128, :80] = 0
+    assert 1 < base < 1.3
+    assert position_score(fixed) > 3 * base and position_score(moving) < 1.5 * base
+
+
+def test_position_score_is_independent_of_contrast():
+    images = noise_images(100).astype(float)
+    halved = (128 + (images - 128) / 2).round().astype(np.uint8)
+    assert position_score(halved) == pytest.approx(position_score(images.astype(np.uint8)), rel=0.05)
+
+
+def test_position_score_few_images_raises():
+    with pytest.raises(ValueError, match="at least 100 images, got 99"):
+        position_score(noise_images(99))
+
+
+def test_structure_correlation_same_structure_other_tone_is_one_and_unrelated_is_zero():
+    images, unrelated = noise_images(40), noise_images(40, seed=1)
+    darker = (images * 0.5 + 10).astype(np.uint8)
+    inverted = 255 - images
+    assert structure_correlation(images, images) == pytest.approx(1)
+    assert structure_correlation(images, darker) > 0.95
+    assert structure_correlation(images, inverted) == pytest.approx(-1, abs=1e-4)
+    assert abs(structure_correlation(images, unrelated)) < 0.1
+
+
+def test_structure_correlation_ignores_the_surroundings():
+    images = noise_images(10)
+    other = images.copy()
+    other[:, :20] = 0
+    assert structure_correlation(images, other) == pytest.approx(1, abs=1e-3)
+
+
+def test_structure_correlation_unequal_numbers_raises():
+    with pytest.raises(ValueError, match="pairs of images, got 3 and 2"):
+        structure_correlation(noise_images(3), noise_images(2))
 
 
 def test_ssim_uniform_images_is_closed_form():

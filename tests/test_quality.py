@@ -20,6 +20,7 @@ from helpers.metrics.extractors import (
 from helpers.metrics.quality import (
     Quality,
     compute_metrics,
+    density_coverage,
     frechet,
     inception_score,
     kid,
@@ -122,6 +123,36 @@ def test_precision_recall_mode_collapse_lowers_recall_and_outliers_lower_precisi
     assert precision_recall(half_outliers, real)[0] == pytest.approx(expected, abs=0.02)
 
 
+def test_density_coverage_two_clusters_is_known_values():
+    cluster = np.linspace(0, 1, 20)[:, None].astype(np.float32)
+    real = np.concatenate([cluster, cluster + 100])
+    assert density_coverage(cluster, real)[1] == pytest.approx(0.5), "one of two modes"
+    assert density_coverage(cluster + 50, real) == (0, 0)
+    density, coverage = density_coverage(np.array([[0.5]], np.float32), real)
+    assert density == pytest.approx(5 / 5, abs=0.3) and 3 / 40 <= coverage <= 7 / 40
+
+
+def test_density_coverage_same_distribution_is_one_and_outliers_do_not_raise_coverage():
+    real, same = normal(500), normal(500, seed=1)
+    density, coverage = density_coverage(same, real)
+    assert density == pytest.approx(1, abs=0.15) and coverage > 0.9
+    collapsed = real[:4].repeat(100, axis=0) + normal(400, std=0.05, seed=2)
+    with_outliers = np.concatenate([collapsed, normal(100, std=30, seed=3)])
+    assert density_coverage(collapsed, real)[1] < 0.2
+    assert density_coverage(with_outliers, real)[1] <= density_coverage(collapsed, real)[1] + 0.01
+
+
+def test_density_coverage_in_chunks_is_the_same(monkeypatch):
+    expected = density_coverage(normal(90), normal(100, seed=1))
+    monkeypatch.setattr(quality_module, "DC_CHUNK", 7)
+    assert density_coverage(normal(90), normal(100, seed=1)) == pytest.approx(expected)
+
+
+def test_density_coverage_five_real_images_raises():
+    with pytest.raises(ValueError, match="more than 5 real images, got 5"):
+        density_coverage(normal(9), normal(5))
+
+
 def test_inception_score_certain_uniform_predictions_is_number_of_classes():
     logits = np.full((1000, 5), -50.0, np.float32)
     logits[np.arange(1000), np.arange(1000) % 5] = 50
@@ -136,7 +167,7 @@ def test_compute_metrics_cache_of_other_version_is_ignored(tmp_path, monkeypatch
     (path,) = tmp_path.iterdir()
     path.write_text(path.read_text().replace(str(metrics["kid"]), "7"))
     assert compute_metrics(synthetic, real, tmp_path)["kid"] == 7
-    monkeypatch.setattr(quality_module, "VERSION", 2)
+    monkeypatch.setattr(quality_module, "VERSION", quality_module.VERSION + 1)
     assert compute_metrics(synthetic, real, tmp_path) == metrics
 
 

@@ -1,4 +1,4 @@
-"""Distance of synthetic to real images: KID, Fréchet distance, precision and recall, Inception Score.
+"""Distance of synthetic to real images: KID, Fréchet distance, precision, recall, density, coverage, Inception Score.
 
 Features come from `extractors.py`, the arithmetic from torch-fidelity. Every number has its N and two references: the
 floor (real against other real images) and ceilings (real images blurred, or of another class). KID is the main measure:
@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import torch
+from scipy.spatial.distance import cdist
+from sklearn.neighbors import NearestNeighbors
 from torch_fidelity.metric_fid import fid_statistics_to_metric
 from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
@@ -32,8 +34,10 @@ KID_CI_ROUNDS = 500
 KID_CI_MAX_IMAGES = 2000  # per set; the interval of a larger set would only be narrower
 PR_NEIGHBORS = 3
 PR_MAX_IMAGES = 10_000  # per set
+DC_NEIGHBORS = 5
+DC_CHUNK = 1000  # real images at a time
 COVARIANCE_CHUNK = 4096  # rows at a time
-VERSION = 1  # of the cached numbers; increase it when the same features would give other numbers
+VERSION = 2  # of the cached numbers; increase it when the same features would give other numbers
 
 # ------------------------------------------------------------------------------------------- measures of feature sets
 
@@ -106,6 +110,29 @@ def precision_recall(synthetic: np.ndarray, real: np.ndarray) -> tuple[float, fl
     return metrics["precision"], metrics["recall"]
 
 
+def density_coverage(synthetic: np.ndarray, real: np.ndarray) -> tuple[float, float]:
+    """Density (0 or more, 1 expected for one distribution) and coverage in [0, 1] from features `(N, D)`, `(M, D)`
+    (Naeem et al., arXiv 2002.09797).
+
+    Density: in how many real neighborhoods a synthetic image lies on average, over `DC_NEIGHBORS`. Coverage: the
+    fraction of real images whose neighborhood contains a synthetic image. A neighborhood reaches to the real image's
+    `DC_NEIGHBORS`-th nearest real image. Unlike recall, coverage does not rise with outliers in the synthetic set.
+    Uses at most `PR_MAX_IMAGES` images per set. Raises `ValueError` without more than `DC_NEIGHBORS` real images.
+    """
+    if len(real) <= DC_NEIGHBORS:
+        raise ValueError(f"density and coverage need more than {DC_NEIGHBORS} real images, got {len(real)}")
+    rng = np.random.default_rng(0)
+    synthetic, real = (
+        f if len(f) <= PR_MAX_IMAGES else f[rng.permutation(len(f))[:PR_MAX_IMAGES]] for f in (synthetic, real)
+    )
+    radii = NearestNeighbors(n_neighbors=DC_NEIGHBORS + 1).fit(real).kneighbors(real)[0][:, -1]  # the first is itself
+    contained, covered = 0, 0
+    for start in range(0, len(real), DC_CHUNK):
+        inside = cdist(real[start : start + DC_CHUNK], synthetic) < radii[start : start + DC_CHUNK, None]
+        contained, covered = contained + inside.sum(), covered + inside.any(axis=1).sum()
+    return float(contained / (DC_NEIGHBORS * len(synthetic))), float(covered / len(real))
+
+
 def inception_score(logits: np.ndarray) -> float:
     """Inception Score from `logits (N, K)`, mean over ten splits (Salimans et al., arXiv 1606.03498): 1 to K, high if
     the predicted classes are certain and varied."""
@@ -117,8 +144,9 @@ def _to_tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
 
 
 def compute_metrics(synthetic: Features, real: Features, cache: Path | None = None) -> dict[str, float]:
-    """All measures of one set against real images: `n n_real kid kid_low kid_high fd precision recall`, and `is` for an
-    extractor with logits and at least `MIN_IMAGES_FOR_IS` images; stored in the folder `cache` by the content of both.
+    """Measures of one set against real images: `n n_real kid kid_low kid_high fd precision recall density coverage`,
+    and `is` for an extractor with logits and at least `MIN_IMAGES_FOR_IS` images; stored in the folder `cache` by the
+    content of both.
 
     Raises `DataError` if either set has fewer than `MIN_IMAGES` images.
     """
@@ -130,7 +158,9 @@ def compute_metrics(synthetic: Features, real: Features, cache: Path | None = No
         low, high = kid_interval(synthetic.values, real.values)
         precision, recall = precision_recall(synthetic.values, real.values)
         metrics = {"kid": kid(synthetic.values, real.values), "kid_low": low, "kid_high": high}
+        density, coverage = density_coverage(synthetic.values, real.values)
         metrics |= {"fd": frechet(synthetic.values, real.values), "precision": precision, "recall": recall}
+        metrics |= {"density": density, "coverage": coverage}
         has_score = synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS
         return metrics | ({"is": inception_score(synthetic.logits)} if has_score else {})
 
@@ -155,7 +185,8 @@ def cached(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, flo
 
 @dataclass
 class Quality:
-    """`table` has one row per comparison: `extractor compared class n n_real kid kid_low kid_high fd precision recall`,
+    """`table` has one row per comparison: `extractor compared class n n_real kid kid_low kid_high fd precision recall
+    density coverage`,
     for Inception `fid` and `is` instead of `fd`. What was not measured is empty there and explained in `notes`."""
 
     table: pd.DataFrame
@@ -180,7 +211,8 @@ class Quality:
         return record | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
 
     def __str__(self) -> str:
-        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1, "precision": 2, "recall": 2, "is": 2}
+        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1, "precision": 2, "recall": 2}
+        digits |= {"density": 2, "coverage": 2, "is": 2}
         text = self.table.round({k: v for k, v in digits.items() if k in self.table}).to_string(index=False, na_rep="")
         return "\n".join([text, *(f"! {note}" for note in self.notes)])
 
