@@ -19,11 +19,12 @@ from PIL import Image
 from helpers.config import DATASETS, display_path, get_config
 from helpers.data.audit import audit
 from helpers.data.files import DataError, image_shape, read_image
-from helpers.data.layouts import images_by_id, open_dataset, read, read_labels
+from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read, read_labels
 from helpers.data.sketches import MAX_INK
 from helpers.data.store import Store, StoreConfig, load_sketch, prepare, resize
 
 METHODS = ("cgan", "dcgan", "segmenter", "classifier")
+EXPORTS = (*METHODS, "artifacts")
 
 # ---------------------------------------------------------------------------------------------------------------- data
 
@@ -39,12 +40,22 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
     dataset = open_dataset(cfg, args.classes)
     config = StoreConfig(args.size or cfg.size, args.style, args.crop, cfg.seed)
     store = prepare(dataset, args.out or cfg.stores, config, workers=cfg.workers)
+    fill_flags(store, cfg)
     stored = replace(dataset, table=store.table)
     print(stored.counts().to_string())
     print_problems(store.problems)
     print(f"{store}\n{display_path(store.folder)}")
     print(f"{time.perf_counter() - started:.0f} s")
     return 0
+
+
+def fill_flags(store: Store, cfg) -> None:
+    """Replace unknown artifact flags of the store by those of the released detector."""
+    from helpers.models.artifacts import fill_artifacts
+
+    detector = cfg.released / "artifacts.safetensors"
+    if detector.is_file() and (filled := fill_artifacts(store, detector)):
+        print(f"artifact flags of {filled:,} images by {display_path(detector)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -72,7 +83,11 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
         paired=not args.unpaired,
         projected=cfg.projected if args.projected is None else args.projected,
         d4_augment=args.d4_augment,
+        artifacts=args.artifacts,
+        noise_channels=args.noise_channels,
     )
+    if config.artifacts:
+        fill_flags(store, cfg)
     sketches = None
     if files:
         problems = []
@@ -136,6 +151,18 @@ def train_classifier_command(args: argparse.Namespace, cfg) -> int:
     return 0
 
 
+def train_artifacts_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.artifacts import ArtifactConfig, read_flags, read_ids, train_artifacts
+
+    store, out = training_store(args, cfg), training_folder(args, cfg)
+    flags = read_flags(args.flags) if args.flags else None
+    exclude = set().union(*map(read_ids, args.exclude or []))
+    config = ArtifactConfig(store.config.size)
+    history = train_artifacts(store, config, out, train_config(args, cfg), flags, exclude, args.init_from)
+    print(f"trained, mean average precision on val {max(history['val_ap'], default=float('nan')):.3f}")
+    return 0
+
+
 def training_store(args: argparse.Namespace, cfg, style: str | None = None, crop: str = "center") -> Store:
     """The store to train on. Without a `style` sketches are not used, and the style is one that the data set allows."""
     dataset = open_dataset(cfg, args.classes)
@@ -157,6 +184,7 @@ def train_config(args: argparse.Namespace, cfg):
 
 
 def export_command(args: argparse.Namespace, cfg) -> int:
+    from helpers.models.artifacts import load_artifacts
     from helpers.models.cgan import load_cgan
     from helpers.models.checkpoint import export_weights
     from helpers.models.classifier import load_classifier
@@ -164,6 +192,7 @@ def export_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.segmenter import load_segmenter
 
     load = {"cgan": load_cgan, "dcgan": load_dcgan, "segmenter": load_segmenter, "classifier": load_classifier}
+    load |= {"artifacts": load_artifacts}
     checkpoint = args.checkpoint or cfg.outputs / args.method / "checkpoint.pt"
     if not checkpoint.is_file():
         raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {args.method}` writes it")
@@ -199,6 +228,7 @@ def generate_command(args: argparse.Namespace, cfg) -> int:
     checkpoint = find_checkpoint("cgan", args, cfg)
     generator, config = load_cgan(checkpoint)
     print(f"{display_path(checkpoint)}: {config.size} px, sketch style {config.style}, {' '.join(config.classes)}")
+    artifacts = None if args.artifacts == "none" else parse_artifacts(args.artifacts)
     problems = []
     sketches = read_sketches(args.sketches, config.size, problems)
     labels = labels_for(sketches, args.labels, list(config.classes), problems)
@@ -207,12 +237,22 @@ def generate_command(args: argparse.Namespace, cfg) -> int:
         raise DataError(f"{args.sketches} needs at least one readable sketch with a label, got none")
     for k, name in enumerate(config.classes):
         if ids := [image_id for image_id in sketches if name in labels.get(image_id, ())]:
-            images = sample(generator, np.stack([sketches[i] for i in ids]), [k] * len(ids), args.seed)
+            flags = None if artifacts is None else np.tile(artifacts, (len(ids), 1))
+            inputs = np.stack([sketches[i] for i in ids])
+            images = sample(generator, inputs, [k] * len(ids), args.seed, artifacts=flags)
             (args.out / name).mkdir(parents=True, exist_ok=True)
             for image_id, image in zip(ids, images, strict=True):
                 Image.fromarray(image).save(args.out / name / f"{image_id}.png")
             print(f"{len(ids)} images in {display_path(args.out / name)}")
     return 0
+
+
+def parse_artifacts(text: str) -> np.ndarray:
+    """Names separated by commas -> flags `(7,)` in {0, 1}. Raises `DataError` for an unknown name."""
+    names = text.split(",")
+    if unknown := [name for name in names if name not in ARTIFACTS]:
+        raise DataError(f"--artifacts must be none or of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
+    return np.array([name in names for name in ARTIFACTS], np.uint8)
 
 
 def read_sketches(folder: Path, size: int, problems: list[str]) -> dict[str, np.ndarray]:
@@ -543,6 +583,8 @@ def add_train_parsers(commands) -> None:
     method.add_argument(
         "--projected", action=argparse.BooleanOptionalAction, help=f"projected discriminator; {FROM_PROFILE}"
     )
+    method.add_argument("--artifacts", action="store_true", help="condition on the artifact flags (ruler, hair, ...)")
+    method.add_argument("--noise-channels", type=int, default=0, help="random maps at 8 to 32 px; default: 0, try 8")
     method.add_argument("--unpaired", action="store_true", help="train on sketches without matching images")
     method.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
 
@@ -563,8 +605,17 @@ def add_train_parsers(commands) -> None:
     method.add_argument("--balance", choices=("sampling", "loss", "none"), default="sampling", help="class balancing")
     method.set_defaults(run=train_command, train=train_classifier_command, part="classifier")
 
+    method = methods.add_parser("artifacts", parents=[common, init], help="image -> seven artifact flags")
+    method.add_argument(
+        "--flags", type=Path, metavar="CSV", help="image_id and seven flags; default: the data set's own"
+    )
+    method.add_argument(
+        "--exclude", type=Path, nargs="+", metavar="CSV", help="do not train on the ids in the first column"
+    )
+    method.set_defaults(run=train_command, train=train_artifacts_command, part="artifacts")
+
     export = commands.add_parser("export", help="write the weights of a checkpoint as safetensors in half precision")
-    export.add_argument("method", choices=METHODS)
+    export.add_argument("method", choices=EXPORTS)
     add_training_dataset(export)
     export.add_argument("--checkpoint", type=Path, help="default: the one of `train METHOD`")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: data/released/METHOD.safetensors")
@@ -577,6 +628,7 @@ def add_inference_parsers(commands) -> None:
     command.add_argument("--checkpoint", type=Path, help="default: the one of `train cgan`, else the released weights")
     command.add_argument("--sketches", type=Path, required=True, metavar="FOLDER", help="line drawings")
     command.add_argument("--labels", type=Path, metavar="CSV", help="image_id,label or one-hot; default: every class")
+    command.add_argument("--artifacts", default="none", help="in the images, for example hair,ruler; default: none")
     command.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <class>/<image_id>.png")
     command.set_defaults(run=generate_command, part="cgan")

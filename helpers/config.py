@@ -55,6 +55,11 @@ SIZES = {
         "full": {"size": 256, "steps": 4_000, "batch_size": 32, "fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
         | {"base_channels": 64, "gan_steps": 40_000, "gan_batch_size": 16, "num_pairs": 4_000},
     },
+    "artifacts": {
+        "smoke": {"size": 64, "steps": 6, "batch_size": 4},
+        "demo": {"size": 128, "steps": 300, "batch_size": 16},
+        "full": {"size": 128, "steps": 1_500, "batch_size": 64},
+    },
     "dcgan": {
         "smoke": {"size": 64, "base_channels": 8, "steps": 6, "batch_size": 4},
         "demo": {"size": 64, "base_channels": 32, "steps": 500, "batch_size": 8},

@@ -8,7 +8,8 @@ floor is as many images of the training split. For our classifier, which was tra
 one of val and test that is not measured.
 
 Then the latent diversity, the label accuracy (if `train classifier` left a checkpoint of this size), the Dice of a
-CGAN's sketches (if `train segmenter` left one), and memorization of the training split.
+CGAN's sketches (if `train segmenter` left one), position score, structure correlation, the rate of each artifact flag
+by the released detector, and memorization of the training split.
 """
 
 import argparse
@@ -18,18 +19,27 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.data.layouts import open_dataset
+from helpers.data.layouts import ARTIFACTS, open_dataset
 from helpers.data.store import Store, StoreConfig, prepare
 from helpers.metrics.extractors import FeatureExtractor, ImageSet, available_extractors, extract_features
-from helpers.metrics.fidelity import label_accuracy, mean_pairwise_distance, sketch_dice
+from helpers.metrics.fidelity import (
+    MIN_POSITION_IMAGES,
+    label_accuracy,
+    mean_pairwise_distance,
+    position_score,
+    sketch_dice,
+    structure_correlation,
+)
 from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.metrics.stats import bootstrap_ci
+from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.cgan import CGANConfig, load_cgan, sample
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
@@ -93,6 +103,24 @@ def print_label_accuracy(
         print_mean(f"label accuracy, {name}", label_accuracy(predict_proba(classifier, images), batch["labels"]))
 
 
+def print_structure(generate: Generate, batch: dict, generated: np.ndarray) -> None:
+    """Position score of generated and real images, and structure correlation of 200 pairs under two seeds."""
+    if len(generated) >= MIN_POSITION_IMAGES:
+        scores = position_score(generated), position_score(batch["images"])
+        print("position score: {:.2f}, real images {:.2f}".format(*scores) + f", N {len(generated)}", flush=True)
+    pairs = batch["sketches"][:200], batch["labels"][:200]
+    correlation = structure_correlation(generate(*pairs, 0), generate(*pairs, 1))
+    print(f"structure correlation of two z: {correlation:.2f}, N {len(pairs[0])}", flush=True)
+
+
+def print_artifacts(checkpoint: Path, batch: dict, generated: np.ndarray) -> None:
+    """Fraction of generated and of real images in which the detector finds each artifact."""
+    detector, _ = load_artifacts(checkpoint)
+    sets = {"synthetic": generated, "real": batch["images"]}
+    rates = {name: (predict_artifacts(detector, images) > 0.5).mean(axis=0) for name, images in sets.items()}
+    print(pd.DataFrame(rates, index=list(ARTIFACTS)).round(3).to_string(), f"N {len(generated)}", sep="\n", flush=True)
+
+
 def print_memorization(extractors: list[FeatureExtractor], sets: tuple[np.ndarray, ...], cache: Path) -> None:
     """`sets`: synthetic, training and held-out images."""
     for extractor in extractors:
@@ -139,6 +167,10 @@ def main() -> None:
             for extractor in extractors:
                 ratios = latent_diversity(generate, store, batch, extractor)
                 print_mean(f"diversity over eight z, relative to real images, {extractor.name}", ratios)
+            print_structure(generate, batch, generated)
+            detector = cfg.released / "artifacts.safetensors"
+            if detector.is_file():
+                print_artifacts(detector, batch, generated)
             train_images = store.batch(store.rows("train"), ("images",))["images"]
             print_memorization(extractors, (generated, train_images, batch["images"]), cfg.features)
 

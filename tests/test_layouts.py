@@ -1,3 +1,4 @@
+import csv
 import shutil
 from dataclasses import replace
 
@@ -7,7 +8,7 @@ from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_ho
 
 from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.data.layouts import COLUMNS, images_by_id, open_dataset, read
+from helpers.data.layouts import ARTIFACTS, COLUMNS, images_by_id, open_dataset, read
 
 
 def check_contract(dataset):
@@ -27,6 +28,29 @@ def test_read_phantoms_has_masks_lesions_and_splits(phantoms):
     table = check_contract(dataset)
     assert (dataset.name, dataset.classes, len(table)) == ("phantoms", HAM, 120)
     assert table[["mask_path", "lesion_id", "split"]].notna().all(axis=None)
+
+
+def test_read_phantoms_has_artifacts_and_an_empty_string_for_none(phantoms):
+    artifacts = read(phantoms).table.set_index("image_id")["artifacts"]
+    assert artifacts.notna().all() and (artifacts == "").sum() > 20
+    with open(phantoms / "metadata.csv", newline="") as file:
+        assert artifacts.to_dict() == {row["image_id"]: row["artifacts"] for row in csv.DictReader(file)}
+    names = {name for text in artifacts for name in text.split()}
+    assert {"hair", "ink", "gel_border"} <= names <= set(ARTIFACTS)
+
+
+def test_read_phantoms_unknown_artifact_raises(phantoms, tmp_path):
+    folder = shutil.copytree(phantoms, tmp_path / "sample")
+    text = (folder / "metadata.csv").read_text()
+    (folder / "metadata.csv").write_text(text.replace("hair", "whisker"))
+    with pytest.raises(DataError, match=r"must be dark_corner hair .*, got whisker"):
+        read(folder)
+
+
+@pytest.mark.parametrize("published", [isic2016, isic2017, ham10000, course, folders])
+def test_read_published_sets_have_unknown_artifacts(tmp_path, published):
+    artifacts = read(published(tmp_path)).table["artifacts"]
+    assert artifacts.dtype == "string" and artifacts.isna().all()
 
 
 def test_read_isic2016_has_masks_and_two_classes(tmp_path):

@@ -1,4 +1,5 @@
-"""Phantoms: shapes, ranges and errors of `render`, and whether each class looks as dermoscopy textbooks describe it."""
+"""Phantoms: shapes, ranges and errors of `render`, artifacts and their flags, and whether each class looks as
+dermoscopy textbooks describe it."""
 
 import itertools
 
@@ -6,7 +7,7 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.data.phantoms import CLASSES, render
+from helpers.data.phantoms import ARTIFACTS, CLASSES, _hairs, _light, artifact_flags, render, render_with_flags
 
 LESIONS = 30  # per class, for the statistics below
 MEL, NV, BCC, AKIEC, BKL, DF, VASC = range(7)
@@ -190,6 +191,147 @@ def _max_jaccard(a: np.ndarray, b: np.ndarray) -> float:
         rotated = cv2.warpAffine(b, cv2.getRotationMatrix2D((64, 64), angle, 1), (128, 128)) > 0.5
         best = max(best, np.sum((a > 0.5) & rotated) / np.sum((a > 0.5) | rotated))
     return best
+
+
+# ---------------------------------------------------------------- artifacts
+
+NUM_FLAGGED = 100  # seeds per class
+
+
+@pytest.fixture(scope="module")
+def flags() -> np.ndarray:
+    """Artifact flags by class and seed: (7, NUM_FLAGGED, 7)."""
+    return np.array([[artifact_flags(k, seed) for seed in range(NUM_FLAGGED)] for k in range(len(CLASSES))])
+
+
+def examples(flags, name: str, count: int = 8) -> list[tuple[int, int]]:
+    """The first phantoms (label, seed) that show an artifact, of all classes."""
+    seeds, labels = np.nonzero(flags[..., ARTIFACTS.index(name)].T)
+    return list(zip(labels.tolist(), seeds.tolist(), strict=True))[:count]
+
+
+def change(label: int, seed: int, name: str) -> np.ndarray:
+    """What an artifact adds to the image of a phantom: int (128, 128, 3)."""
+    others = [other for other in ARTIFACTS if other != name]
+    return render(label, seed)[0].astype(int) - render_with_flags(label, seed, artifacts=others)[0]
+
+
+def test_artifact_flags_order_is_that_of_the_vocabulary():
+    assert ARTIFACTS == ("dark_corner", "hair", "gel_border", "gel_bubble", "ruler", "ink", "patches")
+
+
+@pytest.mark.parametrize("size", [64, 200])
+def test_render_with_flags_agrees_with_render_and_artifact_flags_at_every_size(size):
+    for seed in range(12):
+        image, mask, flags = render_with_flags(MEL, seed, size, view=1)
+        assert flags.shape == (7,) and flags.dtype == np.uint8 and set(flags) <= {0, 1}
+        assert np.array_equal(flags, artifact_flags(MEL, seed, view=1))
+        assert all(np.array_equal(a, b) for a, b in zip((image, mask), render(MEL, seed, size, 1), strict=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "frequency"),
+    [
+        ("dark_corner", 0.045), ("hair", 0.245), ("gel_border", 0.1), ("gel_bubble", 0.08), ("ruler", 0.07),
+        ("ink", 0.08), ("patches", 0.04),
+    ],
+)  # fmt: skip
+def test_artifact_flags_frequency_is_the_intended_one_in_all_classes(flags, name, frequency):
+    of_class = flags[..., ARTIFACTS.index(name)].mean(1)
+    assert of_class.mean() == pytest.approx(frequency, abs=max(0.02, 0.15 * frequency))
+    assert np.abs(of_class - frequency).max() < 4 * np.sqrt(frequency / NUM_FLAGGED)
+
+
+def test_artifact_flags_differ_between_views():
+    assert len({tuple(artifact_flags(NV, 2, view)) for view in range(12)}) > 2
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_artifact_flags_a_flagged_artifact_is_visible_and_can_be_left_out(flags, name):
+    for label, seed in examples(flags, name):
+        assert np.abs(change(label, seed, name)).max() > 20, (label, seed)
+        others = [other for other in ARTIFACTS if other != name]
+        left = render_with_flags(label, seed, artifacts=others)[2]
+        expected = flags[label, seed].copy()
+        expected[ARTIFACTS.index(name)] = 0
+        assert np.array_equal(left, expected)
+
+
+@pytest.mark.parametrize("name", ARTIFACTS)
+def test_artifact_flags_an_image_without_the_flag_does_not_show_the_artifact(flags, name):
+    seeds, labels = np.nonzero(flags[..., ARTIFACTS.index(name)].T == 0)
+    for label, seed in list(zip(labels, seeds, strict=True))[::20]:
+        visible = np.abs(change(label, seed, name)).max(2) > 20
+        # Tips of hairs and of dark corners that are too small to be flagged.
+        assert visible.mean() <= (0.003 if name in ("hair", "dark_corner") else 0), (label, seed)
+
+
+def test_artifact_flags_hair_outside_the_frame_is_not_flagged():
+    visible, changed = [], []
+    for seed in range(600):
+        image = np.full((64, 64, 3), 130, np.float32)
+        visible.append(_hairs(np.random.default_rng(seed), image))
+        changed.append((np.abs(image - 130).max(2) > 20).mean())
+    visible, changed = np.array(visible), np.array(changed)
+    assert 0 < (~visible).sum() < 30
+    assert changed[~visible].max() < 0.003 < np.quantile(changed[visible], 0.05)
+
+
+def test_artifact_flags_dark_corner_of_few_pixels_is_not_flagged():
+    found = [_light(np.random.default_rng(seed), 128) for seed in range(1500)]
+    dark = np.array([(light > 0.6).mean() for light, _ in found])
+    visible = np.array([visible for _, visible in found])
+    assert visible.any() and dark[visible].min() > 0.0025
+    assert ((dark > 0) & ~visible).any() and dark[~visible].max() < 0.003
+
+
+def test_artifacts_lie_where_they_belong(flags):
+    """Dark corners in the corners, ruler marks along one edge, patches at the border and off the lesion."""
+    x = (2 * np.arange(128) + 1) / 128 - 1
+    radius, to_edge = np.hypot(x, x[:, None]), 1 - np.maximum(np.abs(x), np.abs(x[:, None]))
+    for label, seed in examples(flags, "dark_corner"):
+        assert radius[np.abs(change(label, seed, "dark_corner")).max(2) > 12].min() > 1.05
+    for label, seed in examples(flags, "ruler"):
+        assert to_edge[np.abs(change(label, seed, "ruler")).max(2) > 12].max() < 0.25
+    for label, seed in examples(flags, "patches"):
+        changed, mask = np.abs(change(label, seed, "patches")).max(2) > 12, render(label, seed)[1]
+        full_mask = render_with_flags(label, seed, artifacts=())[1]
+        assert changed[to_edge < 0.02].any() and 0.01 < changed.mean() < 0.4
+        assert (changed & (mask > 0)).sum() < 0.1 * mask.sum()
+        assert not (mask & ~full_mask).any() and mask.sum() > 0.8 * full_mask.sum()
+
+
+@pytest.mark.parametrize("name", ["gel_border", "ink", "patches"])
+def test_artifacts_are_at_the_same_place_at_every_size(flags, name):
+    for label, seed in examples(flags, name, 4):
+        others, shrunk = [other for other in ARTIFACTS if other != name], []
+        for size in (128, 256):
+            without = render_with_flags(label, seed, size, artifacts=others)[0]
+            changed = np.abs(render(label, seed, size)[0].astype(np.float32) - without).max(2)
+            shrunk.append(cv2.resize(changed, (64, 64), interpolation=cv2.INTER_AREA).ravel())
+        assert np.corrcoef(*shrunk)[0, 1] > 0.9, (label, seed)
+
+
+def test_ink_is_violet_or_blue_and_around_the_lesion(flags):
+    inside, marked = 0, 0
+    for label, seed in examples(flags, "ink", 20):
+        mask = render(label, seed)[1]
+        ink = change(label, seed, "ink")
+        pixels = ink.min(2) < -30
+        assert 0.001 < pixels.mean() < 0.12
+        red, green, blue = ink[pixels].mean(0)
+        assert blue > 0.6 * min(red, green), "ink absorbs blue the least"
+        inside, marked = inside + (pixels & (mask > 0)).sum(), marked + pixels.sum()
+    assert inside < 0.5 * marked
+
+
+def test_gel_border_splits_the_image_in_two_sides(flags):
+    for label, seed in examples(flags, "gel_border"):
+        changed = cv2.GaussianBlur(np.abs(change(label, seed, "gel_border")).max(2).astype(np.float32), (0, 0), 2)
+        dry = changed > 6
+        assert 0.01 < dry.mean() < 0.95
+        assert np.concatenate([dry[0], dry[-1], dry[:, 0], dry[:, -1]]).any()
+        assert changed[60:68, 60:68].mean() < 6, "the middle is in the gel"
 
 
 # ---------------------------------------------------------------- classes as the textbooks describe them

@@ -12,7 +12,7 @@ import pytest
 from helpers.data.audit import audit
 from helpers.data.files import DataError
 from helpers.data.layouts import read
-from helpers.data.phantoms import CLASSES
+from helpers.data.phantoms import ARTIFACTS, CLASSES, artifact_flags, render_with_flags
 from helpers.data.sample import _VERSION, _lesions, write
 
 
@@ -42,7 +42,7 @@ def read_mask(folder, image_id: str) -> np.ndarray:
 def test_write_folder_has_all_images_masks_and_tables(sample):
     rows = table(sample)
     ids = [row["image_id"] for row in rows]
-    assert list(rows[0]) == ["image_id", "lesion_id", "diagnosis", "split"]
+    assert list(rows[0]) == ["image_id", "lesion_id", "diagnosis", "split", "artifacts"]
     assert len(rows) == 64 and len(set(ids)) == 64
     assert {path.stem for path in (sample / "images").iterdir()} == set(ids)
     assert {path.stem for path in (sample / "masks").iterdir()} == set(ids)
@@ -72,6 +72,25 @@ def test_write_every_lesion_has_one_split_and_one_diagnosis(sample):
         values.setdefault(row["lesion_id"], set()).add((row["split"], row["diagnosis"]))
     assert all(len(pairs) == 1 for pairs in values.values())
     assert len(values) < 64  # some lesions have several images
+
+
+def test_write_artifacts_are_the_flags_of_the_phantoms(tmp_path, monkeypatch):
+    calls = []
+
+    def record(label, seed, size, view):
+        flags = artifact_flags(label, seed, view)
+        calls.append(" ".join(name for name, flag in zip(ARTIFACTS, flags, strict=True) if flag))
+        return render_with_flags(label, seed, size, view)
+
+    monkeypatch.setattr("helpers.data.sample.render_with_flags", record)
+    folder = write(tmp_path / "sample", images=60, size=64, seed=2)
+    faults = json.loads((folder / "injected_faults.json").read_text())
+    sources = dict(pair for name in ("exact_conflict", "near_duplicate_across_splits") for pair in faults[name])
+    artifacts = {row["image_id"]: row["artifacts"] for row in table(folder)}
+    copies = set(sources.values())
+    assert [text for image_id, text in artifacts.items() if image_id not in copies] == calls
+    assert all(artifacts[source] == artifacts[copy] for source, copy in sources.items())
+    assert "" in calls and len({name for text in calls for name in text.split()}) >= 5
 
 
 def test_write_images_of_a_lesion_are_not_neighbors(sample):

@@ -21,6 +21,7 @@ from helpers.data.sketches import contour
 from helpers.data.store import (
     ARRAYS,
     CHUNK,
+    UNKNOWN,
     ImageSource,
     SketchSampling,
     Store,
@@ -28,7 +29,9 @@ from helpers.data.store import (
     balanced_batches,
     build_store,
     data_key,
+    flags_to_names,
     labeled_batches,
+    names_to_flags,
     pair_batches,
     prepare,
     to_tensors,
@@ -249,7 +252,7 @@ def test_store_config_value_not_allowed_raises(name, value, expected):
 def table_and_rows(count: int, size: int = 16):
     """A table of `count` images in 7 classes, and a generator of its images, masks and sketches."""
     table = pd.DataFrame({"image_id": np.arange(count).astype(str), "label": pd.array(np.arange(count) % 7, "Int64")})
-    table["split"] = "train"
+    table = table.assign(split="train", artifacts=pd.array([pd.NA] * count, "string"))
     image, mask = np.zeros((size, size, 3), np.uint8), np.ones((size, size), np.uint8)
     return DatasetTable("test", ROOT, table, list("ABCDEFG")), ((image, mask, 255 * mask) for _ in range(count))
 
@@ -439,3 +442,32 @@ def test_pair_batches_balance_sources_and_keep_images_with_their_masks():
     assert torch.equal(batch["masks"][:, 0, 0, 0] > 0, is_synthetic)
     assert torch.equal(batch["images"], get_batch(0, 0)["images"])
     assert not torch.equal(batch["images"], get_batch(1, 0)["images"])
+
+
+def test_names_to_flags_known_none_and_unknown_are_distinct_and_round_trip():
+    names = pd.array(["hair ruler", "", pd.NA, "patches"], "string")
+    flags = names_to_flags(names)
+    assert flags.dtype == np.uint8 and flags[0].tolist() == [0, 1, 0, 0, 1, 0, 0] and not flags[1].any()
+    assert (flags[2] == UNKNOWN).all() and flags[3].tolist() == [0, 0, 0, 0, 0, 0, 1]
+    again = flags_to_names(flags)
+    assert again[:2] == ["hair ruler", ""] and again[2] is pd.NA and again[3] == "patches"
+
+
+def test_store_artifacts_are_those_of_the_table_after_reopening_and_for_another_config(phantoms, tmp_path):
+    dataset = read(phantoms)
+    expected = dataset.table.set_index("image_id")["artifacts"]
+    for config in (SMALL, StoreConfig(40)):  # the second store takes its table from the first
+        store = prepare(dataset, tmp_path, config, progress=False)
+        table = Store(store.folder).table
+        assert table["artifacts"].tolist() == expected.loc[table["image_id"]].tolist()
+        assert 0 < store.artifacts.mean() < 0.5 and store.artifacts.max() == 1
+
+
+def test_store_artifacts_of_a_published_set_are_unknown(tmp_path):
+    store = prepare(read(ham10000(tmp_path / "ham")), tmp_path / "stores", SMALL, progress=False)
+    assert (store.artifacts == UNKNOWN).all() and store.table["artifacts"].isna().all()
+
+
+def test_to_tensors_artifacts_are_floats():
+    tensors = to_tensors({"artifacts": np.array([[0, 1, 0, 0, 1, 0, 0]], np.uint8)})
+    assert tensors["artifacts"].dtype == torch.float32 and tensors["artifacts"].sum() == 2

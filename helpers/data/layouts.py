@@ -19,9 +19,10 @@ from helpers.config import display_path
 from helpers.data import sample
 from helpers.data.download import download, is_unfinished
 from helpers.data.files import IMAGE_SUFFIXES, DataError, list_images
+from helpers.data.phantoms import ARTIFACTS
 
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
-COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source"]
+COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -34,8 +35,8 @@ MISSING_LIMIT = 0.2  # largest fraction of files that may be missing or unreadab
 class DatasetTable:
     """A data set as a table with one row per image; unknown values are `<NA>`.
 
-    `table`: columns `COLUMNS`; `label` is an index into `classes`. `problems`: what was missing, unreadable or
-    doubtful, one sentence each.
+    `table`: columns `COLUMNS`; `label` is an index into `classes`; `artifacts` has names of `ARTIFACTS` separated by
+    spaces, "" for none. `problems`: what was missing, unreadable or doubtful, one sentence each.
     """
 
     name: str
@@ -338,7 +339,12 @@ def _challenge_split(
 def _read_phantoms(folder: Path) -> DatasetTable:
     settings = json.loads((folder / "phantoms.json").read_text())
     problems: list[str] = []
-    labels = _drop_repeated_ids(_read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split"]), problems)
+    labels = _read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split", "artifacts"])
+    labels["artifacts"] = labels["artifacts"].fillna("")  # an empty field means none, not unknown
+    unknown = set(" ".join(labels["artifacts"]).split()) - set(ARTIFACTS)
+    if unknown:
+        raise DataError(f"artifacts in {folder / 'metadata.csv'} must be {' '.join(ARTIFACTS)}, got {min(unknown)}")
+    labels = _drop_repeated_ids(labels, problems)
     files = {"path": images_by_id(folder / "images"), "mask_path": images_by_id(folder / "masks")}
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
     return _build_table("phantoms", folder, rows, settings["classes"], problems)

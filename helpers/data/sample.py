@@ -10,20 +10,22 @@ import cv2
 import numpy as np
 
 from helpers.data.files import DataError, atomic_folder
-from helpers.data.phantoms import CLASSES, render
+from helpers.data.phantoms import ARTIFACTS, CLASSES, render_with_flags
 
 # Fractions of the images of HAM10000.
 CLASS_FREQUENCIES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
 _MIN_LESIONS = 4  # per class: one for val, one for test, two for training
-_VERSION = 3  # of the images: raise it when rendering changes, then samples on disk are generated again
+_VERSION = 4  # raise it when images or tables change, then samples on disk are generated again
+_COLUMNS = ["image_id", "lesion_id", "diagnosis", "split", "artifacts"]  # of metadata.csv
 _FILES = {"phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks"}
 
 
 def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0) -> Path:
     """Write the sample as a folder of `images` phantoms of `size` x `size` pixels, if needed, and return the folder.
 
-    `images/<image_id>.jpg`, `masks/<image_id>.png` (0 or 255), `metadata.csv` (`image_id, lesion_id, diagnosis,
-    split`), `injected_faults.json` (ids of the faults that the audit must find) and `phantoms.json` (the settings).
+    `images/<image_id>.jpg`, `masks/<image_id>.png` (0 or 255), `metadata.csv` (`image_id, lesion_id, diagnosis, split,
+    artifacts`; the last has names of `ARTIFACTS` separated by spaces), `injected_faults.json` (ids of the faults that
+    the audit must find) and `phantoms.json` (the settings).
     Nothing is written if the folder contains exactly this sample; an incomplete one or one with other settings is
     replaced. Raises `DataError` if the folder contains other files, `ValueError` for fewer than 60 images, a size
     outside 64 to 512 or a negative seed.
@@ -43,7 +45,7 @@ def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0)
         (temporary / "masks").mkdir()
         rows, injected_faults = _write_images(temporary, images, size, seed)
         with open(temporary / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, ["image_id", "lesion_id", "diagnosis", "split"], lineterminator="\n")
+            table = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
             table.writeheader()
             table.writerows(sorted(rows, key=lambda row: row["image_id"]))
         (temporary / "injected_faults.json").write_text(json.dumps(injected_faults, indent=1), encoding="utf-8")
@@ -123,9 +125,10 @@ def _write_images(folder: Path, images: int, size: int, seed: int) -> tuple[list
     copy_ids = [ids.pop(i) for i in sorted(rng.choice(images, num_copies, replace=False), reverse=True)]
     rows, contrast = [], {}
     for image_id, (lesion, index) in zip(ids, _shuffled(rng, lesions), strict=True):
-        image, mask = render(lesion["label"], 1_000_000 * seed + lesion["number"], size, index)
+        image, mask, flags = render_with_flags(lesion["label"], 1_000_000 * seed + lesion["number"], size, index)
         _save(folder, image_id, image, mask)
-        rows.append({"image_id": image_id} | {key: lesion[key] for key in ("lesion_id", "diagnosis", "split")})
+        row = {"image_id": image_id} | {key: lesion[key] for key in ("lesion_id", "diagnosis", "split")}
+        rows.append(row | {"artifacts": " ".join(np.array(ARTIFACTS)[flags > 0])})
         contrast[image_id] = np.ptp([cv2.mean(image, mask)[1], cv2.mean(image, 1 - mask)[1]]) * (mask.mean() < 0.7)
     # Faults go to distinctive lesions of large classes, because small classes have few images, and to lesions with one
     # image: another image of the lesion would be a near duplicate of the copy that is not listed as injected.

@@ -30,13 +30,14 @@ from helpers.data.files import (
     read_mask,
     read_sketch,
 )
-from helpers.data.layouts import DatasetTable
+from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import STYLES, hand_drawn, sketch
 
 BATCH = ("images", "masks", "sketches", "labels")
-ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch")
+ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts")
+UNKNOWN = 255  # artifact flag of an image that nobody annotated and no detector has seen
 SPLITS = ["train", "val", "test"]
-VERSION = 3  # raise it when the same data and config give a different store
+VERSION = 4  # raise it when the same data and config give a different store
 CHUNK = 256  # images in memory while writing
 INK_THRESHOLD = 25  # of 255; downscaling dims thin lines, so 10 % of white still counts as a line
 
@@ -64,7 +65,8 @@ class Store:
 
     `images uint8 (N, H, W, 3)`, `masks uint8 (N, H, W)` in {0, 1}, `sketches uint8 (N, H, W)` in {0, 255}: mapped from
     disk, read only. `labels int16 (N,)` is -1 where the label is unknown, `splits int8 (N,)` indexes `SPLITS`. Images
-    without mask or sketch have zeros there and False in `has_mask`, `has_sketch` `bool (N,)`.
+    without mask or sketch have zeros there and False in `has_mask`, `has_sketch` `bool (N,)`. `artifacts uint8 (N, 7)`
+    are flags in the order of `ARTIFACTS`: 0, 1 or `UNKNOWN`, see `models/artifacts.py`.
     """
 
     def __init__(self, folder: str | Path):
@@ -95,7 +97,8 @@ class Store:
     def table(self) -> pd.DataFrame:
         """The data set's table, one row per image; read on first access."""
         table = pd.read_csv(self.folder / "table.csv", dtype="string")
-        return table.assign(label=table["label"].astype("Int64"))
+        artifacts = pd.array(flags_to_names(self.artifacts), "string")  # the CSV cannot tell "none" from unknown
+        return table.assign(label=table["label"].astype("Int64"), artifacts=artifacts)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -130,7 +133,7 @@ class Store:
 
 def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
     """The arrays of a batch as tensors: images `(B, 3, H, W)` float in [-1, 1]; masks, sketches `(B, 1, H, W)` float in
-    [0, 1]; labels `(B,)` int64. Other entries are left out."""
+    [0, 1]; labels `(B,)` int64; artifacts `(B, 7)` float in [0, 1]. Other entries are left out."""
     import torch  # takes seconds to import; audit and preparation do not need it
 
     def to_float(name: str) -> torch.Tensor:
@@ -141,6 +144,7 @@ def to_tensors(batch: dict[str, np.ndarray], device: str = "cpu") -> dict:
         "masks": lambda: to_float("masks")[:, None],
         "sketches": lambda: to_float("sketches")[:, None] / 255,
         "labels": lambda: torch.from_numpy(batch["labels"].astype(np.int64)).to(device),
+        "artifacts": lambda: to_float("artifacts"),
     }
     return {name: convert() for name, convert in converters.items() if name in batch}
 
@@ -166,7 +170,7 @@ def balanced_batches(
     sketch_sampling: SketchSampling = SketchSampling(),
     balanced: bool = True,
 ) -> Callable[[int, int], dict]:
-    """`get_batch(step, rank)` for the training loop, with images, sketches and labels.
+    """`get_batch(step, rank)` for the training loop, with images, sketches, labels and artifacts.
 
     Samples from the training split, or from these `rows` of any split: all classes are equally likely, and all images
     of a class; if not `balanced`, all images are. The same seed, step and rank give the same batch.
@@ -181,7 +185,7 @@ def balanced_batches(
     def get_batch(step: int, rank: int) -> dict:
         rng = np.random.default_rng([seed, step, rank])
         sampled = [groups[k][rng.integers(len(groups[k]))] for k in rng.integers(len(groups), size=batch_size)]
-        batch = store.batch(np.array(sampled), ("images", "sketches", "labels"))
+        batch = store.batch(np.array(sampled), ("images", "sketches", "labels", "artifacts"))
         if not sketch_sampling.paired:
             batch["sketches"] = np.array(pool[rng.choice(pool_rows, batch_size)])
         if sketch_sampling.hand_drawn_prob:
@@ -342,12 +346,30 @@ def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, 
 
 
 def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
-    """Label and split of every row as small integers, -1 where unknown."""
+    """Label and split of every row as small integers, -1 where unknown, and artifact flags."""
     splits = table["split"].map({split: code for code, split in enumerate(SPLITS)})
     return {
         "labels": table["label"].fillna(-1).to_numpy(np.int16),
         "splits": splits.fillna(-1).to_numpy(np.int8),
+        "artifacts": names_to_flags(table["artifacts"]),
     }
+
+
+def names_to_flags(names: Iterable) -> np.ndarray:
+    """Artifact names separated by spaces, or `<NA>`, per image -> flags `uint8 (N, 7)` in {0, 1, `UNKNOWN`}."""
+    rows = [
+        [UNKNOWN] * len(ARTIFACTS) if pd.isna(text) else [int(name in text.split()) for name in ARTIFACTS]
+        for text in names
+    ]
+    return np.array(rows, np.uint8).reshape(-1, len(ARTIFACTS))
+
+
+def flags_to_names(flags: np.ndarray) -> list:
+    """Inverse of `names_to_flags`."""
+    return [
+        pd.NA if UNKNOWN in row else " ".join(name for name, flag in zip(ARTIFACTS, row, strict=True) if flag)
+        for row in np.asarray(flags)
+    ]
 
 
 def _map_in_chunks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:

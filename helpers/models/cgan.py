@@ -12,6 +12,7 @@ sketch: see `UnpairedCGAN`.
 """
 
 import pickle
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -25,7 +26,8 @@ from torchvision.utils import save_image
 
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.store import SketchSampling, Store, balanced_batches, to_tensors
+from helpers.data.layouts import ARTIFACTS
+from helpers.data.store import UNKNOWN, SketchSampling, Store, balanced_batches, to_tensors
 from helpers.models.augment import augment, random_d4_translate
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.losses import (
@@ -39,12 +41,14 @@ from helpers.models.losses import (
     region_means,
     texture_loss,
 )
-from helpers.models.networks import MIN_SIZE, Discriminator, Encoder, Generator, soft_fill
+from helpers.models.networks import MIN_SIZE, Discriminator, Encoder, Generator, Noise, random_noise, soft_fill
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, train
 
 # R1 weight by image size. At 256 px and 0.02 the discriminator overpowers the generator, which still produced bare
 # outlines after 2,800 images; with 1.0 it produced lesions after 1,200 (ISIC 2017).
 R1_GAMMA = {64: 0.02, 128: 0.02, 256: 1.0}
+# Layers that a checkpoint to initialize from may lack.
+NEW_LAYERS = r"feature_network\.|heads\.|artifact_embed\.|noise_in\."
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class CGANConfig:
     paired: bool = True  # False: sketches belong to none of the images, see `UnpairedCGAN`
     lambda_sketch: float = 10.0  # unpaired only
     separation_target: float = 0.65  # unpaired only; what expert outlines reach of Otsu's best split (HAM10000)
+    artifacts: bool = False  # condition generator and discriminator on the seven artifact flags
+    noise_channels: int = 0  # of the random maps at 8, 16 and 32 pixels, see `Generator`
     projected: bool = False  # adds three heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
@@ -86,7 +92,12 @@ class CGANConfig:
 
     def generator(self) -> Generator:
         """A new generator."""
-        return Generator(self.channels(), len(self.classes), self.z_dim)
+        return Generator(self.channels(), len(self.classes), self.z_dim, self.num_artifacts, self.noise_channels)
+
+    @property
+    def num_artifacts(self) -> int:
+        """Length of the artifact flags that the networks are conditioned on."""
+        return len(ARTIFACTS) if self.artifacts else 0
 
 
 class CGAN(TrainTask):
@@ -100,8 +111,10 @@ class CGAN(TrainTask):
         self.extra_state = {"init_from": "random init", "trained_on": []}
         self.networks = {
             "generator": config.generator(),
-            "encoder": Encoder(len(config.classes), config.z_dim),
-            "discriminator": build_discriminator(config.channels(), len(config.classes), config.projected),
+            "encoder": Encoder(len(config.classes), config.z_dim, config.num_artifacts),
+            "discriminator": build_discriminator(
+                config.channels(), len(config.classes), config.projected, config.num_artifacts
+            ),
         }
         g_params = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
         d_params = [p for p in self.networks["discriminator"].parameters() if p.requires_grad]
@@ -111,8 +124,8 @@ class CGAN(TrainTask):
         }
 
     def init_from(self, checkpoint: str | Path) -> None:
-        """Initialize from another training: from a checkpoint all networks (feature network and heads may be missing),
-        from a released file only the generator; the discriminator then starts from scratch.
+        """Initialize from another training: from a checkpoint all networks (`NEW_LAYERS` may be missing), from a
+        released file only the generator; the discriminator then starts from scratch.
 
         Raises `DataError` if the file is not a CGAN's, `ValueError` if its classes, sketch style or sizes differ.
         """
@@ -125,7 +138,7 @@ class CGAN(TrainTask):
                     raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {given[name]!r}")
             for name, weights in saved.get("networks", saved["ema_models"]).items():
                 missing = self.networks[name].load_state_dict(weights, strict=False).missing_keys
-                if absent := [key for key in missing if not key.startswith(("feature_network.", "heads."))]:
+                if absent := [key for key in missing if not re.match(NEW_LAYERS, key)]:
                     raise KeyError(f"{absent[0]} is missing in its {name}")
         except RuntimeError as error:
             raise ValueError(f"{path} has networks of other sizes ({error})"[:400]) from error
@@ -143,7 +156,9 @@ class CGAN(TrainTask):
         images, labels = batch["images"], batch["labels"]  # (B, 3, H, W), (B,)
         num_encoded = max(1, len(labels) // 2)
         z = torch.randn(len(labels), self.config.z_dim).to(labels.device)  # (B, Z)
-        mu, logvar = self.networks["encoder"](images[:num_encoded], labels[:num_encoded])
+        artifacts = self.artifacts(batch)
+        encoded_artifacts = None if artifacts is None else artifacts[:num_encoded]
+        mu, logvar = self.networks["encoder"](images[:num_encoded], labels[:num_encoded], encoded_artifacts)
         z_encoded = mu + (logvar / 2).exp() * z[:num_encoded]
         unwrap(self.networks["generator"]).update_stats(z_encoded.detach())
         fake = self.generate(batch, torch.cat([z_encoded, z[num_encoded:]]))
@@ -152,7 +167,11 @@ class CGAN(TrainTask):
 
     def generate(self, batch: Batch, z: Tensor) -> Tensor:
         """Fake images (B, 3, H, W) for the batch's sketches and labels, and z (B, Z)."""
-        return self.networks["generator"](batch["sketches"], batch["labels"], z)
+        return self.networks["generator"](batch["sketches"], batch["labels"], z, self.artifacts(batch))
+
+    def artifacts(self, batch: Batch) -> Tensor | None:
+        """Flags (B, 7) of the batch if the networks are conditioned on them."""
+        return batch["artifacts"] if self.config.artifacts else None
 
     def update_d(self, batch: Batch, fake: Tensor, step: int, backward: Backward) -> dict[str, Tensor]:
         """One step of the discriminator: logistic loss, and R1 every `d_reg_interval` steps.
@@ -194,7 +213,7 @@ class CGAN(TrainTask):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Augment images (B, 3, H, W) together with their sketches, then return D's logits and features."""
         images, sketches = augment(images, batch["sketches"], self.config.color_jitter, self.config.translate)
-        return discriminator(images, sketches, batch["labels"])
+        return discriminator(images, sketches, batch["labels"], self.artifacts(batch))
 
     def loss_weights(self) -> dict[str, float]:
         """Weights of the losses in `update_g`, by name."""
@@ -223,7 +242,10 @@ class CGAN(TrainTask):
         torch.manual_seed(0)  # the same per-pixel noise in every grid
         generator = ema_models["generator"]
         device = next(generator.parameters()).device
-        images = generator(*(self.preview[k].to(device) for k in ("sketches", "labels", "latents")))
+        args = [self.preview[name].to(device) for name in ("sketches", "labels", "latents")]
+        if self.config.artifacts:  # none
+            args.append(torch.zeros(len(args[0]), len(ARTIFACTS), device=device))
+        images = generator(*args)
         save_grid(images, folder / f"grid-{step:06d}.png", self.preview["columns"])
 
 
@@ -272,13 +294,15 @@ def d4_augment(batch: Batch) -> Batch:
     return batch | {"images": both[:, :3], "sketches": both[:, 3:]}
 
 
-def build_discriminator(channels: list[int], num_classes: int, projected: bool) -> Discriminator:
+def build_discriminator(
+    channels: list[int], num_classes: int, projected: bool, num_artifacts: int = 0
+) -> Discriminator:
     """A new discriminator, with three heads on pretrained features if `projected`."""
     if not projected:
-        return Discriminator(channels, num_classes)
+        return Discriminator(channels, num_classes, num_artifacts)
     from helpers.models.projected import ProjectedDiscriminator  # imports timm, which takes seconds
 
-    return ProjectedDiscriminator(channels, num_classes)
+    return ProjectedDiscriminator(channels, num_classes, num_artifacts)
 
 
 @contextmanager
@@ -318,6 +342,8 @@ def train_cgan(
     training images, or if `init_from` was trained on images of this store that are held out here.
     """
     check_config(store, config, sketches)
+    if config.artifacts and (store.artifacts == UNKNOWN).any():
+        raise DataError(f"{store.name} has images with unknown artifact flags: run `python -m helpers prepare` first")
     sketch_sampling = SketchSampling(config.hand_drawn_prob, config.paired, sketches)
     usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
     train_rows = usable if rows is None else np.intersect1d(rows, usable)
@@ -374,33 +400,98 @@ def sample(
     labels: Sequence[int] | np.ndarray,
     seed: int = 0,
     latent: Tensor | None = None,
+    artifacts: np.ndarray | None = None,
+    keep: np.ndarray | None = None,
+    keep_seed: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
-    """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255} and `labels (N,)`.
+    """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255}, `labels (N,)`; repeatable by `seed`.
 
-    The same seed gives the same images. By default every image has its own z and per-pixel noise. With `latent (N, Z)`
-    all images share the per-pixel noise of `seed`, so that they differ only in sketch, label and z.
+    By default every image has its own z and random maps. With `latent (N, Z)` all images share the random maps of
+    `seed`, so that they differ only in sketch, label and z. `artifacts (N, 7)` in {0, 1} in the order of `ARTIFACTS`
+    are wanted in the images, by default none; only for a generator that was conditioned on them.
 
-    Raises `ValueError` if sketches, labels and latents differ in number, or sketches are not of the generator's size.
+    `keep (N, H, W)` in {0, 1}: where it is 1 the image is exactly that of `keep_seed`; the rest is generated again with
+    the random maps of `seed`, the same z, and the kept random maps inside, so that the two fit together.
+
+    Raises `ValueError` if the arguments differ in number, or sketches are not of the generator's size, or artifacts are
+    wanted from a generator that was not conditioned on them.
     """
-    if len(sketches) != len(labels) or (latent is not None and len(latent) != len(sketches)):
-        given = f"{len(sketches)} sketches, {len(labels)} labels, {'no' if latent is None else len(latent)} latents"
-        raise ValueError(f"need one label (and latent) per sketch, got {given}")
-    size, device = generator.size, next(generator.parameters()).device
-    if np.shape(sketches)[1:] != (size, size):
-        raise ValueError(f"sketches must be ({size}, {size}) pixels, got {np.shape(sketches)[1:]}")
+    _check_inputs(generator, sketches, labels, latent, artifacts, keep)
+    device = next(generator.parameters()).device
     batch_size = batch_size if latent is None else 1
     images = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+        torch.manual_seed(seed if keep is None else keep_seed)
         latents = torch.randn(len(sketches), generator.z_dim) if latent is None else latent
+        torch_noise = torch.Generator(device).manual_seed(seed)
         for start in range(0, len(sketches), batch_size):
             if latent is not None:
-                torch.manual_seed(seed)
-            rows = slice(start, start + batch_size)
-            batch = to_tensors({"sketches": np.array(sketches[rows]), "labels": np.array(labels[rows])}, device)
-            images.append(to_uint8(generator(batch["sketches"], batch["labels"], latents[rows].to(device))))
+                torch.manual_seed(seed if keep is None else keep_seed)
+            part = slice(start, start + batch_size)
+            inputs = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
+            args = [inputs["sketches"], inputs["labels"], latents[part].to(device)]
+            if generator.num_artifacts:
+                wanted = np.zeros((len(sketches), generator.num_artifacts)) if artifacts is None else artifacts
+                args.append(torch.as_tensor(np.array(wanted[part]), dtype=torch.float32, device=device))
+            if keep is None:
+                images.append(to_uint8(generator(*args)))
+                continue
+            mask = torch.as_tensor(np.array(keep[part]), dtype=torch.float32, device=device)[:, None]  # (B, 1, H, W)
+            recorder = NoiseRecorder()
+            original = generator(*args, noise=recorder)
+            changed = generator(*args, noise=recorder.replay(mask, torch_noise))
+            images.append(to_uint8(torch.where(mask > 0, original, changed)))
     return np.concatenate(images)
+
+
+class NoiseRecorder:
+    """Random maps that are recorded, to be used again in a region."""
+
+    def __init__(self):
+        self.maps: list[Tensor] = []
+
+    def __call__(self, x: Tensor, channels: int) -> Tensor:
+        self.maps.append(random_noise(x, channels))
+        return self.maps[-1]
+
+    def replay(self, mask: Tensor, rng: torch.Generator) -> Noise:
+        """Noise that repeats the recorded maps where mask (B, 1, H, W) is 1, and elsewhere comes from `rng`."""
+        recorded = iter(self.maps)
+
+        def noise(x: Tensor, channels: int) -> Tensor:
+            kept = next(recorded)
+            fresh = torch.randn(kept.shape, generator=rng, device=kept.device, dtype=kept.dtype)
+            return torch.where(F.adaptive_max_pool2d(mask, x.shape[2:]) > 0, kept, fresh)
+
+        return noise
+
+
+def _check_inputs(
+    generator: Generator,
+    sketches: np.ndarray,
+    labels: Sequence[int] | np.ndarray,
+    latent: Tensor | None,
+    artifacts: np.ndarray | None,
+    keep: np.ndarray | None,
+) -> None:
+    if len(sketches) != len(labels) or (latent is not None and len(latent) != len(sketches)):
+        latents = "no" if latent is None else len(latent)
+        raise ValueError(
+            f"need one label (and latent) per sketch, got {len(sketches)} sketches, {len(labels)} labels, "
+            f"{latents} latents"
+        )
+    size = generator.size
+    if np.shape(sketches)[1:] != (size, size):
+        raise ValueError(f"sketches must be ({size}, {size}) pixels, got {np.shape(sketches)[1:]}")
+    if keep is not None and np.shape(keep) != np.shape(sketches):
+        raise ValueError(f"keep must have the shape of the sketches {np.shape(sketches)}, got {np.shape(keep)}")
+    if artifacts is None:
+        return
+    if not generator.num_artifacts:
+        raise ValueError("the generator was not conditioned on artifacts: train it with --artifacts")
+    if np.shape(artifacts) != (len(sketches), generator.num_artifacts):
+        raise ValueError(f"artifacts must be ({len(sketches)}, {generator.num_artifacts}), got {np.shape(artifacts)}")
 
 
 def to_uint8(images: Tensor) -> np.ndarray:

@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +49,8 @@ class DCGANConfig:
     translate: float = 0.1
     d4_augment: bool = False  # random 90-degree rotations and flips
     projected: bool = False  # adds three heads on pretrained features to the discriminator, see `projected.py`
+    artifacts: ClassVar[bool] = False  # not conditioned on artifact flags
+    num_artifacts: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.size not in R1_GAMMA:

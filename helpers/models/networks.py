@@ -11,6 +11,7 @@ spent on memory traffic. `channels` lists the channels at 1/2, 1/4, ... of the i
 """
 
 import math
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -54,6 +55,23 @@ def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1)
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1, padding_mode="replicate")
 
 
+Noise = Callable[[Tensor, int], Tensor]  # (x, channels) -> random maps (B, channels, H, W) of the size of x
+
+
+def random_noise(x: Tensor, channels: int = 1) -> Tensor:
+    """Standard normal maps (B, channels, H, W) for x (B, C, H, W)."""
+    return torch.randn(len(x), channels, *x.shape[2:], device=x.device, dtype=x.dtype)
+
+
+def embed_condition(module: nn.Module, label: Tensor, artifacts: Tensor | None) -> Tensor:
+    """Sum of the module's embeddings of label (B,) and artifact flags (B, 7), if given -> (B, D).
+
+    Without flags, or with all of them 0, only the label counts.
+    """
+    embedding = module.class_embed(label)
+    return embedding if artifacts is None else embedding + module.artifact_embed(artifacts)
+
+
 class StyledConvBlock(nn.Module):
     """Two times: 3x3 convolution, group norm, per-pixel noise, FiLM by w, leaky ReLU.
 
@@ -67,11 +85,10 @@ class StyledConvBlock(nn.Module):
         self.affines = nn.ModuleList(nn.Linear(w_dim, 2 * channels) for _ in range(2))
         self.norm = nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels, affine=False)
 
-    def forward(self, x: Tensor, w: Tensor) -> Tensor:
+    def forward(self, x: Tensor, w: Tensor, noise: Noise = random_noise) -> Tensor:
         for convolve, strength, affine in zip(self.convs, self.noise_strength, self.affines, strict=True):
             x = self.norm(convolve(x))  # (B, C, H, W)
-            noise = torch.randn(len(x), 1, *x.shape[2:], device=x.device, dtype=x.dtype)  # (B, 1, H, W)
-            x = x + strength * noise
+            x = x + strength * noise(x, 1)  # (B, 1, H, W)
             scale, shift = affine(w)[:, :, None, None].chunk(2, dim=1)  # (B, C, 1, 1) each
             x = F.leaky_relu(x * (1 + scale) + shift, 0.2)
         return x
@@ -113,14 +130,29 @@ class LatentStats(nn.Module):
 
 
 class Generator(LatentStats):
-    """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z) -> image (B, 3, H, W) in [-1, 1]; H = W = `size`.
+    """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z), artifacts (B, A) in {0, 1} -> image (B, 3, H, W) in [-1, 1];
+    H = W = `size`.
 
-    Training mode does not clamp, so values may leave [-1, 1] a little.
+    With `noise_channels`, random maps of so many channels enter at 8, 16 and 32 pixels, so that the structure inside a
+    lesion varies (3D noise of OASIS: Sushko et al., arXiv 2012.04781); z changes all pixels alike. `noise` makes the
+    random maps. Training mode does not clamp, so values may leave [-1, 1] a little.
     """
 
-    def __init__(self, channels: list[int], num_classes: int, z_dim: int, w_dim: int = 128):
+    def __init__(
+        self,
+        channels: list[int],
+        num_classes: int,
+        z_dim: int,
+        num_artifacts: int = 0,
+        noise_channels: int = 0,
+        w_dim: int = 128,
+    ):
         super().__init__(z_dim)
-        self.size = MIN_SIZE * 2 ** len(channels)
+        self.size, self.num_artifacts, self.noise_channels = (
+            MIN_SIZE * 2 ** len(channels),
+            num_artifacts,
+            noise_channels,
+        )
         self.class_embed = nn.Embedding(num_classes, 64)
         self.mapping = nn.Sequential(
             nn.Linear(64 + z_dim, w_dim), nn.LeakyReLU(0.2), nn.Linear(w_dim, w_dim), nn.LeakyReLU(0.2)
@@ -135,18 +167,34 @@ class Generator(LatentStats):
         with torch.no_grad():  # ICNR init (Aitken et al., arXiv 1707.02937): avoids checkerboard artifacts
             self.to_rgb.weight.copy_(self.to_rgb.weight[::4].repeat_interleave(4, dim=0))
             self.to_rgb.bias.zero_()
+        if num_artifacts:
+            self.artifact_embed = zero_init(nn.Linear(num_artifacts, 64, bias=False))
+        if noise_channels:
+            self.noise_in = nn.ModuleList(nn.Conv2d(noise_channels, c, 1) for c in channels[:-4:-1])
+            for layer in self.noise_in:
+                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
 
-    def forward(self, sketch: Tensor, label: Tensor, z: Tensor) -> Tensor:
-        w = self.mapping(torch.cat([self.class_embed(label), self.match_stats(z)], dim=1))  # (B, W_DIM)
+    def add_noise(self, x: Tensor, level: int, noise: Noise) -> Tensor:
+        """Add random maps to x (B, C, H, W) at one of the three coarsest levels (0: 8 px)."""
+        if not self.noise_channels or level >= len(self.noise_in):
+            return x
+        return x + self.noise_in[level](noise(x, self.noise_channels))
+
+    def forward(
+        self, sketch: Tensor, label: Tensor, z: Tensor, artifacts: Tensor | None = None, noise: Noise = random_noise
+    ) -> Tensor:
+        condition = embed_condition(self, label, artifacts)
+        w = self.mapping(torch.cat([condition, self.match_stats(z)], dim=1))  # (B, W_DIM)
         lines = torch.cat([F.pixel_unshuffle(sketch, 2), line_visibility(F.max_pool2d(sketch, 2))], dim=1)
         x = self.stem(lines)  # (B, 8, H/2, W/2) -> (B, C0, H/2, W/2)
         skips = []
         for down in self.down:
             skips.append(x)
             x = down(F.leaky_relu(x, 0.2))  # (B, C, H/2, W/2) -> (B, 2C, H/4, W/4), and so on
-        x = self.bottleneck(x, w)  # (B, C, 8, 8)
-        for reduce, up, skip in zip(self.reduce, self.up, reversed(skips), strict=True):
-            x = up(F.interpolate(reduce(x), scale_factor=2, mode="nearest") + skip, w)  # back to (B, C0, H/2, W/2)
+        x = self.bottleneck(self.add_noise(x, 0, noise), w, noise)  # (B, C, 8, 8)
+        for level, (reduce, up, skip) in enumerate(zip(self.reduce, self.up, reversed(skips), strict=True), start=1):
+            x = F.interpolate(reduce(x), scale_factor=2, mode="nearest") + skip
+            x = up(self.add_noise(x, level, noise), w, noise)  # back to (B, C0, H/2, W/2)
         image = F.pixel_shuffle(self.to_rgb(x), 2)  # (B, 12, H/2, W/2) -> (B, 3, H, W)
         # No tanh: its gradient vanishes where it saturates, so white corners would stay white.
         return image if self.training else image.clamp(-1, 1)
@@ -155,25 +203,35 @@ class Generator(LatentStats):
 # ----------------------------------------------------------------------------------------------------------- encoder
 
 
+def zero_init(layer: nn.Linear) -> nn.Linear:
+    """The layer with zero weights: a checkpoint without it can be continued with it."""
+    nn.init.zeros_(layer.weight)
+    return layer
+
+
 class Encoder(nn.Module):
-    """Approximate posterior of z: image (B, 3, H, W), label (B,) -> mean and log-variance, (B, Z) each.
+    """Approximate posterior of z: image (B, 3, H, W), label (B,), artifacts (B, A) -> mean, log-variance, (B, Z) each.
 
     Its input is reduced to 32 x 32 pixels: tone, lighting and layout of colors, not texture. It is conditioned on the
     label, because a latent that encodes the label would differ from the latents sampled at inference.
     """
 
-    def __init__(self, num_classes: int, z_dim: int, channels: tuple[int, ...] = (3, 32, 64, 128)):
+    def __init__(
+        self, num_classes: int, z_dim: int, num_artifacts: int = 0, channels: tuple[int, ...] = (3, 32, 64, 128)
+    ):
         super().__init__()
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(channels))
         self.out = nn.Linear(channels[-1] * 16, 2 * z_dim)
         self.class_embed = nn.Embedding(num_classes, 2 * z_dim)
         nn.init.zeros_(self.class_embed.weight)
+        if num_artifacts:
+            self.artifact_embed = zero_init(nn.Linear(num_artifacts, 2 * z_dim, bias=False))
 
-    def forward(self, image: Tensor, label: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, image: Tensor, label: Tensor, artifacts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = F.adaptive_avg_pool2d(image, 32)  # (B, 3, 32, 32)
         for down in self.down:
             x = F.leaky_relu(down(x), 0.2)  # (B, 128, 4, 4) at the end
-        return (self.out(x.flatten(1)) + self.class_embed(label)).chunk(2, dim=1)  # (B, Z), (B, Z)
+        return (self.out(x.flatten(1)) + embed_condition(self, label, artifacts)).chunk(2, dim=1)  # (B, Z), (B, Z)
 
 
 # ----------------------------------------------------------------------------------------------------- discriminator
@@ -199,12 +257,13 @@ def high_pass(image: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """image (B, 3, H, W), sketch (B, 1, H, W), label (B,) -> (patch logits (B, P), global logit (B,)), features (B, C).
+    """image (B, 3, H, W), sketch (B, 1, H, W), label (B,), artifacts (B, A)
+    -> (patch logits (B, P), global logit (B,)), features (B, C).
 
     `features` are the spatial means of the last layer, for feature matching.
     """
 
-    def __init__(self, channels: list[int], num_classes: int):
+    def __init__(self, channels: list[int], num_classes: int, num_artifacts: int = 0):
         super().__init__()
         self.stem = nn.Conv2d(32, channels[0], 3, padding=1)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(channels))
@@ -213,8 +272,12 @@ class Discriminator(nn.Module):
         self.global_head = nn.Linear(channels[-1], 1)
         self.class_embed = nn.Embedding(num_classes, channels[-1])
         self.apply(init_kaiming)
+        if num_artifacts:
+            self.artifact_embed = zero_init(nn.Linear(num_artifacts, channels[-1], bias=False))
 
-    def forward(self, image: Tensor, sketch: Tensor, label: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
+    def forward(
+        self, image: Tensor, sketch: Tensor, label: Tensor, artifacts: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
         x = F.pixel_unshuffle(torch.cat([image, high_pass(image), sketch], dim=1), 2)  # (B, 28, H/2, W/2)
         x = self.stem(torch.cat([x, line_visibility(F.max_pool2d(sketch, 2))], dim=1))  # (B, C0, H/2, W/2)
         for down in self.down[:-1]:
@@ -225,7 +288,7 @@ class Discriminator(nn.Module):
         minibatch_std = (x - x.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean().expand(len(x), 1, *x.shape[2:])
         features = F.leaky_relu(self.last(torch.cat([x, minibatch_std], dim=1)), 0.2).mean(dim=(2, 3))  # (B, C)
         global_logit = self.global_head(features).squeeze(1)  # (B,)
-        projection = (self.class_embed(label) * features).sum(dim=1) / features.shape[1] ** 0.5
+        projection = (embed_condition(self, label, artifacts) * features).sum(dim=1) / features.shape[1] ** 0.5
         return (patch_logits, global_logit + projection), features
 
 

