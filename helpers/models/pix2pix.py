@@ -63,6 +63,7 @@ class UNet(nn.Module):
     """
 
     z_dim = 1
+    num_artifacts = 0
 
     def __init__(self, size: int, num_classes: int, base_channels: int = 64):
         super().__init__()
