@@ -21,7 +21,7 @@ from helpers.data.audit import audit
 from helpers.data.files import DataError, image_shape, read_image
 from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read, read_labels
 from helpers.data.sketches import MAX_INK
-from helpers.data.store import Store, StoreConfig, load_sketch, prepare, resize
+from helpers.data.store import UNKNOWN, Store, StoreConfig, load_sketch, prepare, resize
 
 METHODS = ("cgan", "dcgan", "segmenter", "classifier")
 EXPORTS = (*METHODS, "artifacts")
@@ -50,12 +50,13 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
 
 
 def fill_flags(store: Store, cfg) -> None:
-    """Replace unknown artifact flags of the store by those of the released detector."""
+    """Set the artifact flags of images that have none to those of the released detector."""
+    detector = cfg.released / "artifacts.safetensors"
+    if not (store.artifacts == UNKNOWN).any() or not detector.is_file():
+        return
     from helpers.models.artifacts import fill_artifacts
 
-    detector = cfg.released / "artifacts.safetensors"
-    if detector.is_file() and (filled := fill_artifacts(store, detector)):
-        print(f"artifact flags of {filled:,} images by {display_path(detector)}")
+    print(f"artifact flags of {fill_artifacts(store, detector):,} images by {display_path(detector)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -249,9 +250,9 @@ def generate_command(args: argparse.Namespace, cfg) -> int:
 
 def parse_artifacts(text: str) -> np.ndarray:
     """Names separated by commas -> flags `(7,)` in {0, 1}. Raises `DataError` for an unknown name."""
-    names = text.split(",")
+    names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in ARTIFACTS]:
-        raise DataError(f"--artifacts must be none or of {', '.join(ARTIFACTS)}, got {unknown[0]!r}")
+        raise DataError(f"--artifacts must be none or names from {', '.join(ARTIFACTS)}; got {unknown[0]!r}")
     return np.array([name in names for name in ARTIFACTS], np.uint8)
 
 
@@ -584,7 +585,9 @@ def add_train_parsers(commands) -> None:
         "--projected", action=argparse.BooleanOptionalAction, help=f"projected discriminator; {FROM_PROFILE}"
     )
     method.add_argument("--artifacts", action="store_true", help="condition on the artifact flags (ruler, hair, ...)")
-    method.add_argument("--noise-channels", type=int, default=0, help="random maps at 8 to 32 px; default: 0, try 8")
+    method.add_argument(
+        "--noise-channels", type=positive_int, default=0, help="of the noise maps at 8 to 32 px; default: none"
+    )
     method.add_argument("--unpaired", action="store_true", help="train on sketches without matching images")
     method.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
 

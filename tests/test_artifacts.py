@@ -86,6 +86,20 @@ def test_train_artifacts_excluded_ids_are_not_used_and_init_from_keeps_earlier_i
     assert second.trained_on == sorted(ids[:6])
 
 
+def test_train_artifacts_val_without_variation_keeps_the_last_weights(phantom_store, tmp_path):
+    flags = hair_flags(phantom_store)
+    flags.loc[phantom_store.table["image_id"].to_numpy(str)[phantom_store.rows("val")]] = 0
+    history = train_artifacts(phantom_store, ArtifactConfig(64), tmp_path, TrainConfig(1, 4), flags)
+    assert history["val_ap"] == [] and load_artifacts(tmp_path / "checkpoint.pt")[1] == ArtifactConfig(64)
+
+
+def test_train_artifacts_predicted_flags_are_not_annotations(phantom_store, tmp_path):
+    store = copy_store(phantom_store, tmp_path / "store")
+    np.save(store.folder / "artifacts_known.npy", np.zeros(len(store), bool))
+    with pytest.raises(DataError, match="needs training images with artifact flags, got none"):
+        train_artifacts(Store(store.folder), ArtifactConfig(64), tmp_path / "out", TrainConfig(1, 4))
+
+
 def test_train_artifacts_without_annotated_images_or_other_size_raises(phantom_store, tmp_path):
     none = hair_flags(phantom_store).iloc[:0]
     with pytest.raises(DataError, match="needs training images with artifact flags, got none"):
@@ -107,7 +121,6 @@ def test_fill_artifacts_replaces_unknown_flags_once_and_keeps_known_ones(phantom
     expected = predict_artifacts(detector, store.images[3:]) > 0.5
     for opened in (store, Store(store.folder)):
         assert np.array_equal(opened.artifacts[:3], flags[:3]) and np.array_equal(opened.artifacts[3:], expected)
-    assert store.table["artifacts"].iloc[0] == "patches" and store.table["artifacts"].iloc[1] == ""
     assert fill_artifacts(store, tmp_path / "missing.pt") == 0, "nothing is unknown, so no file is read"
 
 
@@ -152,6 +165,8 @@ def test_read_ids_with_and_without_header_and_endings(tmp_path):
     assert {"ISIC_1", "ISIC_2"} <= read_ids(tmp_path / "ids.csv")
     (tmp_path / "ids.csv").write_text("ISIC_3,benign\n")
     assert read_ids(tmp_path / "ids.csv") == {"ISIC_3"}
+    (tmp_path / "ids.csv").write_text('ISIC_4_downsampled.JPG;1;0\n"ISIC_5"\t0\n\n')
+    assert read_ids(tmp_path / "ids.csv") == {"ISIC_4", "ISIC_5"}
 
 
 def test_load_artifacts_other_file_raises(tmp_path):

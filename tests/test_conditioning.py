@@ -138,7 +138,7 @@ def test_train_cgan_unknown_flags_raise_and_known_ones_are_learned_from(phantom_
     unknown = np.array(phantom_store.artifacts)
     unknown[0] = UNKNOWN
     monkeypatch.setattr(phantom_store, "artifacts", unknown)
-    with pytest.raises(DataError, match="unknown artifact flags: run `python -m helpers prepare` first"):
+    with pytest.raises(DataError, match="unknown artifact flags: `python -m helpers prepare` fills them"):
         train_cgan(phantom_store, SMALL, tmp_path, TrainConfig(1, 4))
 
 
@@ -162,4 +162,4 @@ def test_main_generate_artifacts_of_a_conditioned_checkpoint(trained, tmp_path, 
     assert main([*command, "--artifacts", "hair,ruler", "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").rglob("a.png"))) == len(CLASSES)
     assert main([*command, "--artifacts", "scratch", "--out", str(tmp_path / "out")]) == 2
-    assert f"none or of {', '.join(ARTIFACTS)}, got 'scratch'" in capsys.readouterr().err
+    assert f"none or names from {', '.join(ARTIFACTS)}; got 'scratch'" in capsys.readouterr().err

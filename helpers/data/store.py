@@ -34,8 +34,8 @@ from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import STYLES, hand_drawn, sketch
 
 BATCH = ("images", "masks", "sketches", "labels")
-ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts")
-UNKNOWN = 255  # artifact flag of an image that nobody annotated and no detector has seen
+ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts", "artifacts_known")
+UNKNOWN = 255  # flag value: neither annotated nor predicted
 SPLITS = ["train", "val", "test"]
 VERSION = 4  # raise it when the same data and config give a different store
 CHUNK = 256  # images in memory while writing
@@ -66,7 +66,8 @@ class Store:
     `images uint8 (N, H, W, 3)`, `masks uint8 (N, H, W)` in {0, 1}, `sketches uint8 (N, H, W)` in {0, 255}: mapped from
     disk, read only. `labels int16 (N,)` is -1 where the label is unknown, `splits int8 (N,)` indexes `SPLITS`. Images
     without mask or sketch have zeros there and False in `has_mask`, `has_sketch` `bool (N,)`. `artifacts uint8 (N, 7)`
-    are flags in the order of `ARTIFACTS`: 0, 1 or `UNKNOWN`, see `models/artifacts.py`.
+    are flags in the order of `ARTIFACTS`, 0 or 1, or all `UNKNOWN`, in memory. `artifacts_known bool (N,)`: the flags
+    came with the data set; else they are a detector's, see `models/artifacts.py`.
     """
 
     def __init__(self, folder: str | Path):
@@ -92,12 +93,15 @@ class Store:
         self.config = StoreConfig(**metadata["config"])
         for name, array in arrays.items():
             setattr(self, name, array)
+        self.artifacts = np.array(self.artifacts)  # not mapped: the file is replaced when a detector fills it
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """The data set's table, one row per image; read on first access."""
         table = pd.read_csv(self.folder / "table.csv", dtype="string")
-        artifacts = pd.array(flags_to_names(self.artifacts), "string")  # the CSV cannot tell "none" from unknown
+        # The CSV cannot tell "none" from unknown. Predicted flags are left out: they depend on size and crop.
+        flags = np.where(self.artifacts_known[:, None], self.artifacts, UNKNOWN)
+        artifacts = pd.array(flags_to_names(flags), "string")
         return table.assign(label=table["label"].astype("Int64"), artifacts=artifacts)
 
     def __len__(self) -> int:
@@ -352,11 +356,16 @@ def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:
         "labels": table["label"].fillna(-1).to_numpy(np.int16),
         "splits": splits.fillna(-1).to_numpy(np.int8),
         "artifacts": names_to_flags(table["artifacts"]),
+        "artifacts_known": table["artifacts"].notna().to_numpy(bool),
     }
 
 
 def names_to_flags(names: Iterable) -> np.ndarray:
-    """Artifact names separated by spaces, or `<NA>`, per image -> flags `uint8 (N, 7)` in {0, 1, `UNKNOWN`}."""
+    """Artifact names separated by spaces, or `<NA>`, per image -> flags `uint8 (N, 7)` in {0, 1}, or all `UNKNOWN`.
+    Raises `ValueError` for another name."""
+    names = list(names)
+    if wrong := {name for text in names if not pd.isna(text) for name in text.split()} - set(ARTIFACTS):
+        raise ValueError(f"artifacts must be of {', '.join(ARTIFACTS)}, got {min(wrong)!r}")
     rows = [
         [UNKNOWN] * len(ARTIFACTS) if pd.isna(text) else [int(name in text.split()) for name in ARTIFACTS]
         for text in names

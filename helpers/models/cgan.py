@@ -137,7 +137,9 @@ class CGAN(TrainTask):
                 if saved["config"][name] != given[name]:
                     raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {given[name]!r}")
             for name, weights in saved.get("networks", saved["ema_models"]).items():
-                missing = self.networks[name].load_state_dict(weights, strict=False).missing_keys
+                missing, unexpected = self.networks[name].load_state_dict(weights, strict=False)
+                if dropped := [key for key in unexpected if re.search(r"(^|\.)(artifact_embed|noise_in)\.", key)]:
+                    raise ValueError(f"{path} has {dropped[0]} in its {name}, the config has no such layer")
                 if absent := [key for key in missing if not re.match(NEW_LAYERS, key)]:
                     raise KeyError(f"{absent[0]} is missing in its {name}")
         except RuntimeError as error:
@@ -243,7 +245,7 @@ class CGAN(TrainTask):
         generator = ema_models["generator"]
         device = next(generator.parameters()).device
         args = [self.preview[name].to(device) for name in ("sketches", "labels", "latents")]
-        if self.config.artifacts:  # none
+        if self.config.artifacts:  # the preview shows images without artifacts
             args.append(torch.zeros(len(args[0]), len(ARTIFACTS), device=device))
         images = generator(*args)
         save_grid(images, folder / f"grid-{step:06d}.png", self.preview["columns"])
@@ -343,7 +345,8 @@ def train_cgan(
     """
     check_config(store, config, sketches)
     if config.artifacts and (store.artifacts == UNKNOWN).any():
-        raise DataError(f"{store.name} has images with unknown artifact flags: run `python -m helpers prepare` first")
+        raise DataError(f"{store.name} has images with unknown artifact flags: `python -m helpers prepare` "
+                        "fills them if data/released/artifacts.safetensors exists")  # fmt: skip
     sketch_sampling = SketchSampling(config.hand_drawn_prob, config.paired, sketches)
     usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
     train_rows = usable if rows is None else np.intersect1d(rows, usable)
@@ -388,8 +391,9 @@ def load_cgan(path: str | Path) -> tuple[Generator, CGANConfig]:
         config = CGANConfig(**saved["config"] | {"classes": tuple(saved["config"]["classes"])})
         generator = config.generator()
         generator.load_state_dict(saved["ema_models"]["generator"])
-    except (RuntimeError, EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
-        raise DataError(f"{path} is not a checkpoint of this version's `train cgan` ({error})") from error
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        message = f"{display_path(path)} is not a checkpoint of this version's `train cgan` ({error})"
+        raise DataError(message[:400]) from error
     return generator.to(best_device()).eval().requires_grad_(False), config
 
 
@@ -408,11 +412,11 @@ def sample(
     """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255}, `labels (N,)`; repeatable by `seed`.
 
     By default every image has its own z and random maps. With `latent (N, Z)` all images share the random maps of
-    `seed`, so that they differ only in sketch, label and z. `artifacts (N, 7)` in {0, 1} in the order of `ARTIFACTS`
-    are wanted in the images, by default none; only for a generator that was conditioned on them.
+    `seed`, so that they differ only in sketch, label and z. `artifacts (N, 7)` in {0, 1}, in the order of
+    `ARTIFACTS`, are the flags to condition on; None: all 0.
 
-    `keep (N, H, W)` in {0, 1}: where it is 1 the image is exactly that of `keep_seed`; the rest is generated again with
-    the random maps of `seed`, the same z, and the kept random maps inside, so that the two fit together.
+    `keep (N, H, W)` in {0, 1}: pixels with 1 are those of `sample(..., seed=keep_seed)`. The others come from a second
+    pass with the same z, the recorded noise inside the mask and noise of `seed` outside, so that both parts fit.
 
     Raises `ValueError` if the arguments differ in number, or sketches are not of the generator's size, or artifacts are
     wanted from a generator that was not conditioned on them.
@@ -424,10 +428,11 @@ def sample(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed if keep is None else keep_seed)
         latents = torch.randn(len(sketches), generator.z_dim) if latent is None else latent
-        torch_noise = torch.Generator(device).manual_seed(seed)
+        rng = torch.Generator(device).manual_seed(seed)
         for start in range(0, len(sketches), batch_size):
             if latent is not None:
                 torch.manual_seed(seed if keep is None else keep_seed)
+                rng.manual_seed(seed)
             part = slice(start, start + batch_size)
             inputs = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
             args = [inputs["sketches"], inputs["labels"], latents[part].to(device)]
@@ -440,13 +445,13 @@ def sample(
             mask = torch.as_tensor(np.array(keep[part]), dtype=torch.float32, device=device)[:, None]  # (B, 1, H, W)
             recorder = NoiseRecorder()
             original = generator(*args, noise=recorder)
-            changed = generator(*args, noise=recorder.replay(mask, torch_noise))
+            changed = generator(*args, noise=recorder.replay(mask, rng))
             images.append(to_uint8(torch.where(mask > 0, original, changed)))
     return np.concatenate(images)
 
 
 class NoiseRecorder:
-    """Random maps that are recorded, to be used again in a region."""
+    """Records the generator's noise maps, so that a second pass can reuse them where a mask is 1."""
 
     def __init__(self):
         self.maps: list[Tensor] = []

@@ -133,9 +133,10 @@ class Generator(LatentStats):
     """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z), artifacts (B, A) in {0, 1} -> image (B, 3, H, W) in [-1, 1];
     H = W = `size`.
 
-    With `noise_channels`, random maps of so many channels enter at 8, 16 and 32 pixels, so that the structure inside a
-    lesion varies (3D noise of OASIS: Sushko et al., arXiv 2012.04781); z changes all pixels alike. `noise` makes the
-    random maps. Training mode does not clamp, so values may leave [-1, 1] a little.
+    A: number of artifact flags, 7 or 0. With `noise_channels`, N(0, 1) maps of that many channels are added through a
+    1x1 convolution at 8, 16 and 32 pixels, so that the structure inside a lesion varies (3D noise of OASIS: Sushko et
+    al., arXiv 2012.04781); z acts on all pixels alike. `noise(x, channels)` samples the maps. Training mode does not
+    clamp, so values may leave [-1, 1] a little.
     """
 
     def __init__(
@@ -204,7 +205,7 @@ class Generator(LatentStats):
 
 
 def zero_init(layer: nn.Linear) -> nn.Linear:
-    """The layer with zero weights: a checkpoint without it can be continued with it."""
+    """The layer with zero weights: at first it does not change the output of a pretrained network."""
     nn.init.zeros_(layer.weight)
     return layer
 
