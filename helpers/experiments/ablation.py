@@ -132,8 +132,8 @@ class GeneratorEval:
         """Scores of a generator, one row.
 
         `n n_real kid kid_low kid_high fd precision recall density coverage`: against the real val images, see
-        `compute_metrics`. `label_acc sketch_sep sketch_sep_hand`: see `conditioning_scores`. `diversity`: mean pairwise feature distance
-        of images from one sketch with different latents, divided by that of real images.
+        `compute_metrics`. `label_acc sketch_sep sketch_sep_hand`: see `conditioning_scores`. `diversity`: mean pairwise
+        feature distance of images from one sketch with different latents, divided by that of real images.
         """
         images, hand_images = (
             sample(generator, sketches, self.labels, seed=0, batch_size=batch_size)

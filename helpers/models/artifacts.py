@@ -166,7 +166,8 @@ def train_artifacts(
 
     `flags`: annotations by image id, see `read_flags`; without them those that the data set came with. Ids in `exclude`
     are not used, for example official test images of another set. `init_from`: checkpoint or released file to
-    initialize from. Raises `ValueError` if config and store differ in size, `DataError` without annotated training images.
+    initialize from. Raises `ValueError` if config and store differ in size, `DataError` without annotated training
+    images.
     """
     if config.size != store.config.size:
         raise ValueError(f"the store has size {store.config.size}, the config {config.size}")
