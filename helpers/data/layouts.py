@@ -189,6 +189,11 @@ def _image_id(stem: str) -> str:
     return _DECORATION.sub("", stem)
 
 
+def clean_id(text: str) -> str:
+    """The image id in a cell of a table: without spaces, file ending and what publishers put around ids."""
+    return _image_id(_ENDING.sub("", text.strip()))
+
+
 # --------------------------------------------------------------------------------------------------- label tables
 
 

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.layouts import ARTIFACTS
+from helpers.data.layouts import ARTIFACTS, clean_id
 from helpers.data.store import UNKNOWN, Store, to_tensors
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint
@@ -129,7 +129,7 @@ def read_flags(path: str | Path) -> pd.DataFrame:
     if missing := [name for name in ARTIFACTS if name not in table] + ([] if ids else ["image_id"]):
         columns = f"image_id {' '.join(ARTIFACTS)}"
         raise DataError(f"{display_path(path)} needs the columns {columns}, got none called {missing[0]}")
-    table.index = table[ids].astype(str).map(_clean_id)
+    table.index = table[ids].astype(str).map(clean_id)
     try:
         flags = table[list(ARTIFACTS)].astype(np.float32)
     except ValueError as error:
@@ -145,12 +145,7 @@ def read_ids(path: str | Path) -> set[str]:
         lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except (OSError, ValueError) as error:
         raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
-    return {_clean_id(re.split(r"[,;\t]", line)[0]) for line in lines if line.strip()}
-
-
-def _clean_id(text: str) -> str:
-    """An image id without spaces, quotes, file ending and `_downsampled`, as in `layouts.py`."""
-    return re.sub(r"(_downsampled)?(\.(jpe?g|png|bmp|tiff?|webp))?$", "", text.strip(" '\""), flags=re.IGNORECASE)
+    return {clean_id(re.split(r"[,;\t]", line)[0].strip(" '\"")) for line in lines if line.strip()}
 
 
 def train_artifacts(

@@ -424,30 +424,34 @@ def sample(
     _check_inputs(generator, sketches, labels, latent, artifacts, keep)
     device = next(generator.parameters()).device
     batch_size = batch_size if latent is None else 1
+    first_seed = seed if keep is None else keep_seed
+    flags = np.zeros((len(sketches), generator.num_artifacts)) if artifacts is None else artifacts
     images = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed if keep is None else keep_seed)
+        torch.manual_seed(first_seed)
         latents = torch.randn(len(sketches), generator.z_dim) if latent is None else latent
         rng = torch.Generator(device).manual_seed(seed)
         for start in range(0, len(sketches), batch_size):
             if latent is not None:
-                torch.manual_seed(seed if keep is None else keep_seed)
+                torch.manual_seed(first_seed)
                 rng.manual_seed(seed)
             part = slice(start, start + batch_size)
             inputs = to_tensors({"sketches": np.array(sketches[part]), "labels": np.array(labels[part])}, device)
             args = [inputs["sketches"], inputs["labels"], latents[part].to(device)]
             if generator.num_artifacts:
-                wanted = np.zeros((len(sketches), generator.num_artifacts)) if artifacts is None else artifacts
-                args.append(torch.as_tensor(np.array(wanted[part]), dtype=torch.float32, device=device))
-            if keep is None:
-                images.append(to_uint8(generator(*args)))
-                continue
-            mask = torch.as_tensor(np.array(keep[part]), dtype=torch.float32, device=device)[:, None]  # (B, 1, H, W)
-            recorder = NoiseRecorder()
-            original = generator(*args, noise=recorder)
-            changed = generator(*args, noise=recorder.replay(mask, rng))
-            images.append(to_uint8(torch.where(mask > 0, original, changed)))
+                args.append(torch.as_tensor(np.array(flags[part]), dtype=torch.float32, device=device))
+            image = generator(*args) if keep is None else _regenerate(generator, args, keep[part], rng)
+            images.append(to_uint8(image))
     return np.concatenate(images)
+
+
+def _regenerate(generator: Generator, args: list[Tensor], keep: np.ndarray, rng: torch.Generator) -> Tensor:
+    """An image inside `keep (B, H, W)`, and outside of it another one that differs in the random maps there."""
+    mask = torch.as_tensor(np.array(keep), dtype=torch.float32, device=args[0].device)[:, None]  # (B, 1, H, W)
+    recorder = NoiseRecorder()
+    original = generator(*args, noise=recorder)
+    changed = generator(*args, noise=recorder.replay(mask, rng))
+    return torch.where(mask > 0, original, changed)
 
 
 class NoiseRecorder:
