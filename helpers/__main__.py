@@ -40,23 +40,16 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
     dataset = open_dataset(cfg, args.classes)
     config = StoreConfig(args.size or cfg.size, args.style, args.crop, cfg.seed)
     store = prepare(dataset, args.out or cfg.stores, config, workers=cfg.workers)
-    fill_flags(store, cfg)
+    if (store.artifacts == UNKNOWN).any() and (cfg.released / "artifacts.safetensors").is_file():
+        from helpers.models.artifacts import ensure_artifacts
+
+        ensure_artifacts(store)
     stored = replace(dataset, table=store.table)
     print(stored.counts().to_string())
     print_problems(store.problems)
     print(f"{store}\n{display_path(store.folder)}")
     print(f"{time.perf_counter() - started:.0f} s")
     return 0
-
-
-def fill_flags(store: Store, cfg) -> None:
-    """Set the artifact flags of images that have none to those of the released detector."""
-    detector = cfg.released / "artifacts.safetensors"
-    if not (store.artifacts == UNKNOWN).any() or not detector.is_file():
-        return
-    from helpers.models.artifacts import fill_artifacts
-
-    print(f"artifact flags of {fill_artifacts(store, detector):,} images by {display_path(detector)}")
 
 
 # ------------------------------------------------------------------------------------------------------------ training
@@ -72,7 +65,7 @@ def train_command(args: argparse.Namespace, cfg) -> int:
 
 
 def train_cgan_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.cgan import CGANConfig, train_cgan
+    from helpers.models.cgan import CGANConfig, grown_config, train_cgan
 
     files = open_dataset(cfg, args.classes).unpaired_sketches if args.unpaired else []
     store, out = training_store(args, cfg, None if files else args.style), training_folder(args, cfg)
@@ -86,9 +79,11 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
         d4_augment=args.d4_augment,
         artifacts=args.artifacts,
         noise_channels=args.noise_channels,
+        code_channels=args.code_channels,
+        fine_lines=args.fine_lines,
     )
-    if config.artifacts:
-        fill_flags(store, cfg)
+    if args.grow:
+        config = grown_config(config, args.grow)
     sketches = None
     if files:
         problems = []
@@ -100,7 +95,17 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
         sketches = np.stack(list(drawings.values()))
     elif args.unpaired:
         print("no unpaired sketches found: each image gets a random sketch of the data set")
-    train_cgan(store, config, out, train_config(args, cfg), sketches=sketches, init_from=args.init_from)
+    run, curve = train_config(args, cfg), None
+    if args.evaluate_every:
+        from accelerate import PartialState
+
+        from helpers.experiments.learning_curve import LearningCurve
+        from helpers.metrics.extractors import load_extractor
+
+        images_per_step = run.batch_size * PartialState().num_processes
+        curve = LearningCurve(store, load_extractor("mobilenet_v2"), out, images_per_step, args.evaluate_every)
+    init_from = args.grow or args.init_from
+    train_cgan(store, config, out, run, sketches=sketches, init_from=init_from, evaluate=curve)
     checkpoint = display_path(out / "checkpoint.pt")
     print(f"trained: python -m helpers generate --checkpoint {checkpoint} --sketches FOLDER --out FOLDER")
     return 0
@@ -143,7 +148,15 @@ def train_classifier_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.classifier import ClassifierConfig, train_classifier
 
     store, out = training_store(args, cfg), training_folder(args, cfg)
-    config = ClassifierConfig(store.config.size, tuple(store.classes), args.arch or cfg.arch, balance=args.balance)
+    if args.lesion_only and not args.out:
+        out = out.with_name("classifier-lesion-only")
+    config = ClassifierConfig(
+        store.config.size,
+        tuple(store.classes),
+        args.arch or cfg.arch,
+        balance=args.balance,
+        lesion_only=args.lesion_only,
+    )
     history = train_classifier(store, config, out, train_config(args, cfg))
     best = max(history["val_balanced_accuracy"], default=float("nan"))
     checkpoint = display_path(out / "checkpoint.pt")
@@ -181,7 +194,8 @@ def train_config(args: argparse.Namespace, cfg):
 
     steps = args.steps or cfg.steps
     save_every = args.save_every or min(500, max(1, steps // 12))
-    return TrainConfig(steps, args.batch_size or cfg.batch_size, args.seed, save_every=save_every)
+    batch_size = args.batch_size or cfg.batch_size
+    return TrainConfig(steps, batch_size, args.seed, save_every=save_every, minutes=args.minutes)
 
 
 def export_command(args: argparse.Namespace, cfg) -> int:
@@ -198,7 +212,7 @@ def export_command(args: argparse.Namespace, cfg) -> int:
     if not checkpoint.is_file():
         raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {args.method}` writes it")
     load[args.method](checkpoint)  # raises if the checkpoint is of another method
-    file = export_weights(checkpoint, args.out or cfg.released / f"{args.method}.safetensors")
+    file = export_weights(checkpoint, args.out or cfg.released / f"{args.method}.safetensors", args.all_networks)
     print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; "
           "write a model card next to it: training data, license, measured quality")  # fmt: skip
     return 0
@@ -224,12 +238,14 @@ def find_checkpoint(method: str, args: argparse.Namespace, cfg) -> Path:
 
 
 def generate_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.cgan import load_cgan, sample
+    from helpers.models.cgan import NOT_CONDITIONED, load_cgan, random_artifacts, sample
 
     checkpoint = find_checkpoint("cgan", args, cfg)
     generator, config = load_cgan(checkpoint)
     print(f"{display_path(checkpoint)}: {config.size} px, sketch style {config.style}, {' '.join(config.classes)}")
-    artifacts = None if args.artifacts == "none" else parse_artifacts(args.artifacts)
+    artifacts = parse_artifacts(args.artifacts)
+    if artifacts.any() and not generator.num_artifacts:
+        raise DataError(f"{display_path(checkpoint)}: {NOT_CONDITIONED}")
     problems = []
     sketches = read_sketches(args.sketches, config.size, problems)
     labels = labels_for(sketches, args.labels, list(config.classes), problems)
@@ -238,9 +254,12 @@ def generate_command(args: argparse.Namespace, cfg) -> int:
         raise DataError(f"{args.sketches} needs at least one readable sketch with a label, got none")
     for k, name in enumerate(config.classes):
         if ids := [image_id for image_id in sketches if name in labels.get(image_id, ())]:
-            flags = None if artifacts is None else np.tile(artifacts, (len(ids), 1))
-            inputs = np.stack([sketches[i] for i in ids])
-            images = sample(generator, inputs, [k] * len(ids), args.seed, artifacts=flags)
+            inputs, indices, flags = np.stack([sketches[i] for i in ids]), [k] * len(ids), None
+            if args.artifacts == "real":
+                flags = random_artifacts(generator, indices, args.seed)
+            elif artifacts.any():
+                flags = np.tile(artifacts, (len(ids), 1))
+            images = sample(generator, inputs, indices, args.seed, artifacts=flags)
             (args.out / name).mkdir(parents=True, exist_ok=True)
             for image_id, image in zip(ids, images, strict=True):
                 Image.fromarray(image).save(args.out / name / f"{image_id}.png")
@@ -249,10 +268,13 @@ def generate_command(args: argparse.Namespace, cfg) -> int:
 
 
 def parse_artifacts(text: str) -> np.ndarray:
-    """Names separated by commas -> flags `(7,)` in {0, 1}. Raises `DataError` for an unknown name."""
+    """Names separated by commas, or "none" or "real" -> flags `(7,)` in {0, 1}; "real" gives all 1. Raises `DataError`
+    for an unknown name."""
+    if text in ("none", "real"):
+        return np.full(len(ARTIFACTS), text == "real", np.uint8)
     names = [name.strip() for name in text.split(",")]
     if unknown := [name for name in names if name not in ARTIFACTS]:
-        raise DataError(f"--artifacts must be none or names from {', '.join(ARTIFACTS)}; got {unknown[0]!r}")
+        raise DataError(f"--artifacts must be none, real or names from {', '.join(ARTIFACTS)}; got {unknown[0]!r}")
     return np.array([name in names for name in ARTIFACTS], np.uint8)
 
 
@@ -516,6 +538,24 @@ def positive_int(text: str) -> int:
     return int(text)
 
 
+def natural_number(text: str) -> int:
+    """Argparse type: an integer of at least 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected an integer of at least 0, got {text!r}")
+    return int(text)
+
+
+def positive_float(text: str) -> float:
+    """Argparse type: a finite number above 0."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"expected a number above 0, got {text!r}")
+    return value
+
+
 FROM_PROFILE = "default: from the profile"
 DATASET_HELP = "default: LESION_DATASET, else the embedded sample"
 
@@ -561,38 +601,58 @@ def add_data_parsers(commands) -> None:
     command.set_defaults(run=prepare_command, part="data")
 
 
+def add_init_from(parser) -> None:
+    parser.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="initialize with the weights of this file")
+
+
 def add_train_parsers(commands) -> None:
     common = argparse.ArgumentParser(add_help=False)
     add_dataset(common)
     add_classes(common)
     common.add_argument("--size", type=positive_int, help=f"pixels per side; {FROM_PROFILE}")
     common.add_argument("--steps", type=positive_int, help=f"training steps; {FROM_PROFILE}")
+    common.add_argument("--minutes", type=positive_float, help="time budget instead of --steps")
     common.add_argument("--batch-size", type=positive_int, help=f"images per step; {FROM_PROFILE}")
     common.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
     common.add_argument("--save-every", type=positive_int, metavar="STEPS", help="default: steps / 12, at most 500")
     common.add_argument("--out", type=Path, help="folder for checkpoint and history; default: outputs/.../METHOD")
     gan = argparse.ArgumentParser(add_help=False)
     gan.add_argument("--base-channels", type=positive_int, help=f"channels at half the resolution; {FROM_PROFILE}")
-    gan.add_argument("--d4-augment", action="store_true", help="random 90-degree rotations and flips of the images")
     init = argparse.ArgumentParser(add_help=False)
-    init.add_argument("--init-from", type=Path, metavar="CHECKPOINT", help="initialize with the weights of this file")
+    add_init_from(init)
 
     train = commands.add_parser("train", help="train a network; resumes from the checkpoint if there is one")
     methods = train.add_subparsers(required=True, metavar="METHOD", dest="method")
-    method = methods.add_parser("cgan", parents=[common, gan, init], help="sketch + diagnosis -> image")
+    method = methods.add_parser("cgan", parents=[common, gan], help="sketch + diagnosis -> image")
     method.add_argument("--style", choices=("contour", "structure"), default="contour", help="sketch style")
     method.add_argument(
         "--projected", action=argparse.BooleanOptionalAction, help=f"projected discriminator; {FROM_PROFILE}"
     )
-    method.add_argument("--artifacts", action="store_true", help="condition on the artifact flags (ruler, hair, ...)")
+    for name, default, text in (
+        ("--artifacts", True, "condition on the artifact flags (ruler, hair, ...)"),
+        ("--d4-augment", True, "random 90-degree rotations, flips and small shifts of the images"),
+        ("--fine-lines", False, "sketch lines as an input at half the resolution"),
+    ):
+        text = f"{text}; default: {'on' if default else 'off'}"
+        method.add_argument(name, action=argparse.BooleanOptionalAction, default=default, help=text)
     method.add_argument(
-        "--noise-channels", type=positive_int, default=0, help="of the noise maps at 8 to 32 px; default: none"
+        "--noise-channels", type=natural_number, default=8, help="of the random maps at 8 to 32 px; default: 8"
     )
+    method.add_argument(
+        "--code-channels", type=natural_number, default=4, help="of the encoder's code at 8 px; default: 4"
+    )
+    method.add_argument(
+        "--evaluate-every", type=positive_int, metavar="IMAGES", help="scores on val to val.csv, images to progress.png"
+    )
+    initial = method.add_mutually_exclusive_group()
+    add_init_from(initial)
+    initial.add_argument("--grow", type=Path, metavar="CHECKPOINT", help="initialize with weights of half the size")
     method.add_argument("--unpaired", action="store_true", help="train on sketches without matching images")
     method.set_defaults(run=train_command, train=train_cgan_command, part="cgan")
 
     method = methods.add_parser("dcgan", parents=[common, gan], help="latent + diagnosis -> image")
     method.add_argument("--projected", action="store_true", help="projected discriminator")
+    method.add_argument("--d4-augment", action="store_true", help="random 90-degree rotations and flips of the images")
     method.set_defaults(run=train_command, train=train_dcgan_command, part="dcgan")
 
     method = methods.add_parser("segmenter", parents=[common, init], help="image -> mask")
@@ -606,6 +666,7 @@ def add_train_parsers(commands) -> None:
     method = methods.add_parser("classifier", parents=[common], help="image -> diagnosis")
     method.add_argument("--arch", metavar="NAME", help=f"small_cnn, or a torchvision classifier; {FROM_PROFILE}")
     method.add_argument("--balance", choices=("sampling", "loss", "none"), default="sampling", help="class balancing")
+    method.add_argument("--lesion-only", action="store_true", help="on images whose surroundings are gray")
     method.set_defaults(run=train_command, train=train_classifier_command, part="classifier")
 
     method = methods.add_parser("artifacts", parents=[common, init], help="image -> seven artifact flags")
@@ -622,6 +683,9 @@ def add_train_parsers(commands) -> None:
     add_training_dataset(export)
     export.add_argument("--checkpoint", type=Path, help="default: the one of `train METHOD`")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: data/released/METHOD.safetensors")
+    export.add_argument(
+        "--all-networks", action="store_true", help="also encoder and discriminator, to continue the training of a GAN"
+    )
     export.set_defaults(run=export_command, part="cgan")
 
 
@@ -631,7 +695,8 @@ def add_inference_parsers(commands) -> None:
     command.add_argument("--checkpoint", type=Path, help="default: the one of `train cgan`, else the released weights")
     command.add_argument("--sketches", type=Path, required=True, metavar="FOLDER", help="line drawings")
     command.add_argument("--labels", type=Path, metavar="CSV", help="image_id,label or one-hot; default: every class")
-    command.add_argument("--artifacts", default="none", help="in the images, for example hair,ruler; default: none")
+    command.add_argument("--artifacts", default="none", help="in the images: none, real (as often as in the "
+                         "training images of the class) or names such as hair,ruler; default: none")  # fmt: skip
     command.add_argument("--seed", type=int, default=0, help="random seed; default: 0")
     command.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="gets <class>/<image_id>.png")
     command.set_defaults(run=generate_command, part="cgan")

@@ -26,6 +26,7 @@ def get_cgan_batch(step: int, rank: int) -> dict[str, Tensor]:
         "images": torch.rand(4, 3, 64, 64, generator=generator) * 2 - 1,
         "sketches": (torch.rand(4, 1, 64, 64, generator=generator) > 0.9).float(),
         "labels": torch.randint(0, 3, (4,), generator=generator),
+        "artifacts": torch.rand(4, 7, generator=generator).round(),
     }
 
 
@@ -40,7 +41,7 @@ def cgan_gradients(projected: bool, get_batch: GetBatch, out: Path) -> dict[str,
 
     torch.manual_seed(0)
     config = CGANConfig(64, ("NV", "MEL", "BCC"), base_channels=8, lr=0.0, color_jitter=0.0, translate=0.0,
-                        projected=projected)  # fmt: skip
+                        d4_augment=False, projected=projected)  # fmt: skip
     task, gradients = CGAN(config), {}
     optimizer_step = task._optimizer_step
 

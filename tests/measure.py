@@ -7,9 +7,10 @@ sketch. Two protocols: `natural`, up to 1,000 images in their natural class mix;
 floor is as many images of the training split. For our classifier, which was trained on that split, they come from the
 one of val and test that is not measured.
 
-Then the latent diversity, the label accuracy (if `train classifier` left a checkpoint of this size), the Dice of a
-CGAN's sketches (if `train segmenter` left one), position score, structure correlation, the rate of each artifact flag
-by the released detector, and memorization of the training split.
+Then the latent diversity, the label accuracy (if `train classifier` left a checkpoint of this size; on the lesion alone
+if `train classifier --lesion-only` did), the Dice of a CGAN's sketches (if `train segmenter` left one), position score,
+structure correlation, the rate of each artifact flag by the released detector, and memorization of the training split.
+A CGAN that is conditioned on artifacts gets the flags of the split's images.
 """
 
 import argparse
@@ -40,12 +41,12 @@ from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.metrics.stats import bootstrap_ci
 from helpers.models.artifacts import load_artifacts, predict_artifacts
-from helpers.models.cgan import CGANConfig, load_cgan, sample
-from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.cgan import CGANConfig, load_cgan, sample_batch
+from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
 from helpers.models.segmenter import load_segmenter, segment
 
-Generate = Callable[[np.ndarray, np.ndarray, int], np.ndarray]  # sketches, labels, seed -> images
+Generate = Callable[[dict[str, np.ndarray], int], np.ndarray]  # batch of the store, seed -> images
 
 
 def sample_rows(store: Store, split: str, protocol: str, like: np.ndarray | None = None) -> np.ndarray:
@@ -63,10 +64,15 @@ def load_generator(checkpoint: Path) -> tuple[Generate, CGANConfig | DCGANConfig
     """Sampling function and config of a CGAN, or of a DCGAN, which ignores the sketches."""
     try:
         generator, config = load_cgan(checkpoint)
-        return partial(sample, generator), config
+        return partial(sample_batch, generator), config
     except DataError:
         generator, config = load_dcgan(checkpoint)
-        return lambda sketches, labels, seed: sample_dcgan(generator, labels, seed), config
+        return lambda batch, seed: sample_dcgan(generator, batch["labels"], seed), config
+
+
+def take(batch: dict[str, np.ndarray], index: list[int] | slice) -> dict[str, np.ndarray]:
+    """The same rows of every array of the batch."""
+    return {name: array[index] for name, array in batch.items()}
 
 
 def latent_diversity(generate: Generate, store: Store, batch: dict, extractor: FeatureExtractor) -> list[float]:
@@ -80,7 +86,7 @@ def latent_diversity(generate: Generate, store: Store, batch: dict, extractor: F
     labels = batch["labels"]
     sketch_rows = [k for k, label in enumerate(labels[:40]) if np.sum(labels == label) > 1]
     real = {label: diversity(batch["images"][labels == label][:60]) for label in set(labels[sketch_rows])}
-    generated = (generate(batch["sketches"][[k] * 8], labels[[k] * 8], k) for k in sketch_rows)
+    generated = (generate(take(batch, [k] * 8), k) for k in sketch_rows)
     return [diversity(images) / real[label] for images, label in zip(generated, labels[sketch_rows], strict=True)]
 
 
@@ -92,6 +98,7 @@ def print_mean(name: str, values: np.ndarray) -> None:
 def print_label_accuracy(
     checkpoint: Path, config: CGANConfig | DCGANConfig, batch: dict, generated: np.ndarray
 ) -> None:
+    """Of real and generated images, both with gray surroundings if the classifier was trained on such images."""
     classifier, classifier_config = load_classifier(checkpoint)
     if classifier_config.classes != config.classes:
         classes = f"{classifier_config.classes} and {config.classes}"
@@ -100,6 +107,8 @@ def print_label_accuracy(
         print(f"no label accuracy: the classifier takes {classifier_config.size} px, not {config.size}")
         return
     for name, images in (("real", batch["images"]), ("synthetic", generated)):
+        if classifier_config.lesion_only:
+            images, name = hide_surroundings(images, batch["masks"]), f"lesion only, {name}"
         print_mean(f"label accuracy, {name}", label_accuracy(predict_proba(classifier, images), batch["labels"]))
 
 
@@ -108,9 +117,9 @@ def print_structure(generate: Generate, batch: dict, generated: np.ndarray) -> N
     if len(generated) >= MIN_POSITION_IMAGES:
         scores = position_score(generated), position_score(batch["images"])
         print("position score: {:.2f}, real images {:.2f}".format(*scores) + f", N {len(generated)}", flush=True)
-    pairs = batch["sketches"][:200], batch["labels"][:200]
-    correlation = structure_correlation(generate(*pairs, 0), generate(*pairs, 1))
-    print(f"structure correlation of two z: {correlation:.2f}, N {len(pairs[0])}", flush=True)
+    pairs = take(batch, slice(200))
+    correlation = structure_correlation(generate(pairs, 0), generate(pairs, 1))
+    print(f"structure correlation of two latents: {correlation:.2f}, N {len(pairs['labels'])}", flush=True)
 
 
 def print_artifacts(checkpoint: Path, batch: dict, generated: np.ndarray) -> None:
@@ -146,7 +155,7 @@ def main() -> None:
         rows = sample_rows(store, args.split, protocol)
         batch = store.batch(rows)
         class_names = [store.classes[k] for k in batch["labels"]]
-        generated = generate(batch["sketches"], batch["labels"], 0)
+        generated = generate(batch, 0)
         real = ImageSet.from_array(batch["images"], class_names, args.split)
         synthetic = ImageSet.from_array(generated, class_names, "synthetic")
         print(f"\n{protocol} mix")
@@ -155,8 +164,9 @@ def main() -> None:
             floor = store.batch(sample_rows(store, source, protocol, rows), ("images", "labels"))
             floor = ImageSet.from_array(floor["images"], [store.classes[k] for k in floor["labels"]], source)
             print(quality(real, synthetic, [extractor], floor, cfg.features), flush=True)
-        if classifier_path.is_file():
-            print_label_accuracy(classifier_path, config, batch, generated)
+        for path in (classifier_path, classifier_path.parents[1] / "classifier-lesion-only" / "checkpoint.pt"):
+            if path.is_file():
+                print_label_accuracy(path, config, batch, generated)
         if segmenter_path.is_file() and isinstance(config, CGANConfig):
             has_mask = store.has_mask[rows]
             segment_lesions = partial(segment, load_segmenter(segmenter_path)[0])

@@ -21,7 +21,7 @@ from helpers.experiments.real_vs_synthetic import predict_cross_dataset, predict
 from helpers.metrics.classification import calibration_error
 from helpers.metrics.fidelity import label_accuracy
 from helpers.metrics.stats import bootstrap_ci, paired_difference
-from helpers.models.cgan import load_cgan, sample
+from helpers.models.cgan import load_cgan, sample_batch
 from helpers.models.classifier import load_classifier, predict_proba
 
 SAME_CLASS = {"SK": "BKL"}
@@ -61,8 +61,8 @@ def main() -> None:
             f"{gan_config.classes}"
         )
     sketch_rows = store.rows(args.split, needs=["label", "sketch"])
-    batch = store.batch(sketch_rows, ("images", "sketches", "labels"))
-    generated, labels = sample(generator, batch["sketches"], batch["labels"], seed=0), batch["labels"]
+    batch = store.batch(sketch_rows)
+    generated, labels = sample_batch(generator, batch), batch["labels"]
     correct = [label_accuracy(predict_proba(classifier, images), labels) for images in (batch["images"], generated)]
     lesions = store.table["lesion_id"].fillna(store.table["image_id"]).iloc[sketch_rows]
     for name, hits in zip(("real", "synthetic"), correct, strict=True):

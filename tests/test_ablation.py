@@ -115,7 +115,9 @@ def test_ablated_cgan_ignores_the_removed_input_only(removed):
     def generate(label: int, z: float) -> torch.Tensor:
         torch.manual_seed(0)
         batch = {"sketches": torch.zeros(2, 1, 64, 64), "labels": torch.full((2,), label)}
-        return task.generate(batch, torch.full((2, task.config.z_dim), z))
+        latents = torch.zeros(2, task.config.z_dim + task.config.code_channels * 64)
+        latents[:, : task.config.z_dim] = z
+        return task.generate(batch | {"artifacts": torch.zeros(2, 7)}, latents)
 
     assert torch.equal(generate(0, 1.0), generate(1, 1.0)) == (removed == "use_label")
     assert torch.equal(generate(0, 0.0), generate(0, 1.0)) == (removed == "use_z")
@@ -135,7 +137,7 @@ def test_small_data_experiment_finds_copies_of_training_images(
     copies = np.array(phantom_store.images[fraction_of_rows(phantom_store, 1.0)[:6]])
     noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     half_copied = np.concatenate([copies, noise])
-    monkeypatch.setattr(module, "sample", lambda generator, sketches, *_, **__: half_copied[: len(sketches)])
+    monkeypatch.setattr(module, "sample_batch", lambda generator, batch, *_, **__: half_copied[: len(batch["labels"])])
     plan = replace(plan_for(phantom_store), fractions=(1.0,))
     results = small_data_experiment(phantom_store, plan, extractor, tmp_path)
     assert results["copies"].item() == results["pixel_copies"].item() == 0.5
@@ -174,6 +176,7 @@ def test_evaluate_of_copied_val_images_is_perfect_except_for_diversity(phantom_s
     for row in (own, others):
         assert row["fd"] == pytest.approx(0, abs=1e-4) and row["kid"] < 0.01
         assert row["precision"] == row["recall"] == 1 and row["diversity"] == 0
+    assert np.isnan(own["position"]) and own["structure"] == pytest.approx(1), "12 images; equal for all latents"
     assert own["sketch_sep"] == pytest.approx(evaluation.floor(0)["sketch_sep"].item(), abs=1e-4)
     assert others["sketch_sep"] < 0.7 * own["sketch_sep"], "no other score shows that sketches do not match"
 

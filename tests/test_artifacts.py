@@ -179,7 +179,9 @@ def test_released_detector_is_small_has_a_card_and_separates_phantoms_with_a_rul
     released = get_config("artifacts").released
     file, card = released / "artifacts.safetensors", (released / "artifacts.md").read_text()
     assert file.stat().st_size < 4e6
-    assert all(f"| {name} |" in card for name in ARTIFACTS) and "Not for diagnosis" in card and "## Limits" in card
+    assert (
+        all(f"| {name} |" in card for name in ARTIFACTS) and "Not for diagnosis" in card and "## Known faults" in card
+    )
     detector, config = load_artifacts(file)
     assert f"{config.size} px" in card and "ISIC_0000000" not in card
     rows = phantom_store.rows()

@@ -1,6 +1,8 @@
+import pytest
 import torch
+import torch.nn.functional as F
 
-from helpers.models.augment import augment, jitter_color, random_affine, random_d4_translate
+from helpers.models.augment import augment, cutout, jitter_color, random_affine, random_d4_translate, reflect
 
 
 def matching_pairs(count: int = 64, size: int = 16) -> tuple[torch.Tensor, torch.Tensor]:
@@ -61,11 +63,66 @@ def test_jitter_color_black_images_get_one_bounded_change_each():
     assert changed[:, 0].std() > 0.05
 
 
-def test_random_d4_translate_without_shift_permutes_pixels():
-    images = torch.arange(64.0).reshape(1, 1, 8, 8).repeat(32, 1, 1, 1)
-    moved = random_d4_translate(images, translate=0)
-    assert torch.equal(moved.flatten(1).sort(dim=1).values, images.flatten(1))
-    assert len({tuple(m.flatten().tolist()) for m in moved}) > 4, "several of the 8 rotations and flips"
+def test_cutout_removes_one_square_per_image_of_the_expected_area():
+    torch.manual_seed(0)
+    removed = (cutout(torch.ones(2000, 3, 32, 32), side=0.5) == 0).float()
+    assert torch.equal(removed[:, 0], removed[:, 1]) and torch.equal(removed[:, 0], removed[:, 2])
+    rows, columns = removed[:, 0].amax(dim=2), removed[:, 0].amax(dim=1)
+    assert torch.equal(removed[:, 0], rows[:, :, None] * columns[:, None]), "rectangles"
+    assert (rows.diff(dim=1).abs().sum(dim=1) <= 2).all(), "in one piece"
+    assert rows.sum(dim=1).min() >= 8 and rows.sum(dim=1).max() <= 16, "at least half of it lies in the image"
+    assert removed.mean().item() == pytest.approx((7 / 16) ** 2, abs=0.01), "1/16 per axis lies beyond the edges"
+
+
+def test_cutout_keeps_other_pixels_and_side_zero_keeps_all():
+    torch.manual_seed(0)
+    images = torch.randn(8, 3, 16, 16)
+    cut = cutout(images, side=0.4)
+    assert torch.equal(torch.where(cut == 0, images, cut), images) and not torch.equal(cut, images)
+    assert torch.equal(cutout(images, side=0.0), images)
+
+
+def symmetries(image: torch.Tensor) -> list[torch.Tensor]:
+    """The 8 rotations and flips of an image (..., S, S)."""
+    return [x.rot90(k, (-2, -1)) for x in (image, image.flip(-1)) for k in range(4)]
+
+
+def test_random_d4_translate_without_shift_gives_all_8_rotations_and_flips():
+    torch.manual_seed(0)
+    image = torch.arange(64.0).view(1, 8, 8)
+    moved = random_d4_translate(image.expand(200, 1, 8, 8), translate=0)
+    counts = [sum(torch.equal(m, symmetry) for m in moved) for symmetry in symmetries(image)]
+    assert sum(counts) == 200 and min(counts) > 10
+
+
+def test_random_d4_translate_gives_symmetries_of_all_shifts_with_reflected_edges():
+    torch.manual_seed(0)
+    image = torch.arange(64.0).view(1, 8, 8)
+    padded = F.pad(image, (2, 2, 2, 2), mode="reflect")
+    expected = {
+        tuple(x.flatten().tolist()): (top, left)
+        for top in range(5)
+        for left in range(5)
+        for x in symmetries(padded[:, top : top + 8, left : left + 8])
+    }
+    moved = random_d4_translate(image.expand(400, 1, 8, 8), translate=0.25)
+    shifts = {expected[tuple(m.flatten().tolist())] for m in moved}
+    assert len(expected) == 200 and len(shifts) == 25, "up to 2 pixels in both directions"
+
+
+def test_random_d4_translate_moves_all_channels_alike_and_passes_gradients():
+    torch.manual_seed(0)
+    image = torch.randn(16, 1, 8, 8)
+    factors = torch.tensor([1.0, -2.0, 3.0, 0.5, 4.0])[:, None, None]
+    moved = random_d4_translate(image * factors, translate=0.25)
+    assert torch.equal(moved, moved[:, :1] * factors)
+    image.requires_grad_()
+    random_d4_translate(image, translate=0).sum().backward()
+    assert torch.equal(image.grad, torch.ones_like(image)), "every pixel is used once"
+
+
+def test_reflect_positions_outside_are_mirrored_at_the_edge_pixels():
+    assert reflect(torch.arange(-3, 9), size=6).tolist() == [3, 2, 1, 0, 1, 2, 3, 4, 5, 4, 3, 2]
 
 
 def test_random_affine_without_shift_scales_disc_about_center():

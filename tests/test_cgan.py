@@ -33,7 +33,7 @@ def trained(phantom_store, tmp_path_factory):
 
 def random_batch() -> dict[str, torch.Tensor]:
     images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
-    return {"images": images, "sketches": sketches, "labels": torch.arange(4)}
+    return {"images": images, "sketches": sketches, "labels": torch.arange(4), "artifacts": torch.rand(4, 7).round()}
 
 
 class RecordingBackward:
@@ -90,6 +90,36 @@ def test_training_step_projected_updates_heads_and_keeps_the_feature_network():
     assert all(torch.equal(w, fixed[name]) for name, w in discriminator.feature_network.state_dict().items())
     assert not any(weight.requires_grad for weight in discriminator.feature_network.parameters())
     assert all(not torch.equal(a, b) for a, b in zip(heads, discriminator.heads.parameters(), strict=True))
+
+
+def test_training_step_learning_rate_is_that_of_step_and_progress():
+    task = CGAN(SMALL)
+    for step, progress, expected in ((0, 0.0, 0.01), (200, 0.4, 1), (200, 1.0, 0.1)):
+        task.progress = progress
+        task.training_step(random_batch(), step, lambda loss: loss.backward())
+        rates = [optimizer.param_groups[0]["lr"] for optimizer in task.optimizers.values()]
+        assert rates == pytest.approx([expected * SMALL.lr] * 2)
+
+
+def test_loss_weights_l1_falls_to_its_floor_in_the_first_half_of_the_run():
+    task, unpaired = CGAN(replace(SMALL, lambda_l1=10.0, l1_floor=0.2)), UnpairedCGAN(replace(SMALL, paired=False))
+    weights = {}
+    for progress in (0.0, 0.25, 0.4, 0.5, 1.0):
+        task.progress = unpaired.progress = progress
+        weights[progress] = task.loss_weights()["l1"]
+        assert unpaired.loss_weights()["l1"] == SMALL.lambda_l1, "region colors count all the time"
+    assert weights == pytest.approx({0.0: 10, 0.25: 5, 0.4: 2, 0.5: 2, 1.0: 2})
+
+
+def test_run_discriminator_two_groups_get_the_same_sketches_labels_and_artifacts():
+    torch.manual_seed(0)
+    task, batch = CGAN(replace(SMALL, color_jitter=0.0, translate=0.0)), random_batch()
+    discriminator, fake = task.networks["discriminator"], torch.rand(4, 3, 64, 64)
+    batch["sketch_maps"] = task.sketch_maps(batch)
+    both = task.run_discriminator(discriminator, torch.cat([batch["images"], fake]), batch).split()
+    for images, output in zip((batch["images"], fake), both, strict=True):
+        alone = task.run_discriminator(discriminator, images, batch)
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(output[:3], alone[:3], strict=True))
 
 
 def test_d4_augment_many_images_gives_all_8_positions_with_their_sketches():
@@ -180,6 +210,22 @@ def test_train_resumed_equals_uninterrupted_run_and_saves_grids(store, tmp_path)
     assert sorted(p.name for p in (tmp_path / "once").glob("grid-*.png")) == [f"grid-{k:06d}.png" for k in (1, 2, 3)]
     with pytest.raises(ValueError, match="base_channels is 8 there, 16 here"):
         train_cgan(store, replace(SMALL, base_channels=16), tmp_path / "once", TrainConfig(4, **intervals))
+
+
+def test_train_evaluate_is_called_at_the_start_and_at_checkpoints_and_changes_nothing(store, tmp_path):
+    calls = []
+
+    def evaluate(generator: nn.Module, step: int) -> None:
+        calls.append((step, generator.training))
+        torch.rand(5)
+
+    for steps in (2, 3):
+        train_cgan(store, SMALL, tmp_path / "a", TrainConfig(steps, 4, save_every=2), evaluate=evaluate)
+    assert calls == [(0, False), (2, False), (3, False)], "not at the start of a resumed run"
+    for steps in (2, 3):
+        train_cgan(store, SMALL, tmp_path / "b", TrainConfig(steps, 4, save_every=2))
+    a, b = (load_checkpoint(tmp_path / name)["networks"]["generator"] for name in ("a", "b"))
+    assert all(torch.equal(weight, b[name]) for name, weight in a.items())
 
 
 def test_train_config_unlike_store_raises(store, tmp_path):
@@ -273,12 +319,8 @@ def test_unpaired_reconstruction_losses_dark_region_off_the_sketch_is_penalized(
     assert low["l1"] < 0.05 and high["l1"] > 0.3, "region colors of the real image, wherever its dark region lies"
 
 
-def test_unpaired_run_discriminator_other_sketch_gives_equal_features():
+def test_unpaired_discriminator_gets_blank_sketches():
     torch.manual_seed(0)
-    task, (batch, _) = UnpairedCGAN(replace(SMALL, paired=False)), two_tone_batch()
-    features = []
-    for sketches in (batch["sketches"], 1 - batch["sketches"]):
-        torch.manual_seed(0)  # the same augmentation
-        inputs = batch | {"sketches": sketches}
-        features.append(task.run_discriminator(task.networks["discriminator"], batch["images"], inputs)[1])
-    assert torch.equal(*features)
+    (batch, _), blank = two_tone_batch(), torch.zeros(2, 2, 64, 64)
+    assert torch.equal(UnpairedCGAN(replace(SMALL, paired=False)).sketch_maps(batch), blank)
+    assert CGAN(SMALL).sketch_maps(batch).sum(dim=(2, 3)).min() > 0

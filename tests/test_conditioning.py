@@ -1,4 +1,4 @@
-"""Artifact conditioning, random maps and partial regeneration of the CGAN."""
+"""Artifact conditioning, random maps, code and partial regeneration of the CGAN."""
 
 from dataclasses import replace
 
@@ -10,12 +10,12 @@ from helpers.__main__ import main
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN
-from helpers.models.cgan import CGAN, CGANConfig, load_cgan, sample, train_cgan
+from helpers.models.cgan import CGAN, CGANConfig, load_cgan, random_artifacts, sample, sample_batch, train_cgan
 from helpers.models.networks import Generator
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-SMALL = CGANConfig(64, CLASSES, base_channels=8, artifacts=True, noise_channels=4, projected=True)
+SMALL = CGANConfig(64, CLASSES, base_channels=8, noise_channels=4, projected=True)
 HAIR = np.array([[0, 1, 0, 0, 0, 0, 0]])
 
 
@@ -28,11 +28,9 @@ def trained(phantom_store, tmp_path_factory):
 
 
 def conditioned_generator(seed: int = 0) -> Generator:
-    """An untrained generator whose artifact embedding and random maps have an effect."""
+    """An untrained generator."""
     torch.manual_seed(seed)
-    generator = SMALL.generator().eval().requires_grad_(False)
-    torch.nn.init.normal_(generator.artifact_embed.weight)
-    return generator
+    return SMALL.generator().eval().requires_grad_(False)
 
 
 def random_batch() -> dict[str, torch.Tensor]:
@@ -50,14 +48,20 @@ def circle(size: int = 64) -> np.ndarray:
     return np.where(np.abs(radius - size / 4) < 1.5, 255, 0).astype(np.uint8)
 
 
+def test_config_conditions_on_artifacts_code_and_maps_by_default():
+    config = CGANConfig(64, CLASSES)
+    assert config.artifacts and config.num_artifacts == 7 and config.d4_augment and not config.fine_lines
+    assert (config.noise_channels, config.code_channels) == (8, 4)
+
+
 def test_training_step_updates_the_artifact_embedding_of_every_network():
     torch.manual_seed(0)
     task = CGAN(SMALL)
-    for step in range(2):  # zero-initialized: D's gradient reaches G's embedding once D's is not zero
-        task.training_step(random_batch(), step, lambda loss: loss.backward())
     discriminator = task.networks["discriminator"]
     modules = [*(task.networks[name] for name in ("generator", "encoder", "discriminator")), *discriminator.heads]
-    assert all(module.artifact_embed.weight.abs().max() > 0 for module in modules)
+    before = [module.artifact_embed.weight.clone() for module in modules]
+    task.training_step(random_batch(), 0, lambda loss: loss.backward())
+    assert all(not torch.equal(w, module.artifact_embed.weight) for w, module in zip(before, modules, strict=True))
 
 
 def test_generator_without_artifacts_and_with_none_of_them_are_equal():
@@ -82,21 +86,34 @@ def test_sample_artifacts_change_the_image_and_wrong_ones_raise():
         sample(plain, circle()[None], [1], artifacts=HAIR)
 
 
-def test_random_maps_change_the_layout_of_an_image_and_z_alone_does_not_hide_it():
+@pytest.mark.parametrize("changes", [{"code_channels": 0, "noise_channels": 8}, {"noise_channels": 0}])
+def test_random_maps_or_code_change_the_layout_of_an_image_with_equal_z(changes):
     torch.manual_seed(0)
-    with_maps = replace(SMALL, noise_channels=8).generator().eval().requires_grad_(False)
-    latent = torch.zeros(2, SMALL.z_dim)
+    generator = replace(SMALL, **changes).generator().eval().requires_grad_(False)
+    latent = torch.zeros(1, SMALL.z_dim)
 
-    def low_frequency_difference(generator: Generator) -> float:
+    def low_frequency_difference() -> float:
         """Mean difference of 8 x 8 block means between two seeds with the same z."""
-        images = [sample(generator, circle()[None], [1], seed, latent[:1])[0].astype(float) for seed in (0, 1)]
+        images = [sample(generator, circle()[None], [1], seed, latent)[0].astype(float) for seed in (0, 1)]
         blocks = [image.reshape(8, 8, 8, 8, 3).mean(axis=(1, 3)) for image in images]
         return float(np.abs(blocks[0] - blocks[1]).mean())
 
-    difference = low_frequency_difference(with_maps)
-    for layer in with_maps.noise_in:
+    difference = low_frequency_difference()
+    for layer in (*generator.noise_in, *generator.code_in):
         torch.nn.init.zeros_(layer.weight)
-    assert difference > 2 * low_frequency_difference(with_maps) > 0
+    assert difference > 2 * low_frequency_difference() > 0, "only the per-pixel noise is left"
+
+
+def test_encode_half_of_the_batch_gets_the_code_of_its_real_images():
+    torch.manual_seed(0)
+    task = CGAN(SMALL)
+    mu, logvar, latents = task.encode(random_batch(), num_encoded=2)
+    assert mu.shape == logvar.shape == (2, 16 + 4 * 64) and latents.shape == (4, 16 + 4 * 64)
+    (gradient,) = torch.autograd.grad(latents[:, 16:].sum(), task.networks["encoder"].code_out[0].bias)
+    assert gradient[:4].tolist() == [2 * 64] * 4, "the mean at all places of two images"
+    latents = latents.detach().requires_grad_()
+    (gradient,) = torch.autograd.grad(task.generate(random_batch(), latents).square().sum(), latents)
+    assert (gradient != 0).float().mean() > 0.9, "every part of the latents reaches the images"
 
 
 def test_sample_keep_returns_the_kept_region_exactly_and_changes_the_rest():
@@ -113,18 +130,14 @@ def test_sample_keep_returns_the_kept_region_exactly_and_changes_the_rest():
     assert np.array_equal(everything, original)
 
 
-def test_sample_keep_joins_the_regions_without_a_seam():
-    """Next to the border the kept random maps still count: the step there is smaller than between two images."""
-    generator, keep = conditioned_generator(), np.zeros((1, 64, 64), np.uint8)
+def test_sample_keep_next_to_the_border_is_nearer_to_the_kept_image_than_another_image():
+    generator, keep = conditioned_generator(), np.zeros((8, 64, 64), np.uint8)
     keep[:, :, :32] = 1
-    original, other = (sample(generator, circle()[None], [1], seed=seed).astype(int) for seed in (3, 8))
-    joined = sample(generator, circle()[None], [1], seed=8, keep=keep, keep_seed=3).astype(int)
-    pasted = np.concatenate([original[:, :, :32], other[:, :, 32:]], axis=2)
-
-    def step(image: np.ndarray) -> float:
-        return float(np.abs(image[:, :, 32] - image[:, :, 31]).mean())
-
-    assert step(joined) < step(pasted)
+    sketches, labels = np.stack([circle()] * 8), [1] * 8
+    original, other = (sample(generator, sketches, labels, seed=seed).astype(int) for seed in (3, 8))
+    joined = sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3)
+    to_joined, to_other = (np.abs(images[:, :, 32:36] - original[:, :, 32:36]).mean() for images in (joined, other))
+    assert to_joined < 0.95 * to_other, "it sees the kept random maps, so that both regions fit"
 
 
 def test_sample_keep_of_other_shape_raises():
@@ -132,18 +145,24 @@ def test_sample_keep_of_other_shape_raises():
         sample(conditioned_generator(), circle()[None], [1], keep=np.ones((1, 32, 32)))
 
 
-def test_train_cgan_unknown_flags_raise_and_known_ones_are_learned_from(phantom_store, trained, tmp_path, monkeypatch):
-    generator, config = load_cgan(trained / "checkpoint.pt")
-    assert config == SMALL and generator.num_artifacts == 7 and generator.noise_channels == 4
+def test_train_cgan_unknown_flags_without_a_detector_raise(phantom_store, tmp_path, monkeypatch):
     unknown = np.array(phantom_store.artifacts)
     unknown[0] = UNKNOWN
     monkeypatch.setattr(phantom_store, "artifacts", unknown)
-    with pytest.raises(DataError, match="unknown artifact flags: `python -m helpers prepare` fills them"):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    with pytest.raises(DataError, match=r"unknown artifact flags: they need .*artifacts.safetensors, .*--no-artifacts"):
         train_cgan(phantom_store, SMALL, tmp_path, TrainConfig(1, 4))
+    train_cgan(phantom_store, replace(SMALL, artifacts=False), tmp_path, TrainConfig(1, 4))
+
+
+def test_load_cgan_returns_a_conditioned_generator(trained):
+    generator, config = load_cgan(trained / "checkpoint.pt")
+    assert config == SMALL and generator.num_artifacts == 7
+    assert (generator.noise_channels, generator.code_channels) == (4, 4)
 
 
 def test_init_from_unconditioned_checkpoint_adds_the_conditioning(phantom_store, tmp_path):
-    plain = replace(SMALL, artifacts=False, noise_channels=0)
+    plain = replace(SMALL, artifacts=False, noise_channels=0, code_channels=0)
     train_cgan(phantom_store, plain, tmp_path, TrainConfig(1, 4))
     task = CGAN(SMALL)
     task.init_from(tmp_path / "checkpoint.pt")
@@ -151,6 +170,42 @@ def test_init_from_unconditioned_checkpoint_adds_the_conditioning(phantom_store,
     assert task.networks["generator"].artifact_embed.weight.abs().max() == 0
     torch.nn.init.normal_(old.to_rgb.weight)  # the loaded copy is independent of the task's
     assert not torch.equal(old.to_rgb.weight, task.networks["generator"].to_rgb.weight)
+
+
+@pytest.mark.parametrize(
+    ("change", "layer"),
+    [
+        ({"artifacts": False}, "artifact_embed.weight"),
+        ({"noise_channels": 0}, "noise_in.0.weight"),
+        ({"code_channels": 0}, "code_in.0.weight"),
+    ],
+)
+def test_init_from_checkpoint_with_layers_that_the_config_lacks_raises(trained, change, layer):
+    with pytest.raises(ValueError, match=f"has {layer} in its generator, the config has no such layer"):
+        CGAN(replace(SMALL, **change)).init_from(trained / "checkpoint.pt")
+
+
+def test_random_artifacts_are_as_frequent_as_in_the_training_images_of_the_class(phantom_store, trained):
+    generator, _ = load_cgan(trained / "checkpoint.pt")
+    rows = phantom_store.rows("train", needs=["sketch", "label"])
+    for label in (0, 1):
+        expected = phantom_store.artifacts[rows[phantom_store.labels[rows] == label]].mean(axis=0)
+        flags = random_artifacts(generator, [label] * 4000)
+        assert flags.shape == (4000, 7) and flags.mean(axis=0) == pytest.approx(expected, abs=0.04)
+    assert np.array_equal(random_artifacts(generator, [0, 1], seed=3), random_artifacts(generator, [0, 1], seed=3))
+    plain = replace(SMALL, artifacts=False).generator()
+    with pytest.raises(ValueError, match="was not conditioned on artifacts"):
+        random_artifacts(plain, [0])
+
+
+def test_sample_batch_uses_the_artifacts_of_the_images_and_none_where_they_are_unknown():
+    generator = conditioned_generator()
+    batch = {"sketches": np.stack([circle()] * 2), "labels": np.array([1, 1]), "artifacts": HAIR.repeat(2, axis=0)}
+    batch["artifacts"][1] = UNKNOWN
+    expected = sample(generator, batch["sketches"], [1, 1], seed=2, artifacts=np.concatenate([HAIR, 0 * HAIR]))
+    assert np.array_equal(sample_batch(generator, batch, seed=2), expected)
+    plain = replace(SMALL, artifacts=False).generator().eval().requires_grad_(False)
+    assert np.array_equal(sample_batch(plain, batch), sample(plain, batch["sketches"], [1, 1]))
 
 
 def test_main_generate_artifacts_of_a_conditioned_checkpoint(trained, tmp_path, capsys):
@@ -161,5 +216,7 @@ def test_main_generate_artifacts_of_a_conditioned_checkpoint(trained, tmp_path, 
     command = ["generate", "--checkpoint", str(trained / "checkpoint.pt"), "--sketches", str(tmp_path / "sketches")]
     assert main([*command, "--artifacts", "hair,ruler", "--out", str(tmp_path / "out")]) == 0
     assert len(list((tmp_path / "out").rglob("a.png"))) == len(CLASSES)
+    assert main([*command, "--artifacts", "real", "--out", str(tmp_path / "real")]) == 0
+    assert len(list((tmp_path / "real").rglob("a.png"))) == len(CLASSES)
     assert main([*command, "--artifacts", "scratch", "--out", str(tmp_path / "out")]) == 2
-    assert f"none or names from {', '.join(ARTIFACTS)}; got 'scratch'" in capsys.readouterr().err
+    assert f"none, real or names from {', '.join(ARTIFACTS)}; got 'scratch'" in capsys.readouterr().err

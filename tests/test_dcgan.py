@@ -56,6 +56,13 @@ def test_training_step_updates_every_network():
         assert all(p.requires_grad for p in network.parameters())
 
 
+def test_loss_weights_l1_is_constant():
+    task = DCGAN(SMALL)
+    for progress in (0.0, 0.5, 1.0):
+        task.progress = progress
+        assert task.loss_weights()["l1"] == SMALL.lambda_l1
+
+
 def test_train_dcgan_resumed_equals_uninterrupted_run_and_saves_grids(phantom_store, tmp_path):
     def run(folder: str, steps: int) -> dict:
         return train_dcgan(phantom_store, SMALL, tmp_path / folder, TrainConfig(steps, 4, save_every=1, log_every=1))
@@ -72,7 +79,7 @@ def test_train_dcgan_resumed_equals_uninterrupted_run_and_saves_grids(phantom_st
 
 
 def test_train_dcgan_short_run_approaches_the_mean_color(phantom_store, tmp_path):
-    train_dcgan(phantom_store, SMALL, tmp_path, TrainConfig(20, 8, ema_nimg=100))
+    train_dcgan(phantom_store, replace(SMALL, lr=2e-3), tmp_path, TrainConfig(20, 8, ema_nimg=100))
     rows = phantom_store.rows("train", ["label"])
     images = [phantom_store.images[rows[phantom_store.labels[rows] == label]] for label in range(7)]
     expected = np.mean([class_images.mean(axis=(0, 1, 2)) for class_images in images], axis=0)

@@ -56,6 +56,8 @@ def test_train_cgan_in_two_processes_has_the_mean_of_both_gradients(launched, tm
         mean = (single0[name] + single1[name]) / 2
         largest = float(mean.abs().max())
         assert torch.allclose(gradient, mean, rtol=1e-4, atol=1e-4 * largest), name
+        if "heads." in name and name.endswith("patch_head.bias"):
+            continue  # hinge loss: a difference of two counts of patches, which can be equal on both ranks
         assert not torch.allclose(gradient, single0[name], rtol=1e-2, atol=1e-2 * largest), f"{name}: only of rank 0"
 
 

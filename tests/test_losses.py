@@ -6,6 +6,8 @@ import torch
 from helpers.models.losses import (
     d_loss,
     g_loss,
+    hinge_d_loss,
+    hinge_g_loss,
     inscribed_circle,
     kl_divergence,
     log_gradient_energy,
@@ -25,6 +27,20 @@ def test_d_loss_and_g_loss_known_logits_have_known_values():
     low = tuple(-logits for logits in high)
     assert d_loss(high, low).item() < 1e-6 and d_loss(low, high).item() > 10
     assert g_loss(high).item() < 1e-6 and g_loss(low).item() > 10
+
+
+def test_hinge_losses_known_logits_have_known_values():
+    zero, confident = (torch.zeros(3, 4), torch.zeros(3, 1)), (torch.full((3, 4), 2.0), torch.full((3, 1), 5.0))
+    assert hinge_d_loss(zero, zero).item() == 4 and hinge_g_loss(zero).item() == 0
+    wrong = tuple(-logits for logits in confident)
+    assert hinge_d_loss(confident, wrong).item() == 0, "beyond the margin of 1"
+    assert hinge_d_loss(wrong, confident).item() == 2 * (1 + 2) + 2 * (1 + 5)
+    assert hinge_g_loss(confident).item() == -7 and hinge_g_loss(wrong).item() == 7
+    assert hinge_d_loss((torch.tensor([0.5, 3.0]),), (torch.tensor([-0.5, -3.0]),)).item() == 0.5
+
+
+def test_hinge_losses_without_heads_are_zero():
+    assert hinge_d_loss((), ()) == 0 and hinge_g_loss(()) == 0
 
 
 def test_r1_penalty_linear_logits_is_half_the_squared_weight():

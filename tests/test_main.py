@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -13,12 +14,14 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import course, folders, isic2016
+from factories import MeanPoolExtractor, course, folders, isic2016
 
 from helpers.__main__ import main, read_sketches
+from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.models.cgan import load_cgan
+from helpers.metrics.extractors import FeatureExtractor
+from helpers.models.cgan import CGANConfig, load_cgan
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.dcgan import load_dcgan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
@@ -32,6 +35,9 @@ CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 def no_environment(monkeypatch):
     for name in ("LESION_PROFILE", "LESION_DATASET", "LESION_DATA_ROOT"):
         monkeypatch.delenv(name, raising=False)
+
+
+DETECTOR = get_config("cgan").released / "artifacts.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -178,6 +184,12 @@ def test_train_killed_and_started_again_equals_a_run_without_interruption(phanto
             assert all(torch.equal(weight, resumed[group][name][key]) for key, weight in weights.items()), name
 
 
+def test_train_cgan_defaults_are_those_of_the_config(trained):
+    config = load_cgan(trained)[1]
+    given = {"base_channels": config.base_channels, "projected": config.projected}
+    assert config == CGANConfig(config.size, config.classes, **given)
+
+
 def train_args(method: str, phantoms: Path, out: Path, *more: str) -> list[str]:
     command = ["train", method, "--dataset", "phantoms", "--data-root", str(phantoms), "--out", str(out)]
     return [*command, "--steps", "1", "--batch-size", "4", *more]
@@ -190,19 +202,43 @@ def test_train_cgan_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke
     assert main(args("first", "--no-projected")) == 0
     first = tmp_path / "first/checkpoint.pt"
     assert not load_cgan(first)[1].projected
-    assert main(args("second", "--init-from", str(first), "--d4-augment")) == 0
+    assert main(args("second", "--init-from", str(first), "--no-d4-augment")) == 0
     config = load_cgan(tmp_path / "second/checkpoint.pt")[1]
-    assert config.projected and config.d4_augment
+    assert config.projected and not config.d4_augment
     saved = torch.load(tmp_path / "second/checkpoint.pt", weights_only=True)
     assert saved["extra_state"]["init_from"].endswith("first/checkpoint.pt")
     fails(capsys, args("third", "--init-from", str(tmp_path / "none.pt")), "none.pt")
 
 
-def test_train_cgan_unpaired_uses_unpaired_sketches_or_says_that_there_are_none(phantoms, tmp_path, smoke, capsys):
+def test_train_cgan_options_are_recorded_in_the_checkpoint(phantoms, tmp_path, smoke):
+    options = ["--no-artifacts", "--no-d4-augment", "--fine-lines", "--no-projected", "--base-channels", "8"]
+    options += ["--noise-channels", "0", "--code-channels", "2", "--minutes", "0.01"]
+    assert main(train_args("cgan", phantoms, tmp_path, *options)) == 0
+    config = load_cgan(tmp_path / "checkpoint.pt")[1]
+    assert not (config.artifacts or config.d4_augment or config.projected) and config.fine_lines
+    assert (config.noise_channels, config.code_channels) == (0, 2)
+    saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert saved["train_config"]["minutes"] == 0.01 and saved["seconds"] >= 0.6
+
+
+def test_train_cgan_evaluate_every_needs_enough_val_images(phantoms, tmp_path, smoke, capsys, monkeypatch):
+    extractor = FeatureExtractor("mean-pool", MeanPoolExtractor())
+    monkeypatch.setattr("helpers.metrics.extractors.load_extractor", lambda name: extractor)
+    command = train_args("cgan", phantoms, tmp_path, "--base-channels", "8", "--evaluate-every", "100")
+    fails(capsys, command, r"needs at least 100 val images with sketch and label, got \d+")
+
+
+def test_train_cgan_unpaired_uses_unpaired_sketches_or_says_that_there_are_none(
+    phantoms, tmp_path, smoke, monkeypatch, capsys
+):
+    monkeypatch.setattr("helpers.config.ROOT", tmp_path)
+    (tmp_path / "data/released").mkdir(parents=True)
+    shutil.copy(DETECTOR, tmp_path / "data/released")
     options = ["--size", "64", "--steps", "1", "--batch-size", "4", "--base-channels", "8", "--unpaired"]
     command = ["train", "cgan", *options, "--dataset", "course", "--data-root", str(course(tmp_path / "course"))]
     assert main([*command, "--out", str(tmp_path / "a")]) == 0
-    assert re.search(r"^\d+ unpaired sketches$", capsys.readouterr().out, re.MULTILINE)
+    output = capsys.readouterr().out
+    assert re.search(r"^\d+ unpaired sketches\nartifact flags of \d+ images by .*artifacts.safetensors$", output, re.M)
     assert main(train_args("cgan", phantoms, tmp_path / "b", *options)) == 0
     assert "no unpaired sketches found" in capsys.readouterr().out
     assert not load_cgan(tmp_path / "b/checkpoint.pt")[1].paired
@@ -238,12 +274,29 @@ def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, 
     fails(capsys, args("options", "--decoder-channels", "16"), "at least .* got 16")
 
 
-@pytest.mark.parametrize("option", ["--steps", "--batch-size", "--base-channels", "--size", "--save-every"])
+@pytest.mark.parametrize(
+    "option", ["--steps", "--batch-size", "--base-channels", "--size", "--save-every", "--evaluate-every"]
+)
 def test_train_refuses_numbers_below_one(option, capsys):
     for value in ("0", "-3", "many"):
         with pytest.raises(SystemExit):
             main(["train", "cgan", option, value])
         assert f"expected an integer of at least 1, got '{value}'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "values", "expected"),
+    [
+        ("--minutes", ["0", "-3", "inf", "nan", "many"], "a number above 0"),
+        ("--noise-channels", ["-1", "1.5"], "an integer of at least 0"),
+        ("--code-channels", ["-1", "many"], "an integer of at least 0"),
+    ],
+)
+def test_train_refuses_other_numbers(phantoms, tmp_path, smoke, capsys, option, values, expected):
+    for value in values:
+        with pytest.raises(SystemExit):
+            main(train_args("cgan", phantoms, tmp_path, option, value))
+        assert f"expected {expected}, got '{value}'" in capsys.readouterr().err
 
 
 def test_train_refuses_sizes_without_a_network(phantoms, tmp_path, smoke, capsys):

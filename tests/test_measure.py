@@ -13,14 +13,14 @@ def test_load_generator_cgan_and_dcgan_only_the_cgan_depends_on_sketches(phantom
     train_cgan(phantom_store, CGANConfig(64, classes, base_channels=8), tmp_path / "cgan", TrainConfig(1, 4))
     train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
     batch = phantom_store.batch(rows[:3])
-    sketches, labels, blank = batch["sketches"], batch["labels"], np.zeros_like(batch["sketches"])
+    blank = batch | {"sketches": np.zeros_like(batch["sketches"])}
     for method, uses_sketches in (("cgan", True), ("dcgan", False)):
         generate, config = load_generator(tmp_path / method / "checkpoint.pt")
-        images = generate(sketches, labels, 0)
+        images = generate(batch, 0)
         assert config.size == 64 and images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
-        assert np.array_equal(images, generate(sketches, labels, 0)), "repeatable by seed"
-        assert not np.array_equal(images, generate(sketches, labels, 1))
-        assert np.array_equal(images, generate(blank, labels, 0)) != uses_sketches
+        assert np.array_equal(images, generate(batch, 0)), "repeatable by seed"
+        assert not np.array_equal(images, generate(batch, 1))
+        assert np.array_equal(images, generate(blank, 0)) != uses_sketches
 
 
 def test_load_generator_other_file_raises(tmp_path):

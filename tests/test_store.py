@@ -116,6 +116,7 @@ def test_to_tensors_gives_shapes_types_and_ranges(store):
         "masks": ((5, 1, 64, 64), torch.float32),
         "sketches": ((5, 1, 64, 64), torch.float32),
         "labels": ((5,), torch.int64),
+        "artifacts": ((5, 7), torch.float32),
     }
     assert tensors["images"].min() >= -1 and tensors["images"].max() <= 1
     assert set(tensors["sketches"].unique().tolist()) == {0, 1} == set(tensors["masks"].unique().tolist())

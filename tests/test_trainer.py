@@ -5,13 +5,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from factories import LinearTask, get_linear_batch, load_checkpoint
 from torch import nn
 
-from helpers.models.trainer import TrainConfig, best_device, peak_memory, precision, train, update_ema
+from helpers.models.trainer import (
+    TrainConfig,
+    best_device,
+    peak_memory,
+    precision,
+    set_gan_lr,
+    set_warmup_cosine_lr,
+    train,
+    update_ema,
+)
 
 ROOT = Path(__file__).parents[1]
 
@@ -23,6 +33,13 @@ def equal(a, b) -> bool:
     if isinstance(a, (list, tuple)):
         return len(a) == len(b) and all(equal(x, y) for x, y in zip(a, b, strict=True))
     return torch.equal(a, b) if isinstance(a, torch.Tensor) else a == b
+
+
+def load_without_seconds(folder: Path) -> dict:
+    """The checkpoint without the seconds that the training took."""
+    saved = load_checkpoint(folder)
+    assert saved.pop("seconds") > 0
+    return saved
 
 
 def test_train_line_converges_and_writes_history_and_checkpoints(tmp_path):
@@ -42,7 +59,7 @@ def test_train_resumed_equals_uninterrupted_run(tmp_path):
     history = train(LinearTask(), get_linear_batch, tmp_path / "once", TrainConfig(60, **intervals))
     train(LinearTask(), get_linear_batch, tmp_path / "twice", TrainConfig(20, **intervals))
     assert train(LinearTask(), get_linear_batch, tmp_path / "twice", TrainConfig(60, **intervals)) == history
-    assert equal(load_checkpoint(tmp_path / "once"), load_checkpoint(tmp_path / "twice"))
+    assert equal(load_without_seconds(tmp_path / "once"), load_without_seconds(tmp_path / "twice"))
 
 
 KILLED = """
@@ -73,7 +90,7 @@ def test_train_killed_by_sigkill_resumes_to_the_same_weights(tmp_path):
     train_config = TrainConfig(step + 30, batch_size=8, save_every=5, log_every=7)
     for folder in ("killed", "once"):
         train(LinearTask(), get_linear_batch, tmp_path / folder, train_config)
-    assert equal(load_checkpoint(tmp_path / "once"), load_checkpoint(tmp_path / "killed"))
+    assert equal(load_without_seconds(tmp_path / "once"), load_without_seconds(tmp_path / "killed"))
 
 
 def test_train_finished_run_is_not_trained_further(tmp_path):
@@ -81,6 +98,49 @@ def test_train_finished_run_is_not_trained_further(tmp_path):
     before = load_checkpoint(tmp_path)
     history = train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(10, batch_size=8, log_every=5))
     assert history["step"] == [5, 10] and equal(before, load_checkpoint(tmp_path))
+
+
+class TimedTask(LinearTask):
+    """Every step takes a second of its own clock. Records the progress before each step."""
+
+    def __init__(self, monkeypatch):
+        super().__init__()
+        self.now, self.progresses = 100.0, []
+        monkeypatch.setattr("helpers.models.trainer.time", SimpleNamespace(monotonic=lambda: self.now))
+
+    def training_step(self, *args):
+        self.now += 1
+        self.progresses.append(self.progress)
+        return super().training_step(*args)
+
+
+def test_train_progress_is_the_fraction_of_the_steps(tmp_path, monkeypatch):
+    task = TimedTask(monkeypatch)
+    train(task, get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
+    assert task.progresses == [0, 0.25, 0.5, 0.75] and task.progress == 1
+    task = TimedTask(monkeypatch)
+    train(task, get_linear_batch, tmp_path, TrainConfig(8, batch_size=8))
+    assert task.progresses == [0.5, 0.625, 0.75, 0.875], "half of the longer run"
+
+
+def test_train_minutes_replace_the_steps_and_are_continued_after_a_resume(tmp_path, monkeypatch):
+    for minutes, expected in ((0.25, [k / 15 for k in range(15)]), (0.25, []), (0.5, [k / 30 for k in range(15, 30)])):
+        task = TimedTask(monkeypatch)
+        history = train(task, get_linear_batch, tmp_path, TrainConfig(3, 8, log_every=5, minutes=minutes))
+        assert task.progresses == pytest.approx(expected) and task.progress == 1
+        assert task.checkpoint_steps == ([round(60 * minutes)] if expected else [])
+    saved = load_checkpoint(tmp_path)
+    assert saved["step"] == saved["seconds"] == 30 and history["step"] == [5, 10, 15, 20, 25, 30]
+
+
+def test_train_minutes_of_a_real_clock_end_the_run(tmp_path):
+    started = time.monotonic()
+    train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(1, batch_size=8, minutes=0.02))
+    assert time.monotonic() - started >= 1.2
+    saved = load_checkpoint(tmp_path)
+    assert saved["step"] > 1 and 1.2 <= saved["seconds"] < 60
+    train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(1, batch_size=8, minutes=0.02))
+    assert equal(saved, load_checkpoint(tmp_path))
 
 
 def test_train_validate_true_stops_and_is_not_continued(tmp_path):
@@ -110,14 +170,16 @@ def test_train_checkpoint_of_other_config_raises(tmp_path):
         train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(20, batch_size=4, seed=1))
 
 
-@pytest.mark.parametrize("change", ["parameter", "key"])
+@pytest.mark.parametrize("change", ["parameter", "key", "seconds"])
 def test_train_checkpoint_of_other_version_raises(tmp_path, change):
     train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(2, batch_size=8))
     saved = load_checkpoint(tmp_path)
     if change == "parameter":
         saved["networks"]["line"]["slope"] = saved["networks"]["line"].pop("weight")
-    else:
+    elif change == "key":
         saved["settings"] = saved.pop("config")
+    else:
+        del saved["seconds"]
     torch.save(saved, tmp_path / "checkpoint.pt")
     with pytest.raises(ValueError, match="was written by another version"):
         train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
@@ -153,6 +215,32 @@ def test_update_ema_constant_weight_approaches_it_exponentially():
     for _ in range(3):
         update_ema(ema_model, model, decay=0.9)
     assert ema_model.weight.item() == pytest.approx(1 - 0.9**3)
+
+
+def learning_rates(set_lr, *settings: tuple) -> list[float]:
+    """Learning rates that `set_lr(optimizer, 2.0, *setting)` gives, as fractions of 2."""
+    optimizer, rates = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=1.0), []
+    for setting in settings:
+        set_lr(optimizer, 2.0, *setting)
+        rates.append(optimizer.param_groups[0]["lr"] / 2)
+    return rates
+
+
+def test_set_gan_lr_warms_up_stays_and_decays_to_a_tenth():
+    warm_up = learning_rates(set_gan_lr, (0, 0.0), (49, 0.001), (99, 0.002))
+    assert warm_up == pytest.approx([0.01, 0.5, 1])
+    assert learning_rates(set_gan_lr, (1, 0.05), (5, 0.025)) == pytest.approx([1, 0.5]), "a short run"
+    later = learning_rates(set_gan_lr, *((10_000, progress) for progress in (0.3, 0.5, 0.75, 1.0)))
+    assert later == pytest.approx([1, 1, 0.55, 0.1])
+    steps = learning_rates(set_gan_lr, *((10_000, 0.5 + k / 200) for k in range(101)))
+    assert steps == sorted(steps, reverse=True)
+
+
+def test_set_warmup_cosine_lr_warms_up_in_a_twentieth_and_decays_to_zero():
+    rates = learning_rates(set_warmup_cosine_lr, *((k / 200,) for k in range(201)))
+    assert 0 < rates[0] < 0.05 and rates[5] == pytest.approx(0.52) and rates[10] > 0.99
+    assert rates[:10] == sorted(rates[:10]) and rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[100] == pytest.approx(0.5) and rates[200] == pytest.approx(0)
 
 
 @pytest.mark.parametrize(

@@ -33,8 +33,8 @@ from helpers.data.files import (
 from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import STYLES, hand_drawn, sketch
 
-BATCH = ("images", "masks", "sketches", "labels")
-ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts", "artifacts_known")
+BATCH = ("images", "masks", "sketches", "labels", "artifacts")
+ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts_known")
 UNKNOWN = 255  # flag value: neither annotated nor predicted
 SPLITS = ["train", "val", "test"]
 VERSION = 4  # raise it when the same data and config give a different store

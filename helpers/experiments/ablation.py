@@ -23,10 +23,15 @@ from helpers.data.sketches import hand_drawn
 from helpers.data.store import SketchSampling, Store, balanced_batches, to_tensors
 from helpers.experiments.runner import Arm, check_fractions, fraction_of_rows, plan_fingerprint, run_grid
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
-from helpers.metrics.fidelity import mean_pairwise_distance
+from helpers.metrics.fidelity import (
+    MIN_POSITION_IMAGES,
+    mean_pairwise_distance,
+    position_score,
+    structure_correlation,
+)
 from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import compute_metrics
-from helpers.models.cgan import CGAN, CGANConfig, load_cgan, sample, train_cgan
+from helpers.models.cgan import CGAN, CGANConfig, load_cgan, sample_batch, train_cgan
 from helpers.models.losses import otsu_separability
 from helpers.models.networks import Generator, soft_fill
 from helpers.models.pix2pix import Pix2PixConfig, load_pix2pix, train_pix2pix
@@ -45,7 +50,12 @@ ABLATIONS = {
     "no texture loss": {"lambda_texture": 0.0},
     "no KL": {"lambda_kl": 0.0},
     "unpaired": {"paired": False},
-    "D4 augmentation": {"d4_augment": True},
+    "no D4 augmentation": {"d4_augment": False},
+    "no artifact conditioning": {"artifacts": False},
+    "no spatial code": {"code_channels": 0},
+    "no random maps": {"code_channels": 0, "noise_channels": 0},
+    "lines at fine scales": {"fine_lines": True},
+    "constant L1 weight": {"l1_floor": 1.0},
 }
 MIN_SKETCHES = 10
 MAX_PER_CLASS = 300  # training images of a class for the label classifier
@@ -82,10 +92,11 @@ class AblatedCGAN(CGAN):
         super().__init__(config)
         self.use_label, self.use_z = use_label, use_z
 
-    def generate(self, batch: Batch, z: torch.Tensor) -> torch.Tensor:
-        """Images (B, 3, H, W) with all labels set to 0, or z (B, Z) to zeros."""
+    def generate(self, batch: Batch, latents: torch.Tensor) -> torch.Tensor:
+        """Images (B, 3, H, W) with all labels set to 0, or the z of latents (B, L) to zeros."""
         labels = batch["labels"] if self.use_label else torch.zeros_like(batch["labels"])
-        return self.networks["generator"](batch["sketches"], labels, z if self.use_z else torch.zeros_like(z))
+        kept = torch.arange(latents.shape[1], device=latents.device) >= (0 if self.use_z else self.config.z_dim)
+        return super().generate(batch | {"labels": labels}, latents * kept)
 
 
 class GeneratorEval:
@@ -100,9 +111,8 @@ class GeneratorEval:
             raise DataError(f"{store.name} needs at least {MIN_SKETCHES} val images with sketch and label, "
                             f"got {len(rows)}")  # fmt: skip
         self.store, self.extractor, self.cache, self.rows = store, extractor, cache, rows
-        self.images, self.sketches, self.labels = (
-            np.array(array[rows]) for array in (store.images, store.sketches, store.labels)
-        )
+        self.batch = store.batch(rows)
+        self.images, self.sketches, self.labels = (self.batch[name] for name in ("images", "sketches", "labels"))
         rng = np.random.default_rng(1)
         self.hand_sketches = np.stack([hand_drawn(sketch, rng) for sketch in self.sketches])
         self.real = self.features(self.images, cache)
@@ -124,20 +134,23 @@ class GeneratorEval:
         val images, conditioning scores of the val images themselves."""
         train = self.store.rows("train", needs=["label"])
         chosen = np.random.default_rng(seed).choice(train, min(len(train), len(self.rows)), replace=False)
-        metrics = compute_metrics(self.features(np.array(self.store.images[chosen]), self.cache), self.real)
+        images = np.array(self.store.images[chosen])
+        metrics = compute_metrics(self.features(images, self.cache), self.real)
         conditioning = self.conditioning_scores(self.images, self.real, self.images)
-        return pd.DataFrame([metrics | conditioning | {"diversity": 1.0}])
+        layout = layout_scores(images, self.images[np.random.default_rng(seed).permutation(len(images))])
+        return pd.DataFrame([metrics | conditioning | layout | {"diversity": 1.0}])
 
     def evaluate(self, generator: Generator, batch_size: int = 32) -> pd.DataFrame:
         """Scores of a generator, one row.
 
         `n n_real kid kid_low kid_high fd precision recall density coverage`: against the real val images, see
-        `compute_metrics`. `label_acc sketch_sep sketch_sep_hand`: see `conditioning_scores`. `diversity`: mean pairwise
-        feature distance of images from one sketch with different latents, divided by that of real images.
+        `compute_metrics`. `label_acc sketch_sep sketch_sep_hand`: see `conditioning_scores`. `position structure`: see
+        `layout_scores`. `diversity`: mean pairwise feature distance of images from one sketch with different latents,
+        divided by that of real images.
         """
-        images, hand_images = (
-            sample(generator, sketches, self.labels, seed=0, batch_size=batch_size)
-            for sketches in (self.sketches, self.hand_sketches)
+        images, other_images, hand_images = (
+            sample_batch(generator, self.batch | {"sketches": sketches}, seed, batch_size)
+            for sketches, seed in ((self.sketches, 0), (self.sketches, 1), (self.hand_sketches, 0))
         )
         distances = [
             mean_pairwise_distance(self.features(self._sample_latents(generator, k, batch_size)).values)
@@ -146,11 +159,12 @@ class GeneratorEval:
         diversity = np.mean(distances) / mean_pairwise_distance(self.real.values)
         features = self.features(images)
         conditioning = self.conditioning_scores(images, features, hand_images)
-        return pd.DataFrame([compute_metrics(features, self.real) | conditioning | {"diversity": diversity}])
+        layout = layout_scores(images, other_images)
+        return pd.DataFrame([compute_metrics(features, self.real) | conditioning | layout | {"diversity": diversity}])
 
     def _sample_latents(self, generator: Generator, index: int, batch_size: int) -> np.ndarray:
-        repeated = [index] * NUM_LATENTS
-        return sample(generator, self.sketches[repeated], self.labels[repeated], seed=index, batch_size=batch_size)
+        repeated = {name: array[[index] * NUM_LATENTS] for name, array in self.batch.items()}
+        return sample_batch(generator, repeated, index, batch_size)
 
     def conditioning_scores(self, images: np.ndarray, features: Features, hand_images: np.ndarray) -> dict[str, float]:
         """How well images match their labels and sketches.
@@ -165,6 +179,13 @@ class GeneratorEval:
             "sketch_sep": sketch_separability(images, self.sketches),
             "sketch_sep_hand": sketch_separability(hand_images, self.hand_sketches),
         }
+
+
+def layout_scores(images: np.ndarray, other_images: np.ndarray) -> dict[str, float]:
+    """`position`: position score of images `uint8 (N, S, S, 3)`, NaN for fewer than 100. `structure`: structure
+    correlation with `other_images` of the same sketches and other latents. Both see `fidelity.py`."""
+    position = position_score(images) if len(images) >= MIN_POSITION_IMAGES else float("nan")
+    return {"position": position, "structure": structure_correlation(images, other_images)}
 
 
 def sketch_separability(images: np.ndarray, sketches: np.ndarray) -> float:
@@ -255,7 +276,7 @@ def small_data_experiment(
         train_cgan(store, plan.generator, work, replace(plan.train_config, seed=seed), train_rows)
         seconds = time.perf_counter() - start
         generator, _ = load_cgan(work / "checkpoint.pt")
-        images = sample(generator, evaluation.sketches, evaluation.labels, seed=0)
+        images = sample_batch(generator, evaluation.batch)
         sets = [images, np.array(store.images[train_rows]), evaluation.images]
         by_features = memorization(*(evaluation.features(images).values for images in sets))
         by_pixels = memorization(*(thumbnails(images) for images in sets))

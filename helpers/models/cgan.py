@@ -2,10 +2,17 @@
 
 Networks are in `networks.py`, losses in `losses.py`: non-saturating logistic loss with R1.
 
-With the adversarial loss alone, early models still produced textureless skin after 32,000 images. Three additions help:
-an encoder predicts the latent of each real image, so that the fake can be compared with it pixel by pixel without
-averaging over everything that the sketch leaves open (cVAE-GAN); a texture loss compares gradient energy at several
-scales; generator and discriminator get as input which pixels the sketch lines enclose.
+What the recipe consists of:
+
+- An encoder predicts z and a coarse code of each real image, so that the fake can be compared with it without averaging
+  over everything that the sketch leaves open (cVAE-GAN). The comparison is at 1/4 resolution, and loses weight.
+- The texture loss compares gradient energy at several scales. With the adversarial loss alone, early models still
+  produced textureless skin after 32,000 images.
+- Code and random maps vary the structure inside a lesion (see `Generator`); z could only change its tone.
+- All networks are conditioned on artifact flags: rulers and hair appear where they are asked for.
+- Real images are rotated, flipped and shifted: nothing is learned to lie at a fixed place.
+- Sketch lines enter the generator at coarse scales only, so that no crease follows them.
+- The discriminator gets which pixels the lines enclose, and has heads on pretrained features (`projected.py`).
 
 Without pairs of image and sketch (`paired=False`) there is no pixel-wise loss and no discriminator could check the
 sketch: see `UnpairedCGAN`.
@@ -13,14 +20,15 @@ sketch: see `UnpairedCGAN`.
 
 import pickle
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate import PartialState
 from torch import Tensor, nn
 from torchvision.utils import save_image
 
@@ -33,6 +41,8 @@ from helpers.models.checkpoint import read_checkpoint
 from helpers.models.losses import (
     d_loss,
     g_loss,
+    hinge_d_loss,
+    hinge_g_loss,
     inscribed_circle,
     kl_divergence,
     otsu_mask,
@@ -41,14 +51,30 @@ from helpers.models.losses import (
     region_means,
     texture_loss,
 )
-from helpers.models.networks import MIN_SIZE, Discriminator, Encoder, Generator, Noise, random_noise, soft_fill
-from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, train
+from helpers.models.networks import (
+    MIN_SIZE,
+    Discriminator,
+    DiscriminatorOutput,
+    Encoder,
+    Generator,
+    Noise,
+    random_noise,
+    sketch_maps,
+    soft_fill,
+)
+from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_gan_lr, train
 
 # R1 weight by image size. At 256 px and 0.02 the discriminator overpowers the generator, which still produced bare
 # outlines after 2,800 images; with 1.0 it produced lesions after 1,200 (ISIC 2017).
 R1_GAMMA = {64: 0.02, 128: 0.02, 256: 1.0}
 # Layers that a checkpoint to initialize from may lack.
-NEW_LAYERS = r"feature_network\.|heads\.|artifact_embed\.|noise_in\."
+NEW_LAYERS = r"feature_network\.|artifact_rates|(heads|artifact_embed|noise_in|line_in|code_in|code_out)\."
+
+
+# Layers of the finest level, which a checkpoint of half the size lacks.
+GROWN_LAYERS = r"down\.0\.|(up|reduce)\.\d+\."
+NOT_CONDITIONED = "the generator was not conditioned on artifacts: train it with --artifacts"
+Evaluate = Callable[[Generator, int], None]  # (EMA generator, step)
 
 
 @dataclass(frozen=True)
@@ -59,40 +85,64 @@ class CGANConfig:
     classes: tuple[str, ...]
     style: str = "contour"  # sketch style, see `sketches.py`
     base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
+    level_channels: tuple[int, ...] | None = None  # channels at 1/2, 1/4, ...; None: from `base_channels`
     z_dim: int = 16
-    lr: float = 2e-4  # of generator and encoder; twice that for the discriminator (TTUR, arXiv 1706.08500)
+    lr: float = 5e-4  # of all networks, see `set_gan_lr`
     r1_gamma: float | None = None  # None: by size, see `R1_GAMMA`
     d_reg_interval: int = 8  # steps between R1 penalties
     lambda_gan: float = 1.0
-    lambda_l1: float = 10.0  # fake against the real image whose z was encoded
+    lambda_l1: float = 6.0  # fake against the real image whose latent was encoded, at 1/4 resolution
+    l1_floor: float = 0.2  # fraction of `lambda_l1` that is left from the middle of the run on; it falls linearly
     lambda_texture: float = 3.0
     lambda_kl: float = 0.1
     lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
     color_jitter: float = 0.05  # augmentation strength, see `augment`
-    translate: float = 0.1
-    d4_augment: bool = False  # random 90-degree rotations and flips of image and sketch
+    translate: float = 0.125
+    d4_augment: bool = True  # random 90-degree rotations, flips and small shifts of real image and sketch
     hand_drawn_prob: float = 0.2  # probability that a sketch is deformed to look hand-drawn
     paired: bool = True  # False: sketches belong to none of the images, see `UnpairedCGAN`
     lambda_sketch: float = 10.0  # unpaired only
     separation_target: float = 0.65  # unpaired only; what expert outlines reach of Otsu's best split (HAM10000)
-    artifacts: bool = False  # condition generator and discriminator on the seven artifact flags
-    noise_channels: int = 0  # of the random maps at 8, 16 and 32 pixels, see `Generator`
-    projected: bool = False  # adds three heads on pretrained features to the discriminator, see `projected.py`
+    artifacts: bool = True  # condition all networks on the seven artifact flags
+    noise_channels: int = 8  # of the random maps at 8, 16 and 32 pixels, see `Generator`
+    code_channels: int = 4  # of the code at 8 pixels that the encoder predicts
+    fine_lines: bool = False  # True: the generator gets the sketch lines at half the resolution
+    projected: bool = False  # adds four heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
         if self.size not in R1_GAMMA:
             raise ValueError(f"size must be one of {', '.join(map(str, R1_GAMMA))}, got {self.size}")
         if self.r1_gamma is None:
             object.__setattr__(self, "r1_gamma", R1_GAMMA[self.size])
+        if self.level_channels is not None:
+            object.__setattr__(self, "level_channels", tuple(self.level_channels))  # a file has a list
+            if len(self.level_channels) != (levels := (self.size // MIN_SIZE).bit_length() - 1):
+                raise ValueError(
+                    f"level_channels must be {levels} numbers for {self.size} px, got {self.level_channels}"
+                )
 
     def channels(self) -> list[int]:
         """Channels at 1/2, 1/4, ... of the size, down to `MIN_SIZE` pixels."""
+        if self.level_channels:
+            return list(self.level_channels)
         halvings = (self.size // 2 // MIN_SIZE).bit_length() - 1
         return [self.base_channels * min(2**k, 8) for k in range(halvings + 1)]
 
     def generator(self) -> Generator:
         """A new generator."""
-        return Generator(self.channels(), len(self.classes), self.z_dim, self.num_artifacts, self.noise_channels)
+        return Generator(
+            self.channels(),
+            len(self.classes),
+            self.z_dim,
+            self.num_artifacts,
+            self.noise_channels,
+            self.code_channels,
+            self.fine_lines,
+        )
+
+    def encoder(self) -> Encoder:
+        """A new encoder."""
+        return Encoder(len(self.classes), self.z_dim, self.num_artifacts, self.code_channels)
 
     @property
     def num_artifacts(self) -> int:
@@ -105,13 +155,14 @@ class CGAN(TrainTask):
 
     ema_names = ("generator",)
 
-    def __init__(self, config: CGANConfig, preview: dict[str, Tensor] | None = None):
-        """`preview`: inputs of the grid that is saved with every checkpoint, see `make_preview`."""
-        self.config, self.preview = config, preview
+    def __init__(self, config: CGANConfig, preview: dict[str, Tensor] | None = None, evaluate: Evaluate | None = None):
+        """`preview`: inputs of the grid that is saved with every checkpoint, see `make_preview`. `evaluate` is called
+        with the EMA generator and the step at every checkpoint."""
+        self.config, self.preview, self.evaluate = config, preview, evaluate
         self.extra_state = {"init_from": "random init", "trained_on": []}
         self.networks = {
             "generator": config.generator(),
-            "encoder": Encoder(len(config.classes), config.z_dim, config.num_artifacts),
+            "encoder": config.encoder(),
             "discriminator": build_discriminator(
                 config.channels(), len(config.classes), config.projected, config.num_artifacts
             ),
@@ -119,13 +170,14 @@ class CGAN(TrainTask):
         g_params = [*self.networks["generator"].parameters(), *self.networks["encoder"].parameters()]
         d_params = [p for p in self.networks["discriminator"].parameters() if p.requires_grad]
         self.optimizers = {
-            "generator": torch.optim.Adam(g_params, config.lr, betas=(0.5, 0.99), fused=True),
-            "discriminator": torch.optim.Adam(d_params, 2 * config.lr, betas=(0.5, 0.99), fused=True),
+            "generator": torch.optim.Adam(g_params, config.lr, betas=(0.0, 0.99), fused=True),
+            "discriminator": torch.optim.Adam(d_params, config.lr, betas=(0.0, 0.99), fused=True),
         }
 
     def init_from(self, checkpoint: str | Path) -> None:
         """Initialize from another training: from a checkpoint all networks (`NEW_LAYERS` may be missing), from a
-        released file only the generator; the discriminator then starts from scratch.
+        released file only the generator; the discriminator then starts from scratch. From half the image size with a
+        `grown_config`, all layers but those of the finest level.
 
         Raises `DataError` if the file is not a CGAN's, `ValueError` if its classes, sketch style or sizes differ.
         """
@@ -136,11 +188,19 @@ class CGAN(TrainTask):
             for name in ("classes", "style"):
                 if saved["config"][name] != given[name]:
                     raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {given[name]!r}")
+            grows = given["level_channels"] and saved["config"]["size"] * 2 == given["size"]
+            new_layers = rf"{NEW_LAYERS}|{GROWN_LAYERS}" if grows else NEW_LAYERS
             for name, weights in saved.get("networks", saved["ema_models"]).items():
+                weights = grow_weights(weights) if grows and name != "encoder" else weights
                 missing, unexpected = self.networks[name].load_state_dict(weights, strict=False)
-                if dropped := [key for key in unexpected if re.search(r"(^|\.)(artifact_embed|noise_in)\.", key)]:
+                for key in missing:  # flags that the file does not know have no effect at first
+                    if key.endswith("artifact_embed.weight"):
+                        nn.init.zeros_(self.networks[name].get_parameter(key))
+                if dropped := [
+                    key for key in unexpected if re.search(r"(^|\.)(artifact_embed|noise_in|code_in|code_out)\.", key)
+                ]:
                     raise ValueError(f"{path} has {dropped[0]} in its {name}, the config has no such layer")
-                if absent := [key for key in missing if not re.match(NEW_LAYERS, key)]:
+                if absent := [key for key in missing if not re.match(new_layers, key)]:
                     raise KeyError(f"{absent[0]} is missing in its {name}")
         except RuntimeError as error:
             raise ValueError(f"{path} has networks of other sizes ({error})"[:400]) from error
@@ -151,94 +211,114 @@ class CGAN(TrainTask):
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """Update D, then G and the encoder.
 
-        First half of the batch: z encoded from the real image, for the reconstruction losses (cVAE-GAN: Larsen et al.,
-        arXiv 1512.09300; BicycleGAN, Zhu et al., arXiv 1711.11586). Second half: z ~ N(0, I), as at inference.
+        First half of the batch: latents encoded from the real images, for the reconstruction losses (cVAE-GAN: Larsen
+        et al., arXiv 1512.09300; BicycleGAN, Zhu et al., arXiv 1711.11586). Second half: N(0, I), as at inference.
         """
+        for optimizer in self.optimizers.values():
+            set_gan_lr(optimizer, self.config.lr, step, self.progress)
         batch = d4_augment(batch) if self.config.d4_augment else batch
-        images, labels = batch["images"], batch["labels"]  # (B, 3, H, W), (B,)
-        num_encoded = max(1, len(labels) // 2)
-        z = torch.randn(len(labels), self.config.z_dim).to(labels.device)  # (B, Z)
-        artifacts = self.artifacts(batch)
-        encoded_artifacts = None if artifacts is None else artifacts[:num_encoded]
-        mu, logvar = self.networks["encoder"](images[:num_encoded], labels[:num_encoded], encoded_artifacts)
-        z_encoded = mu + (logvar / 2).exp() * z[:num_encoded]
-        unwrap(self.networks["generator"]).update_stats(z_encoded.detach())
-        fake = self.generate(batch, torch.cat([z_encoded, z[num_encoded:]]))
+        batch["sketch_maps"] = self.sketch_maps(batch)
+        mu, logvar, latents = self.encode(batch, num_encoded=max(1, len(batch["labels"]) // 2))
+        fake = self.generate(batch, latents)
         losses = self.update_d(batch, fake.detach(), step, backward)
         return losses | self.update_g(batch, fake, mu, logvar, backward)
 
-    def generate(self, batch: Batch, z: Tensor) -> Tensor:
-        """Fake images (B, 3, H, W) for the batch's sketches and labels, and z (B, Z)."""
-        return self.networks["generator"](batch["sketches"], batch["labels"], z, self.artifacts(batch))
+    def encode(self, batch: Batch, num_encoded: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and log-variance (N, L) of the first N real images, and latents (B, L): N samples of those, then
+        N(0, I). The first `z_dim` of L numbers are z, the rest is the code."""
+        images, labels, artifacts = batch["images"], batch["labels"], self.artifacts(batch)
+        latents = torch.randn(len(labels), self.config.z_dim + self.config.code_channels * MIN_SIZE**2)
+        latents = latents.to(labels.device)
+        artifacts = None if artifacts is None else artifacts[:num_encoded]
+        mu, logvar = self.networks["encoder"](images[:num_encoded], labels[:num_encoded], artifacts)
+        encoded = mu + (logvar / 2).exp() * latents[:num_encoded]
+        unwrap(self.networks["generator"]).update_stats(encoded.detach()[:, : self.config.z_dim])
+        return mu, logvar, torch.cat([encoded, latents[num_encoded:]])
+
+    def generate(self, batch: Batch, latents: Tensor) -> Tensor:
+        """Fake images (B, 3, H, W) for the batch's sketches, labels and artifacts, and latents (B, L)."""
+        z, code = latents[:, : self.config.z_dim], latents[:, self.config.z_dim :]
+        code = code.unflatten(1, (-1, MIN_SIZE, MIN_SIZE)) if self.config.code_channels else None
+        return self.networks["generator"](batch["sketches"], batch["labels"], z, self.artifacts(batch), code)
 
     def artifacts(self, batch: Batch) -> Tensor | None:
         """Flags (B, 7) of the batch if the networks are conditioned on them."""
         return batch["artifacts"] if self.config.artifacts else None
 
+    def sketch_maps(self, batch: Batch) -> Tensor:
+        """What the discriminator sees of the sketches: (B, 2, H, W)."""
+        return sketch_maps(batch["sketches"])
+
     def update_d(self, batch: Batch, fake: Tensor, step: int, backward: Backward) -> dict[str, Tensor]:
-        """One step of the discriminator: logistic loss, and R1 every `d_reg_interval` steps.
+        """One step of the discriminator: logistic loss, hinge loss of the heads, and R1 every `d_reg_interval` steps.
 
         fake: (B, 3, H, W), detached. Returns `loss_d` and the mean global logits `real_score`, `fake_score`.
         """
-        real = batch["images"].requires_grad_(step % self.config.d_reg_interval == 0)
-        pred_real, features = self.run_discriminator(self.networks["discriminator"], real, batch)
-        pred_fake, _ = self.run_discriminator(self.networks["discriminator"], fake, batch)
-        loss = d_loss(pred_real, pred_fake)
-        losses = {"loss_d": loss, "real_score": pred_real[1].mean(), "fake_score": pred_fake[1].mean()}
-        if real.requires_grad:
+        images = batch["images"].requires_grad_(step % self.config.d_reg_interval == 0)
+        both = self.run_discriminator(self.networks["discriminator"], torch.cat([images, fake]), batch)
+        real, fake = both.split()
+        loss = d_loss(real.logits(), fake.logits()) + hinge_d_loss(real.heads, fake.heads)
+        losses = {"loss_d": loss, "real_score": real.whole.mean(), "fake_score": fake.whole.mean()}
+        if images.requires_grad:
             # Lazy regularization (Karras et al., arXiv 1912.04958): less often, weighted by the interval.
-            r1 = r1_penalty(pred_real[1] + pred_real[0].mean(dim=1), real)
+            r1 = r1_penalty(real.whole + real.patch.mean(dim=1), images)
             loss = loss + self.config.r1_gamma * self.config.d_reg_interval * r1
         self._optimizer_step("discriminator", loss, backward)
         # From D before its update, unlike the fake features in `update_g`: saves a forward pass.
-        self.real_features = features.detach().mean(dim=0)
+        self.real_features = real.features.detach().mean(dim=0)
         return losses
 
     def update_g(self, batch: Batch, fake: Tensor, mu: Tensor, logvar: Tensor, backward: Backward) -> dict[str, Tensor]:
         """One step of generator and encoder: adversarial, feature matching, KL and reconstruction losses.
 
-        fake: (B, 3, H, W); mu, logvar: (N, Z) of the first N images, whose z was encoded. Returns every loss.
+        fake: (B, 3, H, W); mu, logvar: (N, L) of the first N images, whose latents were encoded. Returns every loss.
         """
         with requires_grad_off(unwrap(self.networks["discriminator"])) as discriminator:
-            pred_fake, features = self.run_discriminator(discriminator, fake, batch)
+            output = self.run_discriminator(discriminator, fake, batch)
         losses = {
-            "loss_g": g_loss(pred_fake),
-            "feature_matching": (features.mean(dim=0) - self.real_features).abs().mean(),
+            "loss_g": g_loss(output.logits()) + hinge_g_loss(output.heads),
+            "feature_matching": (output.features.mean(dim=0) - self.real_features).abs().mean(),
             "kl": kl_divergence(mu, logvar),
         } | self.reconstruction_losses(fake, batch, num_encoded=len(mu))
         weights = self.loss_weights()
         self._optimizer_step("generator", sum(weights[name] * loss for name, loss in losses.items()), backward)
         return losses
 
-    def run_discriminator(
-        self, discriminator: nn.Module, images: Tensor, batch: Batch
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """Augment images (B, 3, H, W) together with their sketches, then return D's logits and features."""
-        images, sketches = augment(images, batch["sketches"], self.config.color_jitter, self.config.translate)
-        return discriminator(images, sketches, batch["labels"], self.artifacts(batch))
+    def run_discriminator(self, discriminator: nn.Module, images: Tensor, batch: Batch) -> DiscriminatorOutput:
+        """D's output for images (K * B, 3, H, W), augmented together with the sketches; `images` are K groups with the
+        batch's sketches, labels and artifacts."""
+        groups, artifacts = len(images) // len(batch["labels"]), self.artifacts(batch)
+        maps, labels = batch["sketch_maps"].repeat(groups, 1, 1, 1), batch["labels"].repeat(groups)
+        images, maps = augment(images, maps, self.config.color_jitter, self.config.translate)
+        artifacts = None if artifacts is None else artifacts.repeat(groups, 1)
+        return discriminator(images, maps, labels, artifacts, num_groups=groups)
 
     def loss_weights(self) -> dict[str, float]:
         """Weights of the losses in `update_g`, by name."""
         return {
             "loss_g": self.config.lambda_gan,
             "feature_matching": self.config.lambda_feat,
-            "l1": self.config.lambda_l1,
+            "l1": self.config.lambda_l1 * max(self.config.l1_floor, 1 - 2 * self.progress),
             "texture": self.config.lambda_texture,
             "kl": self.config.lambda_kl,
         }
 
     def reconstruction_losses(self, fake: Tensor, batch: Batch, num_encoded: int) -> dict[str, Tensor]:
-        """L1 and texture loss of the first `num_encoded` fakes against the real images that their z encodes."""
-        fake, real = fake[:num_encoded], batch["images"][:num_encoded].detach()
-        return {"l1": self.l1_loss(fake, real), "texture": texture_loss(fake, real)}
+        """L1 and texture loss of the first `num_encoded` fakes against the real images that their latents encode.
 
-    def l1_loss(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Mean absolute difference; fake, real: (N, 3, H, W)."""
-        return (fake - real).abs().mean()
+        L1 at 1/4 resolution: no latent holds every hair, and at full resolution the best answer is a blurred image.
+        """
+        fake, real = fake[:num_encoded], batch["images"][:num_encoded].detach()
+        return {
+            "l1": (F.avg_pool2d(fake, 4) - F.avg_pool2d(real, 4)).abs().mean(),
+            "texture": texture_loss(fake, real),
+        }
 
     @torch.no_grad()
     def on_checkpoint(self, ema_models: dict[str, nn.Module], folder: Path, step: int) -> None:
-        """Save `grid-<step>.png`: the preview inputs through the EMA generator."""
+        """Save `grid-<step>.png`, the preview inputs through the EMA generator, and call `evaluate`."""
+        if self.evaluate:
+            self.evaluate(ema_models["generator"], step)
         if self.preview is None:
             return
         torch.manual_seed(0)  # the same per-pixel noise in every grid
@@ -266,14 +346,12 @@ class UnpairedCGAN(CGAN):
 
     def loss_weights(self) -> dict[str, float]:
         """Weights of the losses in `update_g`, by name, with that of the sketch loss."""
-        return super().loss_weights() | {"sketch": self.config.lambda_sketch}
+        weights = {"l1": self.config.lambda_l1, "sketch": self.config.lambda_sketch}  # L1 of mean colors: not reduced
+        return super().loss_weights() | weights
 
-    def run_discriminator(
-        self, discriminator: nn.Module, images: Tensor, batch: Batch
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        """D's logits and features of augmented images with blank sketches."""
-        blank = torch.zeros_like(batch["sketches"])
-        return super().run_discriminator(discriminator, images, batch | {"sketches": blank})
+    def sketch_maps(self, batch: Batch) -> Tensor:
+        """Blank maps: D must not see that a sketch belongs to another image."""
+        return torch.zeros_like(batch["sketches"]).repeat(1, 2, 1, 1)
 
     def reconstruction_losses(self, fake: Tensor, batch: Batch, num_encoded: int) -> dict[str, Tensor]:
         """L1 of the region colors and sketch loss, both on 32 x 32 block means, and texture loss without positions."""
@@ -289,17 +367,42 @@ class UnpairedCGAN(CGAN):
         }
 
 
+def grown_config(config: CGANConfig, checkpoint: str | Path) -> CGANConfig:
+    """The config with the channels of a checkpoint of half its image size, and one finer level with as many channels as
+    the finest there. Coarse levels can then be initialized from it (progressive growing, arXiv 1710.10196).
+
+    Raises `DataError` if the file is not a CGAN's, `ValueError` if it has another size.
+    """
+    _, small = load_cgan(checkpoint)
+    if 2 * small.size != config.size:
+        raise ValueError(
+            f"{display_path(checkpoint)} has {small.size} px: it can grow to {2 * small.size}, not {config.size}"
+        )
+    finest, *_ = channels = small.channels()
+    return replace(config, level_channels=(finest, *channels))
+
+
+def grow_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a generator or discriminator, renamed for twice the image size: levels that are counted from the fine
+    end move by one."""
+
+    def rename(key: str) -> str:
+        return re.sub(r"^(down|line_in)\.(\d+)", lambda match: f"{match[1]}.{int(match[2]) + 1}", key)
+
+    return {rename(key): weight for key, weight in weights.items()}
+
+
 def d4_augment(batch: Batch) -> Batch:
-    """One of the 8 rotations and flips of the square per image, with its sketch: the position of a ruler or dark corner
-    is not learned."""
-    both = random_d4_translate(torch.cat([batch["images"], batch["sketches"]], dim=1), translate=0.0)
+    """Shift every image and its sketch by up to 6 % of the side and apply one of the 8 rotations and flips of the
+    square: the generator does not learn where a ruler or a dark corner lies."""
+    both = random_d4_translate(torch.cat([batch["images"], batch["sketches"]], dim=1), translate=0.06)
     return batch | {"images": both[:, :3], "sketches": both[:, 3:]}
 
 
 def build_discriminator(
     channels: list[int], num_classes: int, projected: bool, num_artifacts: int = 0
 ) -> Discriminator:
-    """A new discriminator, with three heads on pretrained features if `projected`."""
+    """A new discriminator, with four heads on pretrained features if `projected`."""
     if not projected:
         return Discriminator(channels, num_classes, num_artifacts)
     from helpers.models.projected import ProjectedDiscriminator  # imports timm, which takes seconds
@@ -333,20 +436,25 @@ def train_cgan(
     rows: np.ndarray | None = None,
     sketches: np.ndarray | None = None,
     init_from: str | Path | None = None,
+    evaluate: Evaluate | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split, or on these `rows` of any split; checkpoint, history and grids go to `out`.
     Returns the history.
 
     With `config.paired` False, `sketches uint8 (M, H, W)` in {0, 255} are used and images need none; without `sketches`
     each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from.
+    `evaluate` is called with the generator and the step: before the first step, then with the EMA generator at every
+    checkpoint.
 
-    Raises `ValueError` if the config does not fit the store or the initial checkpoint, `DataError` if there are no
-    training images, or if `init_from` was trained on images of this store that are held out here.
+    Unknown artifact flags are filled by the released detector. Raises `ValueError` if the config does not fit the store
+    or the initial checkpoint, `DataError` if there are no training images, or unknown flags and no detector, or if
+    `init_from` was trained on images of this store that are held out here.
     """
     check_config(store, config, sketches)
     if config.artifacts and (store.artifacts == UNKNOWN).any():
-        raise DataError(f"{store.name} has images with unknown artifact flags: `python -m helpers prepare` "
-                        "fills them if data/released/artifacts.safetensors exists")  # fmt: skip
+        from helpers.models.artifacts import ensure_artifacts  # imports timm, which takes seconds
+
+        ensure_artifacts(store)
     sketch_sampling = SketchSampling(config.hand_drawn_prob, config.paired, sketches)
     usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
     train_rows = usable if rows is None else np.intersect1d(rows, usable)
@@ -354,7 +462,7 @@ def train_cgan(
         raise DataError(f"{store.name} needs at least one training image with a sketch and a label, got none")
     torch.manual_seed(train_config.seed)
     preview = make_preview(store, config, train_config.seed, unpaired_sketches=sketches)
-    task = (CGAN if config.paired else UnpairedCGAN)(config, preview)
+    task = (CGAN if config.paired else UnpairedCGAN)(config, preview, evaluate)
     train_ids = set(store.table["image_id"].iloc[train_rows])
     if init_from:
         task.init_from(init_from)
@@ -362,8 +470,17 @@ def train_cgan(
         if leaked := set(task.extra_state["trained_on"]) & held_out:
             path = display_path(init_from)
             raise DataError(f"{path} was trained on {len(leaked)} images that are held out in {store.name}")
+    if config.artifacts:
+        for k in range(len(config.classes)):
+            flags = store.artifacts[train_rows[store.labels[train_rows] == k]]
+            if len(flags):
+                task.networks["generator"].artifact_rates[k] = torch.as_tensor(flags.mean(axis=0))
     task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *train_ids})
     get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sketch_sampling)
+    if evaluate and not (Path(out) / "checkpoint.pt").is_file() and PartialState().is_main_process:
+        Path(out).mkdir(parents=True, exist_ok=True)
+        evaluate(task.networks["generator"].eval(), 0)
+        task.networks["generator"].train()
     return train(task, get_batch, out, train_config)
 
 
@@ -445,6 +562,24 @@ def sample(
     return np.concatenate(images)
 
 
+def sample_batch(generator: Generator, batch: dict[str, np.ndarray], seed: int = 0, batch_size: int = 32) -> np.ndarray:
+    """`sample` with the sketches and labels of `Store.batch` and, if the generator is conditioned on them, the artifact
+    flags of its images (unknown ones count as absent): synthetic images as comparable to the real ones as possible."""
+    artifacts = batch["artifacts"] % UNKNOWN if generator.num_artifacts else None
+    return sample(generator, batch["sketches"], batch["labels"], seed, artifacts=artifacts, batch_size=batch_size)
+
+
+def random_artifacts(generator: Generator, labels: Sequence[int] | np.ndarray, seed: int = 0) -> np.ndarray:
+    """Artifact flags `(N, 7)` in {0, 1} for labels (N,): each as often as in the training images of that class.
+
+    Raises `ValueError` if the generator was not conditioned on artifacts.
+    """
+    if not generator.num_artifacts:
+        raise ValueError(NOT_CONDITIONED)
+    rates = generator.artifact_rates.float().cpu().numpy()[np.asarray(labels)]
+    return (np.random.default_rng(seed).random(rates.shape) < rates).astype(np.uint8)
+
+
 def _regenerate(generator: Generator, args: list[Tensor], keep: np.ndarray, rng: torch.Generator) -> Tensor:
     """An image inside `keep (B, H, W)`, and outside of it another one that differs in the random maps there."""
     mask = torch.as_tensor(np.array(keep), dtype=torch.float32, device=args[0].device)[:, None]  # (B, 1, H, W)
@@ -498,7 +633,7 @@ def _check_inputs(
     if artifacts is None:
         return
     if not generator.num_artifacts:
-        raise ValueError("the generator was not conditioned on artifacts: train it with --artifacts")
+        raise ValueError(NOT_CONDITIONED)
     if np.shape(artifacts) != (len(sketches), generator.num_artifacts):
         raise ValueError(f"artifacts must be ({len(sketches)}, {generator.num_artifacts}), got {np.shape(artifacts)}")
 

@@ -17,14 +17,21 @@ from helpers.config import display_path
 from helpers.data.files import DataError
 
 
-def export_weights(checkpoint: str | Path, file: str | Path) -> Path:
+def export_weights(checkpoint: str | Path, file: str | Path, all_networks: bool = False) -> Path:
     """Write the inference weights of a checkpoint (best on val, or the EMA generator) to `file`; returns its path.
+
+    `all_networks`: those that a GAN needs to train on, with the EMA weights of the generator and without the feature
+    network, which every discriminator has.
 
     Raises `DataError` if the checkpoint has no such weights, or if they are not finite in half precision.
     """
     saved, file = read_checkpoint(checkpoint), Path(file)
     extra_state = dict(saved.get("extra_state", {}))
     weights = extra_state.pop("best_state_dict", None) or saved.get("ema_models", {}).get("generator")
+    if all_networks and weights:
+        networks = saved["networks"] | saved["ema_models"]
+        weights = {f"{name}/{key}": weight for name, network in networks.items() for key, weight in network.items()
+                   if not key.startswith("feature_network.")}  # fmt: skip
     if not weights:
         raise DataError(f"{display_path(checkpoint)} has no weights to export: expected those of a `train` command")
     half = {name: (w.half() if w.is_floating_point() else w).contiguous() for name, w in weights.items()}
@@ -40,7 +47,8 @@ def export_weights(checkpoint: str | Path, file: str | Path) -> Path:
 
 
 def read_checkpoint(path: str | Path) -> dict:
-    """A checkpoint, or a released file as a dict with the same keys `config`, `extra_state` and `ema_models`.
+    """A checkpoint, or a released file as a dict with the same keys `config`, `extra_state` and `ema_models`, and
+    `networks` if it has all of them.
 
     Weights of released files are converted to float32. Raises `DataError` for an unreadable released file, and the
     errors of `torch.load` for a checkpoint.
@@ -55,6 +63,13 @@ def read_checkpoint(path: str | Path) -> dict:
         extra_state["trained_on"] = unpack_ids(extra_state["trained_on"])
     except (OSError, SafetensorError, KeyError, ValueError, zlib.error) as error:
         raise DataError(f"{display_path(path)} is not a file of released weights ({error})"[:300]) from error
+    if any("/" in name for name in weights):
+        networks = {}
+        for name, weight in weights.items():
+            network, key = name.split("/", 1)
+            networks.setdefault(network, {})[key] = weight
+        ema_models = {"generator": networks["generator"]}
+        return {"config": config, "extra_state": extra_state, "ema_models": ema_models, "networks": networks}
     extra_state["best_state_dict"] = weights
     return {"config": config, "extra_state": extra_state, "ema_models": {"generator": weights}}
 

@@ -54,6 +54,7 @@ class ClassifierConfig:
     color_jitter: float = 0.2  # augmentation strength, see `augment`; 0 disables each
     translate: float = 0.1
     scale: float = 0.2
+    lesion_only: bool = False  # trained on images whose surroundings are gray, see `hide_surroundings`
 
     def __post_init__(self):
         if self.balance not in BALANCES:
@@ -218,7 +219,7 @@ class ClassifierTask(TrainTask):
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """Update the classifier on `images (B, 3, H, W)` and `labels (B,)`; returns `loss` and `accuracy`."""
-        set_warmup_cosine_lr(self.optimizers["classifier"], self.config.lr, step, self.steps)
+        set_warmup_cosine_lr(self.optimizers["classifier"], self.config.lr, self.progress)
         images, labels = batch["images"], batch["labels"]
         images, _ = augment(images, images[:, :1], self.config.color_jitter, self.config.translate, self.config.scale)
         logits = self.networks["classifier"](images)  # (B, K)
@@ -267,6 +268,12 @@ def class_weights(sources: Sequence[ImageSource], num_classes: int) -> Tensor:
     return torch.tensor(inverse * len(labels) / np.count_nonzero(counts), dtype=torch.float32)
 
 
+def hide_surroundings(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
+    """Images `uint8 (N, H, W, 3)` with gray where masks `(N, H, W)` in {0, 1} are 0: a classifier of such images cannot
+    use rulers, hair on the skin or dark corners."""
+    return np.where(masks[..., None] > 0, images, np.uint8(128))
+
+
 def train_classifier(
     store: Store, config: ClassifierConfig, out: str | Path, train_config: TrainConfig
 ) -> dict[str, list[float]]:
@@ -274,19 +281,26 @@ def train_classifier(
     (steps of the validations) and `val_balanced_accuracy`.
 
     Validates every `train_config.save_every` steps and stops after `PATIENCE` validations without improvement. Raises
-    `ValueError` if the config does not fit the store, `DataError` if fewer than 2 classes have training images.
+    `ValueError` if the config does not fit the store, `DataError` if fewer than 2 classes have training images (with a
+    mask, if `config.lesion_only`).
     """
     if (config.size, config.classes) != (store.config.size, tuple(store.classes)):
         raise ValueError(
             f"the store has size {store.config.size} and classes {', '.join(store.classes)}; "
             f"the config {config.size} and {', '.join(config.classes)}"
         )
-    rows = store.rows("train", needs=["label"])
+    needs = ["label", "mask"] if config.lesion_only else ["label"]
+    rows = store.rows("train", needs=needs)
     if (num_classes := len(np.unique(store.labels[rows]))) < 2:
         raise DataError(f"{store.name} needs training images of at least 2 classes, got {num_classes}")
-    val_rows = np.random.default_rng(0).permutation(store.rows("val", needs=["label"]))[:MAX_VAL_IMAGES]
-    val = store.batch(np.sort(val_rows), ("images", "labels")) if len(val_rows) else None
+    val_rows = np.random.default_rng(0).permutation(store.rows("val", needs=needs))[:MAX_VAL_IMAGES]
+    val = store.batch(np.sort(val_rows)) if len(val_rows) else None
     source = ImageSource(store.images, rows, labels=store.labels)
+    if config.lesion_only:
+        images = hide_surroundings(store.images[rows], store.masks[rows])
+        source = ImageSource(images, np.arange(len(rows)), labels=np.array(store.labels[rows]))
+        if val:
+            val["images"] = hide_surroundings(val["images"], val["masks"])
     return fit_classifier([source], config, out, train_config, ids_of(store.table.iloc[rows]), val)
 
 

@@ -24,7 +24,7 @@ from helpers.data.files import DataError
 from helpers.data.store import ImageSource, Store, labeled_batches
 from helpers.models.cgan import CGAN, R1_GAMMA, save_grid, to_uint8
 from helpers.models.checkpoint import read_checkpoint
-from helpers.models.networks import MIN_SIZE, LatentStats, StyledConvBlock, conv
+from helpers.models.networks import MIN_SIZE, Encoder, LatentStats, StyledConvBlock, conv
 from helpers.models.trainer import Backward, Batch, TrainConfig, best_device, train
 
 
@@ -37,20 +37,22 @@ class DCGANConfig:
     classes: tuple[str, ...]
     base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
     z_dim: int = 32
-    lr: float = 2e-4  # of generator and encoder; twice that for the discriminator (TTUR, arXiv 1706.08500)
+    lr: float = 2e-4  # of all networks, see `set_gan_lr`
     r1_gamma: float = 0.1
     d_reg_interval: int = 8  # steps between R1 penalties
     lambda_gan: float = 1.0
     lambda_l1: float = 10.0  # fake against the real image whose z was encoded, at 1/4 resolution
+    l1_floor: float = 1.0  # 1: the weight of L1 stays the same during the run
     lambda_texture: float = 1.0
     lambda_kl: float = 0.1
     lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
     color_jitter: float = 0.1  # augmentation strength, see `augment`
     translate: float = 0.1
     d4_augment: bool = False  # random 90-degree rotations and flips
-    projected: bool = False  # adds three heads on pretrained features to the discriminator, see `projected.py`
+    projected: bool = False  # adds four heads on pretrained features to the discriminator, see `projected.py`
     artifacts: ClassVar[bool] = False  # not conditioned on artifact flags
     num_artifacts: ClassVar[int] = 0
+    code_channels: ClassVar[int] = 0
 
     def __post_init__(self):
         if self.size not in R1_GAMMA:
@@ -64,6 +66,10 @@ class DCGANConfig:
     def generator(self) -> "LatentGenerator":
         """A new generator."""
         return LatentGenerator(self.channels(), len(self.classes), self.z_dim)
+
+    def encoder(self) -> Encoder:
+        """A new encoder."""
+        return Encoder(len(self.classes), self.z_dim)
 
 
 class LatentGenerator(LatentStats):
@@ -111,13 +117,9 @@ class DCGAN(CGAN):
         """Update D with blank sketches, then G and the encoder; see `CGAN.training_step`."""
         return super().training_step(batch | {"sketches": torch.zeros_like(batch["images"][:, :1])}, step, backward)
 
-    def generate(self, batch: Batch, z: Tensor) -> Tensor:
+    def generate(self, batch: Batch, latents: Tensor) -> Tensor:
         """Fake images (B, 3, H, W) for the batch's labels and z (B, Z)."""
-        return self.networks["generator"](batch["labels"], z)
-
-    def l1_loss(self, fake: Tensor, real: Tensor) -> Tensor:
-        """Mean absolute difference at 1/4 resolution: without a sketch, z cannot encode the position of every line."""
-        return (F.avg_pool2d(fake, 4) - F.avg_pool2d(real, 4)).abs().mean()
+        return self.networks["generator"](batch["labels"], latents)
 
     @torch.no_grad()
     def on_checkpoint(self, ema_models: dict[str, nn.Module], folder: Path, step: int) -> None:

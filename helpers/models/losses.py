@@ -18,6 +18,16 @@ def g_loss(fake: tuple[Tensor, ...]) -> Tensor:
     return sum(F.softplus(-f).mean() for f in fake)
 
 
+def hinge_d_loss(real: tuple[Tensor, ...], fake: tuple[Tensor, ...]) -> Tensor:
+    """Hinge loss of D (Lim and Ye, arXiv 1705.02894), summed over heads; 0 without heads."""
+    return sum(F.relu(1 - r).mean() + F.relu(1 + f).mean() for r, f in zip(real, fake, strict=True))
+
+
+def hinge_g_loss(fake: tuple[Tensor, ...]) -> Tensor:
+    """Hinge loss of G, summed over heads; 0 without heads."""
+    return -sum(f.mean() for f in fake)
+
+
 def r1_penalty(logits: Tensor, images: Tensor) -> Tensor:
     """R1 (Mescheder et al., arXiv 1801.04406): half the squared gradient norm of the real logits, mean over the batch.
 

@@ -11,8 +11,9 @@ spent on memory traffic. `channels` lists the channels at 1/2, 1/4, ... of the i
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from itertools import pairwise
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -45,6 +46,22 @@ def line_visibility(sketch: Tensor) -> Tensor:
 def soft_fill(sketch: Tensor) -> Tensor:
     """Area enclosed by the sketch lines, lines included: (B, 1, H, W) in [0, 1] -> (B, 1, H, W) in [0, 1]."""
     return line_visibility(sketch).prod(dim=1, keepdim=True)
+
+
+def sketch_maps(sketch: Tensor) -> Tensor:
+    """What a discriminator sees of a sketch, its lines and the area they enclose: (B, 1, H, W) -> (B, 2, H, W).
+
+    The area is computed at half the resolution. Call it once per batch: its max pooling is slow on CPUs.
+    """
+    fill = soft_fill(F.max_pool2d(sketch, 2))  # (B, 1, H/2, W/2)
+    return torch.cat([sketch, F.interpolate(fill, scale_factor=2, mode="nearest")], dim=1)
+
+
+def box_blur(x: Tensor, radius: int) -> Tensor:
+    """Mean over squares of 2 radius + 1 pixels, edges replicated: (B, C, H, W) -> (B, C, H, W)."""
+    side = 2 * radius + 1
+    x = F.pad(x, (radius, radius, radius, radius), mode="replicate")
+    return F.avg_pool2d(F.avg_pool2d(x, (side, 1), stride=1), (1, side), stride=1)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
@@ -133,10 +150,15 @@ class Generator(LatentStats):
     """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z), artifacts (B, A) in {0, 1} -> image (B, 3, H, W) in [-1, 1];
     H = W = `size`.
 
-    A: number of artifact flags, 7 or 0. With `noise_channels`, N(0, 1) maps of that many channels are added through a
-    1x1 convolution at 8, 16 and 32 pixels, so that the structure inside a lesion varies (3D noise of OASIS: Sushko et
-    al., arXiv 2012.04781); z acts on all pixels alike. `noise(x, channels)` samples the maps. Training mode does not
-    clamp, so values may leave [-1, 1] a little.
+    A: number of artifact flags, 7 or 0. `fine_lines`: the lines themselves are an input at half the resolution. Then
+    they often appear in the image, as a crease along the lesion border; without, fine scales get the enclosed area and
+    three blurred copies, and the lines are added from 1/8 of the resolution on.
+
+    z acts on all pixels alike. What varies the structure inside a lesion are random maps (3D noise of OASIS: Sushko et
+    al., arXiv 2012.04781): N(0, 1) maps of `noise_channels` channels at 8, 16 and 32 pixels, and a code of
+    `code_channels` channels at 8 pixels, which the encoder can predict from a real image. All are added through 1x1
+    convolutions. Without a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps.
+    Training mode does not clamp, so values may leave [-1, 1] a little.
     """
 
     def __init__(
@@ -146,19 +168,18 @@ class Generator(LatentStats):
         z_dim: int,
         num_artifacts: int = 0,
         noise_channels: int = 0,
+        code_channels: int = 0,
+        fine_lines: bool = True,
         w_dim: int = 128,
     ):
         super().__init__(z_dim)
-        self.size, self.num_artifacts, self.noise_channels = (
-            MIN_SIZE * 2 ** len(channels),
-            num_artifacts,
-            noise_channels,
-        )
+        self.size = MIN_SIZE * 2 ** len(channels)
+        self.num_artifacts, self.noise_channels, self.code_channels = num_artifacts, noise_channels, code_channels
         self.class_embed = nn.Embedding(num_classes, 64)
         self.mapping = nn.Sequential(
             nn.Linear(64 + z_dim, w_dim), nn.LeakyReLU(0.2), nn.Linear(w_dim, w_dim), nn.LeakyReLU(0.2)
         )
-        self.stem = conv(8, channels[0], 3)
+        self.stem = conv(8 if fine_lines else 4, channels[0], 3)
         self.down = nn.ModuleList(conv(a, b, 4, stride=2) for a, b in pairwise(channels))
         self.bottleneck = StyledConvBlock(channels[-1], w_dim)
         # Coarse to fine: channels are reduced before upsampling, so that the widest convolutions run at low resolution.
@@ -168,31 +189,29 @@ class Generator(LatentStats):
         with torch.no_grad():  # ICNR init (Aitken et al., arXiv 1707.02937): avoids checkerboard artifacts
             self.to_rgb.weight.copy_(self.to_rgb.weight[::4].repeat_interleave(4, dim=0))
             self.to_rgb.bias.zero_()
+        self.line_in = nn.ModuleList() if fine_lines else map_inputs(2, channels[2:])
+        self.noise_in = map_inputs(noise_channels, channels[:-4:-1])
+        self.code_in = map_inputs(code_channels, channels[-1:])
         if num_artifacts:
-            self.artifact_embed = zero_init(nn.Linear(num_artifacts, 64, bias=False))
-        if noise_channels:
-            self.noise_in = nn.ModuleList(nn.Conv2d(noise_channels, c, 1) for c in channels[:-4:-1])
-            for layer in self.noise_in:
-                nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
-
-    def add_noise(self, x: Tensor, level: int, noise: Noise) -> Tensor:
-        """Add random maps to x (B, C, H, W) at one of the three coarsest levels (0: 8 px)."""
-        if not self.noise_channels or level >= len(self.noise_in):
-            return x
-        return x + self.noise_in[level](noise(x, self.noise_channels))
+            self.artifact_embed = nn.Linear(num_artifacts, 64, bias=False)
+            nn.init.normal_(self.artifact_embed.weight, std=0.5)
+            self.register_buffer("artifact_rates", torch.zeros(num_classes, num_artifacts))  # in the training images
 
     def forward(
-        self, sketch: Tensor, label: Tensor, z: Tensor, artifacts: Tensor | None = None, noise: Noise = random_noise
+        self,
+        sketch: Tensor,
+        label: Tensor,
+        z: Tensor,
+        artifacts: Tensor | None = None,
+        code: Tensor | None = None,
+        noise: Noise = random_noise,
     ) -> Tensor:
         condition = embed_condition(self, label, artifacts)
         w = self.mapping(torch.cat([condition, self.match_stats(z)], dim=1))  # (B, W_DIM)
-        lines = torch.cat([F.pixel_unshuffle(sketch, 2), line_visibility(F.max_pool2d(sketch, 2))], dim=1)
-        x = self.stem(lines)  # (B, 8, H/2, W/2) -> (B, C0, H/2, W/2)
-        skips = []
-        for down in self.down:
-            skips.append(x)
-            x = down(F.leaky_relu(x, 0.2))  # (B, C, H/2, W/2) -> (B, 2C, H/4, W/4), and so on
-        x = self.bottleneck(self.add_noise(x, 0, noise), w, noise)  # (B, C, 8, 8)
+        *skips, x = self.encode_sketch(sketch)  # (B, C, 8, 8)
+        for code_in in self.code_in:
+            x = x + code_in(noise(x, self.code_channels) if code is None else code.to(x.dtype))
+        x = self.bottleneck(self.add_noise(x, 0, noise), w, noise)
         for level, (reduce, up, skip) in enumerate(zip(self.reduce, self.up, reversed(skips), strict=True), start=1):
             x = F.interpolate(reduce(x), scale_factor=2, mode="nearest") + skip
             x = up(self.add_noise(x, level, noise), w, noise)  # back to (B, C0, H/2, W/2)
@@ -200,39 +219,80 @@ class Generator(LatentStats):
         # No tanh: its gradient vanishes where it saturates, so white corners would stay white.
         return image if self.training else image.clamp(-1, 1)
 
+    def encode_sketch(self, sketch: Tensor) -> list[Tensor]:
+        """Feature maps (B, C, S, S) of the sketch, from S = H/2 down to 8 pixels."""
+        inside = line_visibility(F.max_pool2d(sketch, 2))  # (B, 4, H/2, W/2)
+        if self.line_in:
+            fill, side = inside.prod(dim=1, keepdim=True), inside.shape[-1]
+            x = torch.cat([fill, *(box_blur(fill, side // k) for k in (32, 10, 4))], dim=1)  # (B, 4, H/2, W/2)
+            lines = torch.cat([F.avg_pool2d(sketch, 4), F.max_pool2d(sketch, 4)], dim=1)  # (B, 2, H/4, W/4)
+        else:
+            x = torch.cat([F.pixel_unshuffle(sketch, 2), inside], dim=1)  # (B, 8, H/2, W/2)
+        maps = [self.stem(x)]
+        for level, down in enumerate(self.down):
+            x = down(F.leaky_relu(maps[-1], 0.2))  # (B, C, H/2, W/2) -> (B, 2C, H/4, W/4), and so on
+            if self.line_in and level:
+                lines = torch.cat([F.avg_pool2d(lines[:, :1], 2), F.max_pool2d(lines[:, 1:], 2)], dim=1)
+                x = x + self.line_in[level - 1](lines)
+            maps.append(x)
+        return maps
+
+    def add_noise(self, x: Tensor, level: int, noise: Noise) -> Tensor:
+        """Add random maps to x (B, C, H, W) at one of the three coarsest levels (0: 8 px)."""
+        if level >= len(self.noise_in):
+            return x
+        return x + self.noise_in[level](noise(x, self.noise_channels))
+
+
+def map_inputs(in_channels: int, channels: Sequence[int]) -> nn.ModuleList:
+    """1x1 convolutions from `in_channels` to each of `channels`, which keep the variance; none for 0 channels."""
+    layers = nn.ModuleList(nn.Conv2d(in_channels, c, 1) for c in channels if in_channels)
+    for layer in layers:
+        nn.init.kaiming_normal_(layer.weight, nonlinearity="linear")
+    return layers
+
 
 # ----------------------------------------------------------------------------------------------------------- encoder
 
 
-def zero_init(layer: nn.Linear) -> nn.Linear:
-    """The layer with zero weights: at first it does not change the output of a pretrained network."""
-    nn.init.zeros_(layer.weight)
-    return layer
-
-
 class Encoder(nn.Module):
-    """Approximate posterior of z: image (B, 3, H, W), label (B,), artifacts (B, A) -> mean, log-variance, (B, Z) each.
+    """Approximate posterior of z and code: image (B, 3, H, W), label (B,), artifacts (B, A) -> mean, log-variance,
+    (B, L) each, L = z_dim + code_channels * 64.
 
-    Its input is reduced to 32 x 32 pixels: tone, lighting and layout of colors, not texture. It is conditioned on the
+    Its input is reduced to 32 x 32 pixels: tone, lighting and layout of colors, not texture. z is conditioned on the
     label, because a latent that encodes the label would differ from the latents sampled at inference.
     """
 
     def __init__(
-        self, num_classes: int, z_dim: int, num_artifacts: int = 0, channels: tuple[int, ...] = (3, 32, 64, 128)
+        self,
+        num_classes: int,
+        z_dim: int,
+        num_artifacts: int = 0,
+        code_channels: int = 0,
+        channels: tuple[int, ...] = (3, 32, 64, 128),
     ):
         super().__init__()
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(channels))
         self.out = nn.Linear(channels[-1] * 16, 2 * z_dim)
         self.class_embed = nn.Embedding(num_classes, 2 * z_dim)
         nn.init.zeros_(self.class_embed.weight)
+        self.code_out = nn.ModuleList(nn.Conv2d(channels[2], 2 * code_channels, 1) for _ in range(code_channels > 0))
         if num_artifacts:
-            self.artifact_embed = zero_init(nn.Linear(num_artifacts, 2 * z_dim, bias=False))
+            self.artifact_embed = nn.Linear(num_artifacts, 2 * z_dim, bias=False)
+            nn.init.zeros_(self.artifact_embed.weight)
 
     def forward(self, image: Tensor, label: Tensor, artifacts: Tensor | None = None) -> tuple[Tensor, Tensor]:
         x = F.adaptive_avg_pool2d(image, 32)  # (B, 3, 32, 32)
+        maps = []
         for down in self.down:
-            x = F.leaky_relu(down(x), 0.2)  # (B, 128, 4, 4) at the end
-        return (self.out(x.flatten(1)) + embed_condition(self, label, artifacts)).chunk(2, dim=1)  # (B, Z), (B, Z)
+            x = F.leaky_relu(down(x), 0.2)  # (B, 32, 16, 16), (B, 64, 8, 8), (B, 128, 4, 4)
+            maps.append(x)
+        z_stats = (self.out(x.flatten(1)) + embed_condition(self, label, artifacts)).chunk(2, dim=1)  # 2 x (B, Z)
+        if not self.code_out:
+            return z_stats
+        code_stats = self.code_out[0](maps[1]).chunk(2, dim=1)  # 2 x (B, C, 8, 8)
+        mean, logvar = (torch.cat([z, code.flatten(1)], dim=1) for z, code in zip(z_stats, code_stats, strict=True))
+        return mean, logvar
 
 
 # ----------------------------------------------------------------------------------------------------- discriminator
@@ -247,6 +307,27 @@ def init_kaiming(module: nn.Module) -> None:
             nn.init.zeros_(module.bias)
 
 
+class DiscriminatorOutput(NamedTuple):
+    """Logits of image patches and of the whole image, and the spatial means of the last layer, for feature matching."""
+
+    patch: Tensor  # (B, P)
+    whole: Tensor  # (B,)
+    features: Tensor  # (B, C)
+    heads: tuple[Tensor, ...] = ()  # (B, 16) or (B, 49) each: patch logits of heads on pretrained features
+
+    def logits(self) -> tuple[Tensor, ...]:
+        """The logits of the layers that are trained from scratch."""
+        return self.patch, self.whole
+
+    def split(self) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
+        """Outputs of the first and the second half of the batch."""
+        half, (patch, whole, features, heads) = len(self.whole) // 2, self
+        return (
+            DiscriminatorOutput(patch[:half], whole[:half], features[:half], tuple(x[:half] for x in heads)),
+            DiscriminatorOutput(patch[half:], whole[half:], features[half:], tuple(x[half:] for x in heads)),
+        )
+
+
 def high_pass(image: Tensor) -> Tensor:
     """10 times the difference of the image and its 5 x 5 mean: (B, C, H, W) -> (B, C, H, W).
 
@@ -258,10 +339,10 @@ def high_pass(image: Tensor) -> Tensor:
 
 
 class Discriminator(nn.Module):
-    """image (B, 3, H, W), sketch (B, 1, H, W), label (B,), artifacts (B, A)
-    -> (patch logits (B, P), global logit (B,)), features (B, C).
+    """image (B, 3, H, W), sketch maps (B, 2, H, W), label (B,), artifacts (B, A) -> `DiscriminatorOutput`.
 
-    `features` are the spatial means of the last layer, for feature matching.
+    With `num_groups` equal parts of a batch, such as real and fake images, each part has its own minibatch standard
+    deviation.
     """
 
     def __init__(self, channels: list[int], num_classes: int, num_artifacts: int = 0):
@@ -274,23 +355,32 @@ class Discriminator(nn.Module):
         self.class_embed = nn.Embedding(num_classes, channels[-1])
         self.apply(init_kaiming)
         if num_artifacts:
-            self.artifact_embed = zero_init(nn.Linear(num_artifacts, channels[-1], bias=False))
+            self.artifact_embed = nn.Linear(num_artifacts, channels[-1], bias=False)
+            nn.init.normal_(self.artifact_embed.weight, std=0.3)
 
     def forward(
-        self, image: Tensor, sketch: Tensor, label: Tensor, artifacts: Tensor | None = None
-    ) -> tuple[tuple[Tensor, ...], Tensor]:
-        x = F.pixel_unshuffle(torch.cat([image, high_pass(image), sketch], dim=1), 2)  # (B, 28, H/2, W/2)
-        x = self.stem(torch.cat([x, line_visibility(F.max_pool2d(sketch, 2))], dim=1))  # (B, C0, H/2, W/2)
+        self, image: Tensor, sketch: Tensor, label: Tensor, artifacts: Tensor | None = None, num_groups: int = 1
+    ) -> DiscriminatorOutput:
+        x = self.stem(F.pixel_unshuffle(torch.cat([image, high_pass(image), sketch], dim=1), 2))  # (B, C0, H/2, W/2)
         for down in self.down[:-1]:
             x = down(F.leaky_relu(x, 0.2))  # (B, C, 16, 16) at the end
-        patch_logits = self.patch_head(F.leaky_relu(x, 0.2)).flatten(1)  # (B, P), P = 16 * 16
+        patch = self.patch_head(F.leaky_relu(x, 0.2)).flatten(1)  # (B, P), P = 16 * 16
         x = self.down[-1](F.leaky_relu(x, 0.2))  # (B, C, 8, 8)
-        # Minibatch standard deviation (Karras et al., arXiv 1710.10196): lets D detect mode collapse.
-        minibatch_std = (x - x.mean(dim=0)).square().mean(dim=0).add(1e-8).sqrt().mean().expand(len(x), 1, *x.shape[2:])
-        features = F.leaky_relu(self.last(torch.cat([x, minibatch_std], dim=1)), 0.2).mean(dim=(2, 3))  # (B, C)
-        global_logit = self.global_head(features).squeeze(1)  # (B,)
+        std = minibatch_std(x, num_groups).expand(-1, 1, *x.shape[2:])
+        features = F.leaky_relu(self.last(torch.cat([x, std], dim=1)), 0.2).mean(dim=(2, 3))  # (B, C)
         projection = (embed_condition(self, label, artifacts) * features).sum(dim=1) / features.shape[1] ** 0.5
-        return (patch_logits, global_logit + projection), features
+        return DiscriminatorOutput(patch, self.global_head(features).squeeze(1) + projection, features)
+
+
+def minibatch_std(x: Tensor, num_groups: int = 1) -> Tensor:
+    """Mean standard deviation of x (B, C, H, W) over each of `num_groups` equal parts of the batch: (B, 1, 1, 1).
+
+    Lets D detect mode collapse (Karras et al., arXiv 1710.10196).
+    """
+    groups = x.unflatten(0, (num_groups, -1))  # (G, B / G, C, H, W)
+    variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # (G, C, H, W)
+    std = variance.add(1e-8).sqrt().mean(dim=(1, 2, 3))  # (G,)
+    return std.repeat_interleave(groups.shape[1])[:, None, None, None]
 
 
 # ---------------------------------------------------------------------------------------------- pretrained networks

@@ -188,7 +188,7 @@ class SegmenterTask(TrainTask):
         """Update the segmenter on `images (B, 3, H, W)` and `masks (B, 1, H, W)`; returns the losses `bce` and
         `jaccard`."""
         config = self.config
-        set_warmup_cosine_lr(self.optimizers["segmenter"], config.lr, step, self.steps)
+        set_warmup_cosine_lr(self.optimizers["segmenter"], config.lr, self.progress)
         images, masks = augment(batch["images"], batch["masks"], config.color_jitter, config.translate, config.scale)
         logits = self.networks["segmenter"](images)  # (B, 1, H, W)
         losses = {"bce": F.binary_cross_entropy_with_logits(logits, masks), "jaccard": jaccard_loss(logits, masks)}

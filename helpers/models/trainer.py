@@ -10,6 +10,7 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, TypedDict
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import parse_flag_from_env
+from accelerate.utils import broadcast, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -43,9 +44,10 @@ class TrainConfig:
     steps: int
     batch_size: int = 16  # images per process
     seed: int = 0
-    ema_nimg: int = 2_000  # EMA half-life in images; 0 disables the EMA
+    ema_nimg: int = 20_000  # EMA half-life in images, less in the first 300,000 images; 0 disables the EMA
     save_every: int = 500  # steps between checkpoints
     log_every: int = 50  # steps between entries of the history
+    minutes: float | None = None  # time budget that replaces `steps`
 
 
 class TrainTask:
@@ -60,6 +62,7 @@ class TrainTask:
     ema_names: tuple[str, ...]
     config: Any  # the method's frozen dataclass
     extra_state: dict
+    progress: float = 0.0  # fraction of the run that is done, in [0, 1]; set before every step
 
     def config_dict(self) -> dict:
         """The config as plain values, for checkpoints."""
@@ -92,13 +95,20 @@ def precision() -> str:
     return "bf16" if capabilities.get("amx_bf16") or capabilities.get("avx512_bf16") else "no"
 
 
-def set_warmup_cosine_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, steps: int) -> None:
-    """Set the learning rate of `step`: linear warm-up to `lr` over the first 5 % of `steps`, then cosine decay to 0
-    (Loshchilov and Hutter, arXiv 1608.03983)."""
-    warmup = max(1, steps // 20)
-    factor = min((step + 1) / warmup, 0.5 * (1 + math.cos(math.pi * min(1, step / steps))))
+def set_warmup_cosine_lr(optimizer: torch.optim.Optimizer, lr: float, progress: float) -> None:
+    """Set the learning rate: linear warm-up to `lr` in the first 5 % of the run (`progress` in [0, 1]), then cosine
+    decay to 0 (Loshchilov and Hutter, arXiv 1608.03983)."""
+    factor = min(20 * progress + 0.02, 0.5 * (1 + math.cos(math.pi * progress)))
     for group in optimizer.param_groups:
         group["lr"] = lr * factor
+
+
+def set_gan_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, progress: float) -> None:
+    """Set the learning rate of `step`: linear warm-up over 100 steps, at most 5 % of the run, then `lr`,
+    then cosine decay to `lr` / 10 in the second half. `progress` in [0, 1]."""
+    decay = 0.55 + 0.45 * math.cos(math.pi * max(0.0, 2 * progress - 1))
+    for group in optimizer.param_groups:
+        group["lr"] = lr * min(1.0, max((step + 1) / 100, 20 * progress)) * decay
 
 
 def best_device() -> torch.device:
@@ -121,7 +131,8 @@ def peak_memory() -> str:
 
 
 def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: TrainConfig) -> dict[str, list[float]]:
-    """Train until `train_config.steps`, resuming from `out/checkpoint.pt` if it exists; returns the history.
+    """Train for `train_config.steps`, or for `train_config.minutes` if given, resuming from `out/checkpoint.pt` if it
+    exists; returns the history.
 
     `get_batch(step, rank)` must return the same batch for the same numbers. The main process writes `checkpoint.pt`
     and `history.json`. Raises `ValueError` if the checkpoint has another config, `MemoryError` with a smaller batch
@@ -139,14 +150,17 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
         task.optimizers[name] = accelerator.prepare(task.optimizers[name])
     state.resume(out / "checkpoint.pt")
     global_batch_size = train_config.batch_size * accelerator.num_processes
-    bar = tqdm(total=train_config.steps * global_batch_size, initial=state.step * global_batch_size, unit="images",
+    total = None if train_config.minutes else train_config.steps * global_batch_size
+    bar = tqdm(total=total, initial=state.step * global_batch_size, unit="images",
                desc=out.name, disable=not accelerator.is_main_process)  # fmt: skip
-    while state.step < train_config.steps and not state.stopped:
+    task.progress = state.progress()
+    while task.progress < 1 and not state.stopped:
         state.update(_run_step(task, get_batch, state.step, accelerator, train_config))
+        task.progress = state.progress()
         bar.update(global_batch_size)
         if state.step % train_config.log_every == 0:
             bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
-        if state.step % train_config.save_every == 0 or state.step == train_config.steps:
+        if state.step % train_config.save_every == 0 or task.progress == 1:
             if accelerator.is_main_process:
                 task.on_checkpoint(state.ema_models, out, state.step)
                 if task.validate(state.ema_models, state.step):
@@ -181,7 +195,21 @@ class TrainState:
     ):
         self.task, self.networks, self.accelerator, self.train_config = task, networks, accelerator, train_config
         self.step, self.history, self.loss_sums, self.loss_count, self.stopped = 0, {"step": []}, {}, 0, False
+        self.started, self.seconds_before = time.monotonic(), 0.0  # start of this process's part, seconds before it
         self.ema_models = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in task.ema_names}
+
+    def seconds(self) -> float:
+        """Seconds of training so far, including those before a resume."""
+        return self.seconds_before + time.monotonic() - self.started
+
+    def progress(self) -> float:
+        """Fraction of the steps, or of the time budget, that is used, in [0, 1]; the same on all processes."""
+        if self.train_config.minutes is None:
+            return min(1.0, self.step / self.train_config.steps)
+        used = self.seconds() / (60 * self.train_config.minutes)
+        if self.accelerator.num_processes > 1:
+            used = float(broadcast(torch.tensor(used, device=self.accelerator.device)))
+        return min(1.0, used)
 
     def update(self, losses: dict[str, Tensor]) -> None:
         """Update the EMA and accumulate `losses`; log their mean every `log_every` steps."""
@@ -194,12 +222,12 @@ class TrainState:
         for name, ema_model in self.ema_models.items():
             update_ema(ema_model, self.networks[name], decay)
         for name, value in losses.items():
-            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + float(value.detach())
+            self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.detach().float()  # stays on the device
         self.loss_count += 1
         if self.step % self.train_config.log_every == 0:
             self.history["step"].append(self.step)
             for name, total in self.loss_sums.items():
-                self.history.setdefault(name, []).append(total / self.loss_count)
+                self.history.setdefault(name, []).append(float(total) / self.loss_count)
             self.loss_sums, self.loss_count = {}, 0
 
     def state_dict(self) -> dict:
@@ -209,9 +237,10 @@ class TrainState:
             "config": self.task.config_dict(),
             "train_config": asdict(self.train_config),
             "history": self.history,
-            "loss_sums": self.loss_sums,
+            "loss_sums": {name: float(total) for name, total in self.loss_sums.items()},
             "loss_count": self.loss_count,
             "stopped": self.stopped,
+            "seconds": self.seconds(),
             "extra_state": getattr(self.task, "extra_state", {}),
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "ema_models": {name: model.state_dict() for name, model in self.ema_models.items()},
@@ -236,7 +265,7 @@ class TrainState:
         if not path.is_file():
             return
         saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"config", "train_config", "ema_models"} <= saved.keys():
+        if not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
             raise ValueError(f"{path} was written by another version: delete it or choose another folder")
         _check_same_config(path, saved["config"], self.task.config_dict())
         # `steps` may be raised to train longer; these may not change.
@@ -257,15 +286,15 @@ class TrainState:
         self.step, self.history = saved["step"], saved["history"]
         self.loss_sums, self.loss_count = saved["loss_sums"], saved["loss_count"]
         self.stopped, self.task.extra_state = saved["stopped"], saved["extra_state"]
+        self.seconds_before = saved["seconds"]
 
 
 @torch.no_grad()
 def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
     """ema <- decay * ema + (1 - decay) * model for parameters; buffers are copied."""
-    for ema, weight in zip(ema_model.parameters(), model.parameters(), strict=True):
-        ema.lerp_(weight.to(ema.dtype), 1 - decay)
-    for ema, value in zip(ema_model.buffers(), model.buffers(), strict=True):
-        ema.copy_(value)
+    torch._foreach_lerp_(list(ema_model.parameters()), list(model.parameters()), 1 - decay)
+    if buffers := list(ema_model.buffers()):
+        torch._foreach_copy_(buffers, list(model.buffers()))
 
 
 def _check_same_config(path: Path, saved: dict, given: dict) -> None:

@@ -1,0 +1,164 @@
+"""Sample images of the model cards in data/released: `python tests/card_samples.py`, or only some of them,
+`python tests/card_samples.py cgan segmenter`.
+
+Each NAME writes NAME.png next to NAME.safetensors. All images are generated or procedural, with fixed seeds and without
+any selection. Takes half a minute on one core.
+"""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import numpy as np
+import torch
+from matplotlib.figure import Figure
+from PIL import Image
+
+from helpers.config import display_path, get_config
+from helpers.data.phantoms import ARTIFACTS, CLASSES, render, render_with_flags
+from helpers.data.sketches import contour
+from helpers.models.artifacts import load_artifacts, predict_artifacts
+from helpers.models.cgan import CGANConfig, load_cgan, sample
+from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.dcgan import load_dcgan, sample_dcgan
+from helpers.models.segmenter import load_segmenter, segment
+from helpers.views.plots import grid, overlay, save
+
+CELL, CGAN_CELL = 0.92, 1.2  # inches per image side, 110 pixels each
+LINE = 0.12  # inches per line of the text at an image
+COLORS = 256  # palette of the files, which are then a third as large as in true color
+
+
+def phantom_contours(count: int, size: int) -> np.ndarray:
+    """Outlines of the masks of the first `count` phantoms, `uint8 (count, size, size)` in {0, 255}."""
+    return np.stack([contour(render(k, k, size)[1]) for k in range(count)])
+
+
+def generate(file: Path, count: int) -> tuple[np.ndarray, np.ndarray, CGANConfig]:
+    """Sketches `uint8 (count, H, W)`, generated images `uint8 (count, K, H, W, 3)`, one per class, and the config.
+
+    Images of one sketch share the latent and the random maps; no artifact flags.
+    """
+    generator, config = load_cgan(file)
+    sketches, num_classes = phantom_contours(count, config.size), len(config.classes)
+    z = torch.randn(count, config.z_dim, generator=torch.Generator().manual_seed(0))
+    labels = np.tile(np.arange(num_classes), count)
+    images = sample(generator, sketches.repeat(num_classes, 0), labels, 0, z.repeat_interleave(num_classes, dim=0))
+    return sketches, images.reshape(count, num_classes, *images.shape[1:]), config
+
+
+def captioned(
+    rows: list[list[np.ndarray]], row_titles: list[str], captions: list[list[str]], titles: Sequence[Sequence[str]] = ()
+) -> Figure:
+    """A grid with a caption of any number of lines below every image, and a title of one line above if given."""
+    figure = grid(rows, row_titles, cell=CELL)
+    num_lines = max(caption.count("\n") + 1 for row in captions for caption in row)
+    above, below = LINE * bool(titles) + 0.04, LINE * num_lines + 0.08
+    figure.set_figheight(len(rows) * (CELL + above + below))
+    height = figure.get_figheight()
+    figure.subplots_adjust(bottom=below / height, top=1 - above / height, hspace=(above + below) / CELL)
+    for axis, caption in zip(figure.axes, chain(*captions), strict=True):
+        axis.set_xlabel(caption, fontsize=6.5, labelpad=2)
+    for axis, title in zip(figure.axes, chain(*titles), strict=False):
+        axis.set_title(title, fontsize=6.5, pad=2)
+    return figure
+
+
+def cgan_figure(file: Path, generator: Path) -> Figure:
+    """Rows: four contours; columns: the sketch and an image of every class, with the same latent."""
+    sketches, images, config = generate(file, 4)
+    rows = [[sketch, *row] for sketch, row in zip(sketches, images, strict=True)]
+    return grid(rows, column_titles=["sketch", *config.classes], cell=CGAN_CELL)
+
+
+def dcgan_figure(file: Path, generator: Path) -> Figure:
+    """Rows: classes; columns: six latents, the same for every class."""
+    network, config = load_dcgan(file)
+    num_classes = len(config.classes)
+    z = torch.randn(6, config.z_dim, generator=torch.Generator().manual_seed(0)).repeat(num_classes, 1)
+    images = sample_dcgan(network, np.arange(num_classes).repeat(6), 0, z)
+    rows = [list(row) for row in images.reshape(num_classes, 6, *images.shape[1:])]
+    return grid(rows, config.classes, [f"z {k + 1}" for k in range(6)], cell=CELL)
+
+
+def segmenter_figure(file: Path, generator: Path) -> Figure:
+    """Columns: six generated images, each of the next class; rows: sketch, image, image with the predicted outline."""
+    sketches, images, config = generate(generator, 6)
+    classes = [k % len(config.classes) for k in range(6)]
+    images = [row[k] for row, k in zip(images, classes, strict=True)]
+    outlined = [overlay(i, m) for i, m in zip(images, segment(load_segmenter(file)[0], images), strict=True)]
+    column_titles = [config.classes[k] for k in classes]
+    return grid([list(sketches), images, outlined], ["sketch", "generated", "predicted"], column_titles, CELL)
+
+
+def classifier_figure(file: Path, generator: Path) -> Figure:
+    """Rows: class that the generator was given; columns: six sketches; captions: probabilities of all classes."""
+    _, images, generator_config = generate(generator, 6)
+    classifier, config = load_classifier(file)
+    rows, captions = [list(row) for row in images.swapaxes(0, 1)], []
+    for row in rows:
+        probs = predict_proba(classifier, np.stack(row))
+        captions.append(["\n".join(f"{n} {p:.2f}" for n, p in zip(config.classes, q, strict=True)) for q in probs])
+    return captioned(rows, [f"generated\nas {name}" for name in generator_config.classes], captions)
+
+
+def artifacts_figure(file: Path, generator: Path) -> Figure:
+    """First row: for each artifact the first phantom that shows no other one, with the artifact as title; second row:
+    generated images, each of the next class; captions: the detected flags."""
+    detector, config = load_artifacts(file)
+    phantoms = [phantom_with(name, config.size) for name in ARTIFACTS]
+    _, images, generator_config = generate(generator, len(ARTIFACTS))
+    labels = [k % len(generator_config.classes) for k in range(len(ARTIFACTS))]
+    generated = [row[k] for row, k in zip(images, labels, strict=True)]
+    captions = [[detected(p) for p in predict_artifacts(detector, np.stack(row))] for row in (phantoms, generated)]
+    titles = [f"has {name}" for name in ARTIFACTS], [generator_config.classes[k] for k in labels]
+    return captioned([phantoms, generated], ["procedural", "generated"], captions, titles)
+
+
+def phantom_with(artifact: str, size: int) -> np.ndarray:
+    """The first phantom, by seed and class, that shows this artifact and no other one: `uint8 (size, size, 3)`."""
+    wanted = [name == artifact for name in ARTIFACTS]
+    for seed in range(1000):
+        for label in range(len(CLASSES)):
+            if (render_with_flags(label, seed, 64)[2] == wanted).all():
+                return render(label, seed, size)[0]
+    raise ValueError(f"no phantom shows only {artifact}")
+
+
+def detected(probs: np.ndarray) -> str:
+    """The flags with a probability above 0.5, one a line."""
+    found = [f"{name} {p:.2f}" for name, p in zip(ARTIFACTS, probs, strict=True) if p > 0.5]
+    return "\n".join(found or ["none"])
+
+
+FIGURES = {
+    "cgan": cgan_figure,
+    "dcgan": dcgan_figure,
+    "segmenter": segmenter_figure,
+    "classifier": classifier_figure,
+    "artifacts": artifacts_figure,
+}
+
+
+def main() -> None:
+    released = get_config("cgan").released
+    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    args.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
+    args.add_argument("--generator", type=Path, default=released / "cgan.safetensors", metavar="FILE",
+                      help="generates the images for segmenter, classifier and artifacts")  # fmt: skip
+    args.add_argument("--out", type=Path, default=released, metavar="FOLDER")
+    args = args.parse_args()
+    for name in args.names or FIGURES:
+        path = args.out / f"{name}.png"
+        save(FIGURES[name](released / f"{name}.safetensors", args.generator), path)
+        image = Image.open(path).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
+        image.save(path, optimize=True)
+        print(f"{display_path(path)}, {path.stat().st_size / 1000:.0f} kB", flush=True)
+
+
+if __name__ == "__main__":
+    main()
