@@ -212,7 +212,8 @@ def export_command(args: argparse.Namespace, cfg) -> int:
     if not checkpoint.is_file():
         raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {args.method}` writes it")
     load[args.method](checkpoint)  # raises if the checkpoint is of another method
-    file = export_weights(checkpoint, args.out or cfg.released / f"{args.method}.safetensors", args.all_networks)
+    file = args.out or cfg.released / f"{args.method}.safetensors"
+    export_weights(checkpoint, file, args.all_networks, args.license)
     print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; "
           "write a model card next to it: training data, license, measured quality")  # fmt: skip
     return 0
@@ -683,6 +684,7 @@ def add_train_parsers(commands) -> None:
     add_training_dataset(export)
     export.add_argument("--checkpoint", type=Path, help="default: the one of `train METHOD`")
     export.add_argument("--out", type=Path, metavar="FILE", help="default: data/released/METHOD.safetensors")
+    export.add_argument("--license", metavar="NAME", help="of the training data, for the file's header")
     export.add_argument(
         "--all-networks", action="store_true", help="also encoder and discriminator, to continue the training of a GAN"
     )

@@ -1,9 +1,11 @@
 """A CGAN that continues at twice the image size, and weights from which its training can continue elsewhere."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
+from safetensors import safe_open
 
 from helpers.__main__ import main
 from helpers.models.cgan import CGAN, CGANConfig, grown_config, load_cgan, train_cgan
@@ -58,7 +60,9 @@ def test_config_level_channels_of_another_number_raises(channels):
 
 
 def test_init_from_exported_networks_equals_the_checkpoint_in_half_precision(trained, tmp_path):
-    file = export_weights(trained, tmp_path / "training.safetensors", all_networks=True)
+    file = export_weights(trained, tmp_path / "training.safetensors", all_networks=True, license_name="CC BY-NC 4.0")
+    with safe_open(file, "pt") as opened:
+        assert json.loads(opened.metadata()["checkpoint"])["license"] == "CC BY-NC 4.0"
     saved = torch.load(trained, weights_only=True)
     assert file.stat().st_size < trained.stat().st_size / 4
     task = CGAN(SMALL)

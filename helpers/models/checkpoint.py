@@ -17,11 +17,13 @@ from helpers.config import display_path
 from helpers.data.files import DataError
 
 
-def export_weights(checkpoint: str | Path, file: str | Path, all_networks: bool = False) -> Path:
+def export_weights(
+    checkpoint: str | Path, file: str | Path, all_networks: bool = False, license_name: str | None = None
+) -> Path:
     """Write the inference weights of a checkpoint (best on val, or the EMA generator) to `file`; returns its path.
 
     `all_networks`: those that a GAN needs to train on, with the EMA weights of the generator and without the feature
-    network, which every discriminator has.
+    network, which every discriminator has. `license_name`: stored in the file's header.
 
     Raises `DataError` if the checkpoint has no such weights, or if they are not finite in half precision.
     """
@@ -38,7 +40,8 @@ def export_weights(checkpoint: str | Path, file: str | Path, all_networks: bool 
     if infinite := [name for name, w in half.items() if not w.isfinite().all()]:
         raise DataError(f"{display_path(checkpoint)}: {infinite[0]} is not finite in half precision")
     extra_state["trained_on"] = pack_ids(extra_state.get("trained_on", []))
-    header = json.dumps({"config": saved["config"], "extra_state": extra_state})
+    license_entry = {"license": license_name} if license_name else {}
+    header = json.dumps({"config": saved["config"], "extra_state": extra_state} | license_entry)
     file.parent.mkdir(parents=True, exist_ok=True)
     temporary = file.with_name(f".{file.name}")
     save_file(half, temporary, {"checkpoint": header})  # one key: several would be written in random order
