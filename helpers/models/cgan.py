@@ -1,4 +1,4 @@
-"""Conditional GAN: sketch + label + latent z -> image; its two updates, and sampling.
+"""Conditional GAN: sketch + label + artifact flags + latents -> image; its two updates, and sampling.
 
 Networks are in `networks.py`, losses in `losses.py`: non-saturating logistic loss with R1.
 
@@ -340,8 +340,9 @@ class UnpairedCGAN(CGAN):
     """CGAN trained on images and sketches that do not belong together; needs no mask and no other network.
 
     The discriminator gets blank sketches. The sketch loss uses Otsu's criterion instead: with the sketch's outline as
-    border, the fake must reach `separation_target` times the separability that real images have at Otsu's threshold.
-    Real images whose z was encoded set the mean colors of both regions and the texture, but not where it lies.
+    border, the fake must reach `separation_target` times the separability that real images have at Otsu's threshold,
+    with the darker tone inside. Real images whose z was encoded set the mean colors of both regions and the texture,
+    but not where it lies.
     """
 
     def loss_weights(self) -> dict[str, float]:
@@ -359,11 +360,13 @@ class UnpairedCGAN(CGAN):
         small, real = (inscribed_circle(F.avg_pool2d(x, block)) for x in (fake, batch["images"].detach()))
         region, dark = inscribed_circle(soft_fill(F.max_pool2d(batch["sketches"], block))), otsu_mask(real)
         target = self.config.separation_target * otsu_separability(real, dark).mean()
+        # 1 where the region is darker than the rest, as in `otsu_mask`, else -1: both separate equally well.
+        darkness = region_means(small, region).mean(dim=2).diff(dim=1).squeeze(1).sign()  # (B,)
         n = num_encoded
         return {
             "l1": (region_means(small[:n], region[:n]) - region_means(real[:n], dark[:n])).abs().mean(),
             "texture": texture_loss(fake[:n], batch["images"][:n].detach(), grid_size=1),
-            "sketch": F.relu(target - otsu_separability(small, region)).mean(),
+            "sketch": F.relu(target - darkness * otsu_separability(small, region)).mean(),
         }
 
 
