@@ -324,3 +324,14 @@ def test_unpaired_discriminator_gets_blank_sketches():
     (batch, _), blank = two_tone_batch(), torch.zeros(2, 2, 64, 64)
     assert torch.equal(UnpairedCGAN(replace(SMALL, paired=False)).sketch_maps(batch), blank)
     assert CGAN(SMALL).sketch_maps(batch).sum(dim=(2, 3)).min() > 0
+
+
+def test_unpaired_sketch_loss_wants_the_darker_tone_inside():
+    task = UnpairedCGAN(replace(SMALL, paired=False))
+    sketches = torch.zeros(2, 1, 64, 64)
+    sketches[..., 16, 16:48] = sketches[..., 47, 16:48] = sketches[..., 16:48, 16] = sketches[..., 16:48, 47] = 1
+    dark_inside = torch.full((2, 3, 64, 64), 0.5)
+    dark_inside[..., 16:48, 16:48] = -0.5
+    batch = {"images": dark_inside, "sketches": sketches}
+    losses = [float(task.reconstruction_losses(fake, batch, 1)["sketch"]) for fake in (dark_inside, -dark_inside)]
+    assert losses[0] == 0 and losses[1] > task.config.separation_target
