@@ -9,9 +9,11 @@ What the recipe consists of:
 - The texture loss compares gradient energy at several scales. With the adversarial loss alone, early models still
   produced textureless skin after 32,000 images.
 - Code and random maps vary the structure inside a lesion (see `Generator`); z could only change its tone.
-- All networks are conditioned on artifact flags: rulers and hair appear where they are asked for.
-- Real images are rotated, flipped and shifted: nothing is learned to lie at a fixed place.
-- Sketch lines enter the generator at coarse scales only, so that no crease follows them.
+- All networks are conditioned on artifact flags, so that rulers and hair are not part of a class. After 22,000 images
+  (HAM10000) neither appears unasked, but hair was asked for in 24 % of the images and found in 9 %.
+- Real images are rotated, flipped and shifted, against details at fixed places: the position score at 64 px fell from
+  3.4 to 2.2 (real images 1.8), together with the random maps and the coarse lines.
+- Sketch lines enter the generator at coarse scales only, against a crease along them.
 - The discriminator gets which pixels the lines enclose, and has heads on pretrained features (`projected.py`).
 
 Without pairs of image and sketch (`paired=False`) there is no pixel-wise loss and no discriminator could check the
@@ -217,7 +219,7 @@ class CGAN(TrainTask):
         for optimizer in self.optimizers.values():
             set_gan_lr(optimizer, self.config.lr, step, self.progress)
         batch = d4_augment(batch) if self.config.d4_augment else batch
-        batch["sketch_maps"] = self.sketch_maps(batch)
+        batch = batch | {"sketch_maps": self.sketch_maps(batch)}
         mu, logvar, latents = self.encode(batch, num_encoded=max(1, len(batch["labels"]) // 2))
         fake = self.generate(batch, latents)
         losses = self.update_d(batch, fake.detach(), step, backward)
@@ -474,10 +476,7 @@ def train_cgan(
             path = display_path(init_from)
             raise DataError(f"{path} was trained on {len(leaked)} images that are held out in {store.name}")
     if config.artifacts:
-        for k in range(len(config.classes)):
-            flags = store.artifacts[train_rows[store.labels[train_rows] == k]]
-            if len(flags):
-                task.networks["generator"].artifact_rates[k] = torch.as_tensor(flags.mean(axis=0))
+        set_artifact_rates(task.networks["generator"], store, train_rows)
     task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *train_ids})
     get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sketch_sampling)
     if evaluate and not (Path(out) / "checkpoint.pt").is_file() and PartialState().is_main_process:
@@ -485,6 +484,13 @@ def train_cgan(
         evaluate(task.networks["generator"].eval(), 0)
         task.networks["generator"].train()
     return train(task, get_batch, out, train_config)
+
+
+def set_artifact_rates(generator: Generator, store: Store, rows: np.ndarray) -> None:
+    """Record how often each artifact occurs in these images of each class, for `random_artifacts`."""
+    for k in np.unique(store.labels[rows]):
+        flags = store.artifacts[rows[store.labels[rows] == k]]
+        generator.artifact_rates[int(k)] = torch.as_tensor(flags.mean(axis=0))
 
 
 def check_config(store: Store, config: CGANConfig, sketches: np.ndarray | None) -> None:

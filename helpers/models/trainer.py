@@ -28,6 +28,7 @@ class Batch(TypedDict, total=False):
 
     images: Tensor  # (B, 3, H, W) in [-1, 1]
     sketches: Tensor  # (B, 1, H, W) in [0, 1]
+    sketch_maps: Tensor  # (B, 2, H, W): lines and filled area, what a discriminator sees
     masks: Tensor  # (B, 1, H, W) in {0, 1}
     labels: Tensor  # (B,) int64
     artifacts: Tensor  # (B, 7) in [0, 1]
