@@ -65,11 +65,11 @@ def train_command(args: argparse.Namespace, cfg) -> int:
 
 
 def train_cgan_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.cgan import CGANConfig, grown_config, train_cgan
+    from helpers.models.gan import GANConfig, grown_config, train_gan
 
     files = open_dataset(cfg, args.classes).unpaired_sketches if args.unpaired else []
     store, out = training_store(args, cfg, None if files else args.style), training_folder(args, cfg)
-    config = CGANConfig(
+    config = GANConfig(
         store.config.size,
         tuple(store.classes),
         args.style,
@@ -105,7 +105,7 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
         images_per_step = run.batch_size * PartialState().num_processes
         curve = LearningCurve(store, load_extractor("mobilenet_v2"), out, images_per_step, args.evaluate_every)
     init_from = args.grow or args.init_from
-    train_cgan(store, config, out, run, sketches=sketches, init_from=init_from, evaluate=curve)
+    train_gan(store, config, out, run, sketches=sketches, init_from=init_from, evaluate=curve)
     checkpoint = display_path(out / "checkpoint.pt")
     print(f"trained: python -m helpers generate --checkpoint {checkpoint} --sketches FOLDER --out FOLDER")
     return 0
@@ -200,13 +200,13 @@ def train_config(args: argparse.Namespace, cfg):
 
 def export_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.artifacts import load_artifacts
-    from helpers.models.cgan import load_cgan
     from helpers.models.checkpoint import export_weights
     from helpers.models.classifier import load_classifier
     from helpers.models.dcgan import load_dcgan
+    from helpers.models.gan import load_gan
     from helpers.models.segmenter import load_segmenter
 
-    load = {"cgan": load_cgan, "dcgan": load_dcgan, "segmenter": load_segmenter, "classifier": load_classifier}
+    load = {"cgan": load_gan, "dcgan": load_dcgan, "segmenter": load_segmenter, "classifier": load_classifier}
     load |= {"artifacts": load_artifacts}
     checkpoint = args.checkpoint or cfg.outputs / args.method / "checkpoint.pt"
     if not checkpoint.is_file():
@@ -239,10 +239,10 @@ def find_checkpoint(method: str, args: argparse.Namespace, cfg) -> Path:
 
 
 def generate_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.cgan import NOT_CONDITIONED, load_cgan, random_artifacts, sample
+    from helpers.models.gan import NOT_CONDITIONED, load_gan, random_artifacts, sample
 
     checkpoint = find_checkpoint("cgan", args, cfg)
-    generator, config = load_cgan(checkpoint)
+    generator, config = load_gan(checkpoint)
     print(f"{display_path(checkpoint)}: {config.size} px, sketch style {config.style}, {' '.join(config.classes)}")
     artifacts = parse_artifacts(args.artifacts)
     if artifacts.any() and not generator.num_artifacts:

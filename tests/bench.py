@@ -44,8 +44,8 @@ from helpers.metrics import extractors  # noqa: E402
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, optimize_for_inference  # noqa: E402
 from helpers.metrics.quality import compute_metrics, quality  # noqa: E402
 from helpers.models import trainer  # noqa: E402
-from helpers.models.cgan import CGAN, CGANConfig  # noqa: E402
 from helpers.models.classifier import Backbone, ClassifierConfig, ClassifierTask  # noqa: E402
+from helpers.models.gan import CGAN, GANConfig  # noqa: E402
 from helpers.models.pix2pix import PatchGAN, UNet  # noqa: E402
 from helpers.models.segmenter import SegmenterConfig, SegmenterTask, jaccard_loss, probabilities  # noqa: E402
 
@@ -190,7 +190,7 @@ def pix2pix_rate(steps: int) -> float:
 
 def cgan_rate(steps: int, batch_size: int = 4) -> float:
     """Images per second of our CGAN in the training loop, with its precision, memory layout and EMA."""
-    config = CGANConfig(256, tuple(CLASSES), base_channels=get_config("cgan").base_channels)
+    config = GANConfig(256, tuple(CLASSES), base_channels=get_config("cgan").base_channels)
     batch = {
         "images": torch.rand(batch_size, 3, 256, 256) * 2 - 1,
         "sketches": torch.rand(batch_size, 1, 256, 256).round(),
@@ -232,7 +232,7 @@ def bench_steps() -> None:
 def count_operations(size: int = 128, batch_size: int = 64) -> int:
     """Tensor operations dispatched in a step of the projected CGAN with its EMA, without views and R1: what a GPU has
     to start. Operations that another one calls are not counted."""
-    task = CGAN(CGANConfig(size, tuple(CLASSES), projected=True))
+    task = CGAN(GANConfig(size, tuple(CLASSES), projected=True))
     ema = copy.deepcopy(task.networks["generator"])
     batch = {
         "images": torch.rand(batch_size, 3, size, size) * 2 - 1,

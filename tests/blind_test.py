@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))
 from helpers.config import get_config  # noqa: E402
 from helpers.data.layouts import open_dataset  # noqa: E402
 from helpers.data.store import StoreConfig, prepare  # noqa: E402
-from helpers.models.cgan import load_cgan, sample_batch  # noqa: E402
+from helpers.models.gan import load_gan, sample_batch  # noqa: E402
 
 NUM_IMAGES, ENLARGED = 32, 384
 
@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    cfg, (generator, config) = get_config("cgan"), load_cgan(args.checkpoint)
+    cfg, (generator, config) = get_config("cgan"), load_gan(args.checkpoint)
     store_config = StoreConfig(config.size, config.style, "center", cfg.seed)
     store = prepare(open_dataset(cfg), cfg.stores, store_config, workers=cfg.workers)
     rng = np.random.default_rng(args.seed)

@@ -22,9 +22,9 @@ from helpers.config import display_path, get_config
 from helpers.data.phantoms import ARTIFACTS, CLASSES, render, render_with_flags
 from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
-from helpers.models.cgan import CGANConfig, load_cgan, sample
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.dcgan import load_dcgan, sample_dcgan
+from helpers.models.gan import GANConfig, load_gan, sample
 from helpers.models.segmenter import load_segmenter, segment
 from helpers.views.plots import grid, overlay, save
 
@@ -38,12 +38,12 @@ def phantom_contours(count: int, size: int) -> np.ndarray:
     return np.stack([contour(render(k, k, size)[1]) for k in range(count)])
 
 
-def generate(file: Path, count: int) -> tuple[np.ndarray, np.ndarray, CGANConfig]:
+def generate(file: Path, count: int) -> tuple[np.ndarray, np.ndarray, GANConfig]:
     """Sketches `uint8 (count, H, W)`, generated images `uint8 (count, K, H, W, 3)`, one per class, and the config.
 
     Images of one sketch share the latent and the random maps; no artifact flags.
     """
-    generator, config = load_cgan(file)
+    generator, config = load_gan(file)
     sketches, num_classes = phantom_contours(count, config.size), len(config.classes)
     z = torch.randn(count, config.z_dim, generator=torch.Generator().manual_seed(0))
     labels = np.tile(np.arange(num_classes), count)

@@ -41,9 +41,9 @@ from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.metrics.stats import bootstrap_ci
 from helpers.models.artifacts import load_artifacts, predict_artifacts
-from helpers.models.cgan import CGANConfig, load_cgan, sample_batch
 from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
+from helpers.models.gan import GANConfig, load_gan, sample_batch
 from helpers.models.segmenter import load_segmenter, segment
 
 Generate = Callable[[dict[str, np.ndarray], int], np.ndarray]  # batch of the store, seed -> images
@@ -60,10 +60,10 @@ def sample_rows(store: Store, split: str, protocol: str, like: np.ndarray | None
     return np.concatenate([rows[store.labels[rows] == k][:n] for k, n in enumerate(counts)])
 
 
-def load_generator(checkpoint: Path) -> tuple[Generate, CGANConfig | DCGANConfig]:
+def load_generator(checkpoint: Path) -> tuple[Generate, GANConfig | DCGANConfig]:
     """Sampling function and config of a CGAN, or of a DCGAN, which ignores the sketches."""
     try:
-        generator, config = load_cgan(checkpoint)
+        generator, config = load_gan(checkpoint)
         return partial(sample_batch, generator), config
     except DataError:
         generator, config = load_dcgan(checkpoint)
@@ -95,9 +95,7 @@ def print_mean(name: str, values: np.ndarray) -> None:
     print(f"{name}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
 
 
-def print_label_accuracy(
-    checkpoint: Path, config: CGANConfig | DCGANConfig, batch: dict, generated: np.ndarray
-) -> None:
+def print_label_accuracy(checkpoint: Path, config: GANConfig | DCGANConfig, batch: dict, generated: np.ndarray) -> None:
     """Of real and generated images, both with gray surroundings if the classifier was trained on such images."""
     classifier, classifier_config = load_classifier(checkpoint)
     if classifier_config.classes != config.classes:
@@ -167,7 +165,7 @@ def main() -> None:
         for path in (classifier_path, classifier_path.parents[1] / "classifier-lesion-only" / "checkpoint.pt"):
             if path.is_file():
                 print_label_accuracy(path, config, batch, generated)
-        if segmenter_path.is_file() and isinstance(config, CGANConfig):
+        if segmenter_path.is_file() and isinstance(config, GANConfig):
             has_mask = store.has_mask[rows]
             segment_lesions = partial(segment, load_segmenter(segmenter_path)[0])
             for name, images in (("real", batch["images"]), ("synthetic", generated)):

@@ -21,8 +21,8 @@ from helpers.experiments.real_vs_synthetic import predict_cross_dataset, predict
 from helpers.metrics.classification import calibration_error
 from helpers.metrics.fidelity import label_accuracy
 from helpers.metrics.stats import bootstrap_ci, paired_difference
-from helpers.models.cgan import load_cgan, sample_batch
 from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.gan import load_gan, sample_batch
 
 SAME_CLASS = {"SK": "BKL"}
 
@@ -54,7 +54,7 @@ def main() -> None:
     cgan = args.cgan or cfg.outputs / "cgan" / "checkpoint.pt"
     if not cgan.is_file():
         return
-    generator, gan_config = load_cgan(cgan)
+    generator, gan_config = load_gan(cgan)
     if (gan_config.size, gan_config.classes) != (config.size, config.classes):
         raise SystemExit(
             f"the generator must have size {config.size} and classes {config.classes}, got {gan_config.size} and "

@@ -22,7 +22,7 @@ from helpers.experiments.ablation import (
 )
 from helpers.experiments.runner import fraction_of_rows
 from helpers.metrics.extractors import FeatureExtractor
-from helpers.models.cgan import CGANConfig
+from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
 
@@ -39,7 +39,7 @@ def few_latents(monkeypatch):
 
 def plan_for(store, projected: bool = False) -> AblationPlan:
     return AblationPlan(
-        generator=CGANConfig(64, tuple(store.classes), base_channels=8, projected=projected),
+        generator=GANConfig(64, tuple(store.classes), base_channels=8, projected=projected),
         train_config=TrainConfig(2, 2, save_every=2, log_every=1),
         num_eval=12,
         fractions=(0.5, 1.0),
@@ -109,7 +109,7 @@ def test_small_data_experiment_in_the_folder_of_the_ablation_raises(phantom_stor
 
 @pytest.mark.parametrize("removed", ["use_label", "use_z"])
 def test_ablated_cgan_ignores_the_removed_input_only(removed):
-    task = AblatedCGAN(CGANConfig(64, ("A", "B"), base_channels=8), **{removed: False})
+    task = AblatedCGAN(GANConfig(64, ("A", "B"), base_channels=8), **{removed: False})
     task.networks["generator"].eval()
 
     def generate(label: int, z: float) -> torch.Tensor:

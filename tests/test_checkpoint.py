@@ -12,10 +12,10 @@ from safetensors import safe_open
 from helpers.__main__ import find_checkpoint, main
 from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.models.cgan import CGANConfig, load_cgan, sample, train_cgan
 from helpers.models.checkpoint import export_weights, pack_ids, read_checkpoint, unpack_ids
 from helpers.models.classifier import ClassifierConfig, load_classifier, predict_proba, train_classifier
 from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan, train_dcgan
+from helpers.models.gan import GANConfig, load_gan, sample, train_gan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, segment, train_segmenter
 from helpers.models.trainer import TrainConfig
 
@@ -28,9 +28,9 @@ def nearly_equal(a: np.ndarray, b: np.ndarray) -> bool:
 
 
 def test_export_weights_cgan_samples_nearly_equal_at_half_the_size(phantom_store, tmp_path):
-    train_cgan(phantom_store, CGANConfig(64, tuple(phantom_store.classes), base_channels=8), tmp_path, ONE_STEP)
+    train_gan(phantom_store, GANConfig(64, tuple(phantom_store.classes), base_channels=8), tmp_path, ONE_STEP)
     file = export_weights(tmp_path / "checkpoint.pt", tmp_path / "cgan.safetensors")
-    (generator, config), (released, released_config) = load_cgan(tmp_path / "checkpoint.pt"), load_cgan(file)
+    (generator, config), (released, released_config) = load_gan(tmp_path / "checkpoint.pt"), load_gan(file)
     assert config == released_config and not list(tmp_path.glob(".*"))
     sketches = phantom_store.sketches[:4]
     images = sample(generator, sketches, [0, 1, 2, 3])
@@ -95,7 +95,7 @@ def test_find_checkpoint_prefers_given_then_own_then_released(phantom_store, tmp
     with pytest.raises(DataError, match="train one with `python -m helpers train cgan`"):
         find_checkpoint("cgan", default, cfg)
     own = tmp_path / "outputs/cgan/checkpoint.pt"
-    train_cgan(phantom_store, CGANConfig(64, tuple(phantom_store.classes), base_channels=8), own.parent, ONE_STEP)
+    train_gan(phantom_store, GANConfig(64, tuple(phantom_store.classes), base_channels=8), own.parent, ONE_STEP)
     released = cfg.released / "cgan.safetensors"
     assert main(["export", "cgan", "--checkpoint", str(own), "--out", str(released)]) == 0
     assert "MB" in capsys.readouterr().out and find_checkpoint("cgan", default, cfg) == own

@@ -10,12 +10,12 @@ from helpers.__main__ import main
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN
-from helpers.models.cgan import CGAN, CGANConfig, load_cgan, random_artifacts, sample, sample_batch, train_cgan
+from helpers.models.gan import CGAN, GANConfig, load_gan, random_artifacts, sample, sample_batch, train_gan
 from helpers.models.networks import Generator
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-SMALL = CGANConfig(64, CLASSES, base_channels=8, noise_channels=4, projected=True)
+SMALL = GANConfig(64, CLASSES, base_channels=8, noise_channels=4, projected=True)
 HAIR = np.array([[0, 1, 0, 0, 0, 0, 0]])
 
 
@@ -23,7 +23,7 @@ HAIR = np.array([[0, 1, 0, 0, 0, 0, 0]])
 def trained(phantom_store, tmp_path_factory):
     """Folder of a CGAN that is conditioned on artifacts, after one step; read only."""
     folder = tmp_path_factory.mktemp("conditioned")
-    train_cgan(phantom_store, SMALL, folder, TrainConfig(1, 4))
+    train_gan(phantom_store, SMALL, folder, TrainConfig(1, 4))
     return folder
 
 
@@ -49,7 +49,7 @@ def circle(size: int = 64) -> np.ndarray:
 
 
 def test_config_conditions_on_artifacts_code_and_maps_by_default():
-    config = CGANConfig(64, CLASSES)
+    config = GANConfig(64, CLASSES)
     assert config.artifacts and config.num_artifacts == 7 and config.d4_augment and not config.fine_lines
     assert (config.noise_channels, config.code_channels) == (8, 4)
 
@@ -151,22 +151,22 @@ def test_train_cgan_unknown_flags_without_a_detector_raise(phantom_store, tmp_pa
     monkeypatch.setattr(phantom_store, "artifacts", unknown)
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
     with pytest.raises(DataError, match=r"unknown artifact flags: they need .*artifacts.safetensors, .*--no-artifacts"):
-        train_cgan(phantom_store, SMALL, tmp_path, TrainConfig(1, 4))
-    train_cgan(phantom_store, replace(SMALL, artifacts=False), tmp_path, TrainConfig(1, 4))
+        train_gan(phantom_store, SMALL, tmp_path, TrainConfig(1, 4))
+    train_gan(phantom_store, replace(SMALL, artifacts=False), tmp_path, TrainConfig(1, 4))
 
 
 def test_load_cgan_returns_a_conditioned_generator(trained):
-    generator, config = load_cgan(trained / "checkpoint.pt")
+    generator, config = load_gan(trained / "checkpoint.pt")
     assert config == SMALL and generator.num_artifacts == 7
     assert (generator.noise_channels, generator.code_channels) == (4, 4)
 
 
 def test_init_from_unconditioned_checkpoint_adds_the_conditioning(phantom_store, tmp_path):
     plain = replace(SMALL, artifacts=False, noise_channels=0, code_channels=0)
-    train_cgan(phantom_store, plain, tmp_path, TrainConfig(1, 4))
+    train_gan(phantom_store, plain, tmp_path, TrainConfig(1, 4))
     task = CGAN(SMALL)
     task.init_from(tmp_path / "checkpoint.pt")
-    old, _ = load_cgan(tmp_path / "checkpoint.pt")
+    old, _ = load_gan(tmp_path / "checkpoint.pt")
     assert task.networks["generator"].artifact_embed.weight.abs().max() == 0
     torch.nn.init.normal_(old.to_rgb.weight)  # the loaded copy is independent of the task's
     assert not torch.equal(old.to_rgb.weight, task.networks["generator"].to_rgb.weight)
@@ -186,7 +186,7 @@ def test_init_from_checkpoint_with_layers_that_the_config_lacks_raises(trained, 
 
 
 def test_random_artifacts_are_as_frequent_as_in_the_training_images_of_the_class(phantom_store, trained):
-    generator, _ = load_cgan(trained / "checkpoint.pt")
+    generator, _ = load_gan(trained / "checkpoint.pt")
     rows = phantom_store.rows("train", needs=["sketch", "label"])
     for label in (0, 1):
         expected = phantom_store.artifacts[rows[phantom_store.labels[rows] == label]].mean(axis=0)

@@ -8,19 +8,19 @@ import torch
 from safetensors import safe_open
 
 from helpers.__main__ import main
-from helpers.models.cgan import CGAN, CGANConfig, grown_config, load_cgan, train_cgan
 from helpers.models.checkpoint import export_weights
+from helpers.models.gan import CGAN, GANConfig, grown_config, load_gan, train_gan
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-SMALL = CGANConfig(64, CLASSES, base_channels=8, projected=True)
+SMALL = GANConfig(64, CLASSES, base_channels=8, projected=True)
 
 
 @pytest.fixture(scope="module")
 def trained(phantom_store, tmp_path_factory):
     """Checkpoint of a 64 px CGAN after one step; read only."""
     folder = tmp_path_factory.mktemp("small")
-    train_cgan(phantom_store, SMALL, folder, TrainConfig(1, 4))
+    train_gan(phantom_store, SMALL, folder, TrainConfig(1, 4))
     return folder / "checkpoint.pt"
 
 
@@ -47,7 +47,7 @@ def test_main_train_cgan_grow_trains_at_twice_the_size(trained, phantoms, tmp_pa
     command = ["train", "cgan", "--dataset", "phantoms", "--data-root", str(phantoms), "--grow", str(trained)]
     options = ["--size", "128", "--steps", "1", "--batch-size", "4", "--out", str(tmp_path)]
     assert main([*command, *options]) == 0
-    generator, config = load_cgan(tmp_path / "checkpoint.pt")
+    generator, config = load_gan(tmp_path / "checkpoint.pt")
     assert (config.size, config.level_channels, generator.size) == (128, (8, 8, 16, 32), 128)
     assert main([*command, "--size", "64", "--out", str(tmp_path / "same")]) == 2
     assert "has 64 px: it can grow to 128, not 64" in capsys.readouterr().err
@@ -72,4 +72,4 @@ def test_init_from_exported_networks_equals_the_checkpoint_in_half_precision(tra
             if not key.startswith("feature_network."):
                 assert torch.allclose(weight, saved[networks][name][key], rtol=1e-3, atol=1e-6), (name, key)
     assert task.extra_state["trained_on"] == saved["extra_state"]["trained_on"]
-    assert load_cgan(file)[1] == SMALL
+    assert load_gan(file)[1] == SMALL

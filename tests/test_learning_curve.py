@@ -11,7 +11,7 @@ from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import FeatureExtractor
-from helpers.models.cgan import CGANConfig, sample_batch
+from helpers.models.gan import GANConfig, sample_batch
 from helpers.models.networks import Generator
 
 
@@ -29,7 +29,7 @@ def make_curve(store: Store, out: Path, every_nimg: int = 100) -> LearningCurve:
 
 def generator_of(store: Store, seed: int = 0) -> Generator:
     torch.manual_seed(seed)
-    return CGANConfig(64, tuple(store.classes), base_channels=8).generator().eval().requires_grad_(False)
+    return GANConfig(64, tuple(store.classes), base_channels=8).generator().eval().requires_grad_(False)
 
 
 def read_rows(out: Path) -> list[dict[str, float]]:

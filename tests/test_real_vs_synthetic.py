@@ -21,8 +21,8 @@ from helpers.experiments.real_vs_synthetic import (
     score_table,
 )
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
-from helpers.models.cgan import CGANConfig
 from helpers.models.classifier import ClassifierConfig, build_classifier, ids_of
+from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -38,7 +38,7 @@ def plan_for(store) -> RealVsSyntheticPlan:
     classes = tuple(store.classes)
     return RealVsSyntheticPlan(
         classifier=ClassifierConfig(64, classes),
-        generator=CGANConfig(64, classes, base_channels=8),
+        generator=GANConfig(64, classes, base_channels=8),
         train_config=TrainConfig(2, 8),
         gan_train_config=TrainConfig(1, 2),
         num_synthetic=14,
@@ -157,8 +157,8 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
             with pytest.raises(StopIteration):
                 arm(0.5, 1, tmp_path / name)
 
-    train_cgan = module.train_cgan
-    monkeypatch.setattr(module, "train_cgan", lambda *args: gan_rows.append(args[4]) or train_cgan(*args))
+    train_gan = module.train_gan
+    monkeypatch.setattr(module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
     monkeypatch.setattr(module, "run_grid", run_arms)
     plan = replace(plan_for(phantom_store), seeds=(1,))

@@ -11,7 +11,7 @@ from helpers.data.layouts import read
 from helpers.experiments import segmentation as module
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.experiments.segmentation import SegmentationPlan, score_images, segmentation_experiment
-from helpers.models.cgan import CGANConfig
+from helpers.models.gan import GANConfig
 from helpers.models.segmenter import Segmenter, SegmenterConfig
 from helpers.models.trainer import TrainConfig
 
@@ -27,7 +27,7 @@ def isic_table(tmp_path):
 def plan_for(store) -> SegmentationPlan:
     return SegmentationPlan(
         segmenter=SegmenterConfig(64, "Unet", ENCODER, decoder_channels=32, pretrained=False, tta=False),
-        generator=CGANConfig(64, tuple(store.classes), base_channels=8),
+        generator=GANConfig(64, tuple(store.classes), base_channels=8),
         train_config=TrainConfig(1, 2),
         gan_train_config=TrainConfig(1, 2),
         num_pairs=8,
@@ -104,8 +104,8 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
             with pytest.raises(StopIteration):
                 arm(0.5, 1, tmp_path / name)
 
-    train_cgan = module.train_cgan
-    monkeypatch.setattr(module, "train_cgan", lambda *args: gan_rows.append(args[4]) or train_cgan(*args))
+    train_gan = module.train_gan
+    monkeypatch.setattr(module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
     monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
     monkeypatch.setattr(module, "run_grid", run_arms)
     plan = replace(plan_for(phantom_store), seeds=(1,))

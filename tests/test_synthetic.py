@@ -5,15 +5,15 @@ from helpers.data.files import DataError
 from helpers.data.sketches import contour, fill
 from helpers.data.store import StoreConfig
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, sample_balanced, small_lesions
-from helpers.models.cgan import CGANConfig, train_cgan
 from helpers.models.dcgan import DCGANConfig, train_dcgan
+from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
 
 @pytest.fixture(scope="module")
 def checkpoint(phantom_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("generator")
-    train_cgan(phantom_store, CGANConfig(64, tuple(phantom_store.classes), base_channels=8), folder, TrainConfig(2, 4))
+    train_gan(phantom_store, GANConfig(64, tuple(phantom_store.classes), base_channels=8), folder, TrainConfig(2, 4))
     return folder / "checkpoint.pt"
 
 
@@ -38,8 +38,8 @@ def test_cgan_images_of_a_network_with_other_classes_raise(checkpoint, phantom_s
 
 def test_cgan_images_of_a_structure_network_raise(phantom_store, tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_store, "config", StoreConfig(64, "structure"))
-    config = CGANConfig(64, tuple(phantom_store.classes), "structure", base_channels=8)
-    train_cgan(phantom_store, config, tmp_path, TrainConfig(1, 4))
+    config = GANConfig(64, tuple(phantom_store.classes), "structure", base_channels=8)
+    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))
     with pytest.raises(DataError, match="only have the style 'contour', the network was trained on 'structure'"):
         cgan_images(tmp_path / "checkpoint.pt", phantom_store, np.array([0]), 2)
 

@@ -31,7 +31,7 @@ from helpers.metrics.fidelity import (
 )
 from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import compute_metrics
-from helpers.models.cgan import CGAN, CGANConfig, load_cgan, sample_batch, train_cgan
+from helpers.models.gan import CGAN, GANConfig, load_gan, sample_batch, train_gan
 from helpers.models.losses import otsu_separability
 from helpers.models.networks import Generator, soft_fill
 from helpers.models.pix2pix import Pix2PixConfig, load_pix2pix, train_pix2pix
@@ -67,7 +67,7 @@ MAX_DIVERSITY_SKETCHES = 20
 class AblationPlan:
     """Sizes of both experiments; every arm trains on `train_config.steps` times `train_config.batch_size` images."""
 
-    generator: CGANConfig
+    generator: GANConfig
     train_config: TrainConfig
     num_eval: int  # val sketches to generate from
     fractions: tuple[float, ...]  # of the training images, in the small-data experiment
@@ -77,7 +77,7 @@ class AblationPlan:
 def ablation_plan(cfg: SimpleNamespace, store: Store) -> AblationPlan:
     """The plan of `get_config("ablation")`."""
     return AblationPlan(
-        generator=CGANConfig(cfg.size, tuple(store.classes), store.config.style, cfg.base_channels, projected=True),
+        generator=GANConfig(cfg.size, tuple(store.classes), store.config.style, cfg.base_channels, projected=True),
         train_config=TrainConfig(cfg.steps, cfg.batch_size),
         num_eval=cfg.num_eval,
         fractions=cfg.fractions,
@@ -88,7 +88,7 @@ def ablation_plan(cfg: SimpleNamespace, store: Store) -> AblationPlan:
 class AblatedCGAN(CGAN):
     """CGAN whose generator gets no label or no z; the discriminator is still conditioned on the label."""
 
-    def __init__(self, config: CGANConfig, use_label: bool = True, use_z: bool = True):
+    def __init__(self, config: GANConfig, use_label: bool = True, use_z: bool = True):
         super().__init__(config)
         self.use_label, self.use_z = use_label, use_z
 
@@ -216,7 +216,7 @@ def ablation_experiment(
             train_config = train_config if ema else replace(train_config, ema_nimg=0)
             torch.manual_seed(seed)
             if use_label and use_z and balanced:
-                train_cgan(store, config, work, train_config)
+                train_gan(store, config, work, train_config)
             else:
                 sketch_sampling = SketchSampling(config.hand_drawn_prob)
                 get_batch = balanced_batches(store, train_config.batch_size, seed, None, sketch_sampling, balanced)
@@ -273,9 +273,9 @@ def small_data_experiment(
 
     def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
         start, train_rows = time.perf_counter(), fraction_of_rows(store, fraction, seed)
-        train_cgan(store, plan.generator, work, replace(plan.train_config, seed=seed), train_rows)
+        train_gan(store, plan.generator, work, replace(plan.train_config, seed=seed), train_rows)
         seconds = time.perf_counter() - start
-        generator, _ = load_cgan(work / "checkpoint.pt")
+        generator, _ = load_gan(work / "checkpoint.pt")
         images = sample_batch(generator, evaluation.batch)
         sets = [images, np.array(store.images[train_rows]), evaluation.images]
         by_features = memorization(*(evaluation.features(images).values for images in sets))
@@ -300,7 +300,7 @@ def _fingerprint(question: str, plan: AblationPlan, evaluation: GeneratorEval) -
 def load_ablated_generator(checkpoint: Path, use_label: bool = True, use_z: bool = True) -> Generator:
     """The EMA generator of a checkpoint of `AblatedCGAN`, which ignores labels or z as in training: every label gets
     the embedding of label 0, and the latent statistics map every z to 0."""
-    generator, _ = load_cgan(checkpoint)
+    generator, _ = load_gan(checkpoint)
     if not use_label:
         generator.class_embed.weight.copy_(generator.class_embed.weight[:1].expand_as(generator.class_embed.weight))
     if not use_z:

@@ -20,9 +20,9 @@ from helpers.experiments.real_vs_synthetic import predict_table, probabilities
 from helpers.experiments.runner import Arm, plan_fingerprint, run_grid
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
-from helpers.models.cgan import CGANConfig, train_cgan
 from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
 from helpers.models.dcgan import DCGANConfig, train_dcgan
+from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
 RARE_FRACTION = 0.05  # of the labeled images, at most
@@ -53,7 +53,7 @@ class BalancingPlan:
     """Sizes of the experiment; all arms take the same number of optimizer steps."""
 
     classifier: ClassifierConfig
-    cgan: CGANConfig
+    cgan: GANConfig
     dcgan: DCGANConfig
     train_config: TrainConfig  # of the classifiers
     gan_train_config: TrainConfig  # of the CGANs
@@ -69,7 +69,7 @@ def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
     classes = tuple(store.classes)
     return BalancingPlan(
         classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
-        cgan=CGANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
+        cgan=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
         dcgan=DCGANConfig(cfg.size, classes, cfg.base_channels, projected=cfg.projected),
         train_config=TrainConfig(cfg.steps, cfg.batch_size),
         gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
@@ -131,7 +131,7 @@ def balancing_experiment(
             train_dcgan(store, plan.dcgan, folder, plan.dcgan_train_config, train)
             return dcgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed)
         if method == "CGAN":
-            train_cgan(store, plan.cgan, folder, plan.gan_train_config, masked)
+            train_gan(store, plan.cgan, folder, plan.gan_train_config, masked)
             return cgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed, balanced=True)
         return blended_images(store, rare_rows, plan.num_synthetic, small_lesions(store, masked), seed)
 

@@ -12,7 +12,7 @@ from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.fidelity import MIN_POSITION_IMAGES, position_score, structure_correlation
 from helpers.metrics.quality import compute_metrics
-from helpers.models.cgan import sample_batch
+from helpers.models.gan import sample_batch
 from helpers.models.networks import Generator
 
 MIN_EVAL = MIN_POSITION_IMAGES

@@ -24,7 +24,6 @@ from helpers.experiments.runner import (
 )
 from helpers.experiments.synthetic import cgan_images
 from helpers.metrics import classification
-from helpers.models.cgan import CGANConfig, train_cgan
 from helpers.models.classifier import (
     Classifier,
     ClassifierConfig,
@@ -34,6 +33,7 @@ from helpers.models.classifier import (
     predict_logits,
     predict_proba,
 )
+from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
 # ------------------------------------------------------------------------------------------------------------ scoring
@@ -163,7 +163,7 @@ class RealVsSyntheticPlan:
     """Sizes of the experiment; all arms take the same number of optimizer steps."""
 
     classifier: ClassifierConfig
-    generator: CGANConfig
+    generator: GANConfig
     train_config: TrainConfig  # of the classifiers
     gan_train_config: TrainConfig
     num_synthetic: int
@@ -176,7 +176,7 @@ def real_vs_synthetic_plan(cfg: SimpleNamespace, store: Store) -> RealVsSyntheti
     classes = tuple(store.classes)
     return RealVsSyntheticPlan(
         classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
-        generator=CGANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
+        generator=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
         train_config=TrainConfig(cfg.steps, cfg.batch_size),
         gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
         num_synthetic=cfg.num_synthetic,
@@ -214,7 +214,7 @@ def real_vs_synthetic_experiment(
     @lru_cache(maxsize=len(plan.seeds))  # all arms of a fraction use the same images
     def synthetic_source(fraction: float, seed: int) -> ImageSource:
         rows, folder = fraction_of_rows(store, fraction), out / f"generator-{fraction:g}"
-        train_cgan(store, plan.generator, folder, plan.gan_train_config, rows)
+        train_gan(store, plan.generator, folder, plan.gan_train_config, rows)
         return cgan_images(folder / "checkpoint.pt", store, rows, plan.num_synthetic, seed, balanced=True)
 
     def arm(real: bool = False, synthetic: bool = False, augmented: bool = False, balance: str = "sampling") -> Arm:

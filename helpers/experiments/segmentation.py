@@ -23,7 +23,7 @@ from helpers.experiments.runner import (
 )
 from helpers.experiments.synthetic import cgan_images
 from helpers.metrics.overlap import scores
-from helpers.models.cgan import CGANConfig, train_cgan
+from helpers.models.gan import GANConfig, train_gan
 from helpers.models.segmenter import Segmenter, SegmenterConfig, fit_segmenter, load_segmenter, segment
 from helpers.models.trainer import TrainConfig
 
@@ -51,7 +51,7 @@ class SegmentationPlan:
     """Sizes of the experiment; all arms take the same number of optimizer steps."""
 
     segmenter: SegmenterConfig
-    generator: CGANConfig
+    generator: GANConfig
     train_config: TrainConfig  # of the segmenters
     gan_train_config: TrainConfig
     num_pairs: int
@@ -65,7 +65,7 @@ def segmentation_plan(cfg: SimpleNamespace, store: Store) -> SegmentationPlan:
     classes, segmenter_cfg = tuple(store.classes), get_config("segmenter")
     return SegmentationPlan(
         segmenter=SegmenterConfig(cfg.size, segmenter_cfg.arch, segmenter_cfg.encoder_name),
-        generator=CGANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
+        generator=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
         train_config=TrainConfig(cfg.steps, cfg.batch_size),
         gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
         num_pairs=cfg.num_pairs,
@@ -104,7 +104,7 @@ def segmentation_experiment(
     @lru_cache(maxsize=len(plan.seeds))  # all arms of a fraction use the same pairs
     def synthetic_source(fraction: float, seed: int) -> ImageSource:
         rows, folder = fraction_of_rows(store, fraction), out / f"generator-{fraction:g}"
-        train_cgan(store, plan.generator, folder, plan.gan_train_config, rows)
+        train_gan(store, plan.generator, folder, plan.gan_train_config, rows)
         return cgan_images(folder / "checkpoint.pt", store, rows, plan.num_pairs, seed)
 
     def arm(real: bool = False, synthetic: bool = False, augmented: bool = False) -> Arm:

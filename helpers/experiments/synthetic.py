@@ -8,8 +8,8 @@ from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
 from helpers.data.sketches import contour, deform, fill
 from helpers.data.store import ImageSource, Store
-from helpers.models.cgan import load_cgan, sample_batch
 from helpers.models.dcgan import load_dcgan, sample_dcgan
+from helpers.models.gan import load_gan, sample_batch
 
 MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
 
@@ -22,7 +22,7 @@ def cgan_images(
     The source holds the deformed masks too. `balanced`: about equally many per class, else in proportion to `rows`.
     Raises `DataError` if the network was trained on other classes or another sketch style than "contour".
     """
-    generator, config = load_cgan(checkpoint)
+    generator, config = load_gan(checkpoint)
     check_same_classes(config.classes, store)
     if config.style != "contour":
         raise DataError(f"new sketches can only have the style 'contour', the network was trained on {config.style!r}")

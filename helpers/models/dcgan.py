@@ -22,15 +22,15 @@ from torch import Tensor, nn
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.data.store import ImageSource, Store, labeled_batches
-from helpers.models.cgan import CGAN, R1_GAMMA, save_grid, to_uint8
 from helpers.models.checkpoint import read_checkpoint
+from helpers.models.gan import CGAN, R1_GAMMA, save_grid, to_uint8
 from helpers.models.networks import MIN_SIZE, Encoder, LatentStats, StyledConvBlock, conv
 from helpers.models.trainer import Backward, Batch, TrainConfig, best_device, train
 
 
 @dataclass(frozen=True)
 class DCGANConfig:
-    """Settings of the networks and of one step, as in `CGANConfig`. Raises `ValueError` for a size that is not in
+    """Settings of the networks and of one step, as in `GANConfig`. Raises `ValueError` for a size that is not in
     `R1_GAMMA`."""
 
     size: int  # pixels per side

@@ -1,4 +1,4 @@
-"""Networks of the CGAN (`cgan.py`): generator, encoder, discriminator.
+"""Networks of the CGAN (`gan.py`): generator, encoder, discriminator.
 
 The generator is a U-Net (Ronneberger et al., arXiv 1505.04597): it encodes the sketch to coarse features and decodes
 them with skip connections, so that lesion borders stay on the sketch lines. Label and latent z are mapped to a vector w

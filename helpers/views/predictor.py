@@ -19,9 +19,9 @@ from helpers.data import phantoms
 from helpers.data.files import DataError, center_crop, extract_lines, list_images, read_image, to_rgb
 from helpers.data.sketches import MAX_INK, contour, deform, fill, stroke_width
 from helpers.data.store import INK_THRESHOLD, StoreConfig, resize, resize_sketch
-from helpers.models.cgan import load_cgan, sample
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.dcgan import load_dcgan, sample_dcgan
+from helpers.models.gan import load_gan, sample
 from helpers.models.gradcam import grad_cam
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
 from helpers.views.plots import overlay
@@ -36,7 +36,7 @@ DISPLAY_NAMES = {
     "DF": "dermatofibroma",
     "VASC": "vascular lesion",
 }
-LOADERS = {"cgan": load_cgan, "segmenter": load_segmenter, "classifier": load_classifier, "dcgan": load_dcgan}
+LOADERS = {"cgan": load_gan, "segmenter": load_segmenter, "classifier": load_classifier, "dcgan": load_dcgan}
 MIN_SIDE, MAX_PIXELS = 16, 50_000_000  # of an upload: pixels per side, pixels in all
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # All threads share PyTorch's random generator. While a page is open, train in another process.

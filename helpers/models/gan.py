@@ -80,7 +80,7 @@ Evaluate = Callable[[Generator, int], None]  # (EMA generator, step)
 
 
 @dataclass(frozen=True)
-class CGANConfig:
+class GANConfig:
     """Settings of the networks and of one step. Raises `ValueError` for a size that is not in `R1_GAMMA`."""
 
     size: int  # pixels per side
@@ -157,7 +157,7 @@ class CGAN(TrainTask):
 
     ema_names = ("generator",)
 
-    def __init__(self, config: CGANConfig, preview: dict[str, Tensor] | None = None, evaluate: Evaluate | None = None):
+    def __init__(self, config: GANConfig, preview: dict[str, Tensor] | None = None, evaluate: Evaluate | None = None):
         """`preview`: inputs of the grid that is saved with every checkpoint, see `make_preview`. `evaluate` is called
         with the EMA generator and the step at every checkpoint."""
         self.config, self.preview, self.evaluate = config, preview, evaluate
@@ -372,13 +372,13 @@ class UnpairedCGAN(CGAN):
         }
 
 
-def grown_config(config: CGANConfig, checkpoint: str | Path) -> CGANConfig:
+def grown_config(config: GANConfig, checkpoint: str | Path) -> GANConfig:
     """The config with the channels of a checkpoint of half its image size, and one finer level with as many channels as
     the finest there. Coarse levels can then be initialized from it (progressive growing, arXiv 1710.10196).
 
     Raises `DataError` if the file is not a CGAN's, `ValueError` if it has another size.
     """
-    _, small = load_cgan(checkpoint)
+    _, small = load_gan(checkpoint)
     if 2 * small.size != config.size:
         raise ValueError(
             f"{display_path(checkpoint)} has {small.size} px: it can grow to {2 * small.size}, not {config.size}"
@@ -433,9 +433,9 @@ def unwrap(network: nn.Module) -> nn.Module:
     return getattr(network, "module", network)
 
 
-def train_cgan(
+def train_gan(
     store: Store,
-    config: CGANConfig,
+    config: GANConfig,
     out: str | Path,
     train_config: TrainConfig,
     rows: np.ndarray | None = None,
@@ -493,7 +493,7 @@ def set_artifact_rates(generator: Generator, store: Store, rows: np.ndarray) -> 
         generator.artifact_rates[int(k)] = torch.as_tensor(flags.mean(axis=0))
 
 
-def check_config(store: Store, config: CGANConfig, sketches: np.ndarray | None) -> None:
+def check_config(store: Store, config: GANConfig, sketches: np.ndarray | None) -> None:
     """Raise `ValueError` if store or unpaired sketches do not have the size, style and classes of the config."""
     has = {"size": store.config.size, "style": store.config.style, "classes": tuple(store.classes)}
     if sketches is not None:
@@ -509,12 +509,12 @@ def check_config(store: Store, config: CGANConfig, sketches: np.ndarray | None) 
         raise ValueError(f"the store has {'; '.join(differing)}")
 
 
-def load_cgan(path: str | Path) -> tuple[Generator, CGANConfig]:
+def load_gan(path: str | Path) -> tuple[Generator, GANConfig]:
     """The EMA generator of a checkpoint, in eval mode on the best device, and its config. Raises `DataError` if the
     file is not a CGAN's."""
     try:
         saved = read_checkpoint(path)
-        config = CGANConfig(**saved["config"] | {"classes": tuple(saved["config"]["classes"])})
+        config = GANConfig(**saved["config"] | {"classes": tuple(saved["config"]["classes"])})
         generator = config.generator()
         generator.load_state_dict(saved["ema_models"]["generator"])
     except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
@@ -653,7 +653,7 @@ def to_uint8(images: Tensor) -> np.ndarray:
 
 
 def make_preview(
-    store: Store, config: CGANConfig, seed: int, num_sketches: int = 4, unpaired_sketches: np.ndarray | None = None
+    store: Store, config: GANConfig, seed: int, num_sketches: int = 4, unpaired_sketches: np.ndarray | None = None
 ) -> dict[str, Tensor]:
     """Inputs of the preview grid: rows are sketches of the val split (or `unpaired_sketches`), columns all labels with
     one z, then the image's own label with two other z. Keys `sketches labels latents columns`."""

@@ -10,12 +10,12 @@ from torch import nn
 
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.models.cgan import CGAN, CGANConfig, UnpairedCGAN, d4_augment, load_cgan, make_preview, sample, train_cgan
 from helpers.models.checkpoint import export_weights
+from helpers.models.gan import CGAN, GANConfig, UnpairedCGAN, d4_augment, load_gan, make_preview, sample, train_gan
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-SMALL = CGANConfig(64, CLASSES, base_channels=8)
+SMALL = GANConfig(64, CLASSES, base_channels=8)
 
 
 @pytest.fixture
@@ -27,7 +27,7 @@ def store(phantom_store) -> Store:
 def trained(phantom_store, tmp_path_factory):
     """Folder of a CGAN after one step; read only."""
     folder = tmp_path_factory.mktemp("cgan")
-    train_cgan(phantom_store, SMALL, folder, TrainConfig(1, 4))
+    train_gan(phantom_store, SMALL, folder, TrainConfig(1, 4))
     return folder
 
 
@@ -53,12 +53,12 @@ class RecordingBackward:
 
 def test_config_unknown_size_raises():
     with pytest.raises(ValueError, match="size must be one of 64, 128, 256, got 96"):
-        CGANConfig(96, CLASSES)
+        GANConfig(96, CLASSES)
 
 
 def test_config_r1_gamma_follows_size_unless_given():
-    assert [CGANConfig(size, ("NV",)).r1_gamma for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
-    assert CGANConfig(256, ("NV",), r1_gamma=0.5).r1_gamma == 0.5
+    assert [GANConfig(size, ("NV",)).r1_gamma for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
+    assert GANConfig(256, ("NV",), r1_gamma=0.5).r1_gamma == 0.5
 
 
 def test_training_step_updates_every_network_with_its_own_loss_only():
@@ -183,15 +183,15 @@ def test_init_from_other_kind_of_checkpoint_raises_data_error(trained, tmp_path)
 
 def test_train_init_from_records_source_and_training_images(store, trained, tmp_path):
     config = replace(SMALL, projected=True)
-    train_cgan(store, config, tmp_path / "second", TrainConfig(1, 4), init_from=trained / "checkpoint.pt")
-    assert load_cgan(tmp_path / "second/checkpoint.pt")[1] == config
+    train_gan(store, config, tmp_path / "second", TrainConfig(1, 4), init_from=trained / "checkpoint.pt")
+    assert load_gan(tmp_path / "second/checkpoint.pt")[1] == config
     extra_state = load_checkpoint(tmp_path / "second")["extra_state"]
     assert extra_state["init_from"].endswith("checkpoint.pt")
     train_ids = store.table["image_id"].iloc[store.rows("train", needs=["sketch", "label"])]
     assert extra_state["trained_on"] == sorted(train_ids)
     val_rows = store.rows("val", needs=["sketch", "label"])
     with pytest.raises(DataError, match=f"was trained on {len(train_ids)} images that are held out"):
-        train_cgan(store, SMALL, tmp_path / "third", TrainConfig(1, 4), val_rows, init_from=trained / "checkpoint.pt")
+        train_gan(store, SMALL, tmp_path / "third", TrainConfig(1, 4), val_rows, init_from=trained / "checkpoint.pt")
 
 
 # ------------------------------------------------------------------------------------------------ training, sampling
@@ -199,17 +199,17 @@ def test_train_init_from_records_source_and_training_images(store, trained, tmp_
 
 def test_train_resumed_equals_uninterrupted_run_and_saves_grids(store, tmp_path):
     intervals = {"batch_size": 4, "log_every": 1, "save_every": 1}
-    history = train_cgan(store, SMALL, tmp_path / "once", TrainConfig(3, **intervals))
-    train_cgan(store, SMALL, tmp_path / "twice", TrainConfig(1, **intervals))
-    assert train_cgan(store, SMALL, tmp_path / "twice", TrainConfig(3, **intervals)) == history
-    generator, config = load_cgan(tmp_path / "once/checkpoint.pt")
+    history = train_gan(store, SMALL, tmp_path / "once", TrainConfig(3, **intervals))
+    train_gan(store, SMALL, tmp_path / "twice", TrainConfig(1, **intervals))
+    assert train_gan(store, SMALL, tmp_path / "twice", TrainConfig(3, **intervals)) == history
+    generator, config = load_gan(tmp_path / "once/checkpoint.pt")
     assert config == SMALL and not generator.training
-    resumed = load_cgan(tmp_path / "twice/checkpoint.pt")[0].state_dict()
+    resumed = load_gan(tmp_path / "twice/checkpoint.pt")[0].state_dict()
     for name, weight in generator.state_dict().items():
         assert torch.equal(weight, resumed[name]), name
     assert sorted(p.name for p in (tmp_path / "once").glob("grid-*.png")) == [f"grid-{k:06d}.png" for k in (1, 2, 3)]
     with pytest.raises(ValueError, match="base_channels is 8 there, 16 here"):
-        train_cgan(store, replace(SMALL, base_channels=16), tmp_path / "once", TrainConfig(4, **intervals))
+        train_gan(store, replace(SMALL, base_channels=16), tmp_path / "once", TrainConfig(4, **intervals))
 
 
 def test_train_evaluate_is_called_at_the_start_and_at_checkpoints_and_changes_nothing(store, tmp_path):
@@ -220,10 +220,10 @@ def test_train_evaluate_is_called_at_the_start_and_at_checkpoints_and_changes_no
         torch.rand(5)
 
     for steps in (2, 3):
-        train_cgan(store, SMALL, tmp_path / "a", TrainConfig(steps, 4, save_every=2), evaluate=evaluate)
+        train_gan(store, SMALL, tmp_path / "a", TrainConfig(steps, 4, save_every=2), evaluate=evaluate)
     assert calls == [(0, False), (2, False), (3, False)], "not at the start of a resumed run"
     for steps in (2, 3):
-        train_cgan(store, SMALL, tmp_path / "b", TrainConfig(steps, 4, save_every=2))
+        train_gan(store, SMALL, tmp_path / "b", TrainConfig(steps, 4, save_every=2))
     a, b = (load_checkpoint(tmp_path / name)["networks"]["generator"] for name in ("a", "b"))
     assert all(torch.equal(weight, b[name]) for name, weight in a.items())
 
@@ -236,7 +236,7 @@ def test_train_config_unlike_store_raises(store, tmp_path):
     }
     for message, change in changes.items():
         with pytest.raises(ValueError, match=message):
-            train_cgan(store, replace(SMALL, **change), tmp_path, TrainConfig(1))
+            train_gan(store, replace(SMALL, **change), tmp_path, TrainConfig(1))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -244,12 +244,12 @@ def test_train_unpaired_sketches_of_wrong_kind_raise(store, tmp_path):
     lines = np.full((2, 64, 64), 255, np.uint8)
     for paired, sketches in ((True, lines), (False, lines[:, :32, :32]), (False, 0 * lines)):
         with pytest.raises(ValueError, match=r"unpaired sketches need paired=False, size \(64, 64\) and lines; got"):
-            train_cgan(store, replace(SMALL, paired=paired), tmp_path, TrainConfig(1), sketches=sketches)
+            train_gan(store, replace(SMALL, paired=paired), tmp_path, TrainConfig(1), sketches=sketches)
 
 
 def test_train_without_images_raises(store, tmp_path):
     with pytest.raises(DataError, match="needs at least one training image with a sketch and a label, got none"):
-        train_cgan(store, SMALL, tmp_path, TrainConfig(1), rows=np.array([], int))
+        train_gan(store, SMALL, tmp_path, TrainConfig(1), rows=np.array([], int))
 
 
 def test_sample_same_seed_repeats_and_latent_fixes_the_noise():
@@ -294,9 +294,9 @@ def test_make_preview_has_every_label_and_two_more_latents_per_sketch(store):
 
 def test_train_unpaired_records_sketch_loss_and_loads_like_paired(store, tmp_path):
     config = replace(SMALL, paired=False)
-    history = train_cgan(store, config, tmp_path, TrainConfig(2, batch_size=4, log_every=1))
+    history = train_gan(store, config, tmp_path, TrainConfig(2, batch_size=4, log_every=1))
     assert history["sketch"][0] > 0 and all(np.isfinite(history["l1"]))
-    generator, loaded = load_cgan(tmp_path / "checkpoint.pt")
+    generator, loaded = load_gan(tmp_path / "checkpoint.pt")
     assert loaded == config and sample(generator, store.sketches[:2], [0, 1]).shape == (2, 64, 64, 3)
 
 
