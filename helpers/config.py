@@ -1,4 +1,4 @@
-"""Paths, profile, data set, seed and sizes of every part of the project, read from the environment in this file only.
+"""Paths, profile, data set and seed, read from the environment in this file only. Sizes are in `presets.py`.
 
 Environment variables: `LESION_PROFILE` (one of `PROFILES`), `LESION_DATASET` (one of `DATASETS`), `LESION_DATA_ROOT`
 (folder of that data set), `LESION_WEIGHTS_DIR` (folder of pretrained weights). Relative paths start at the repository
@@ -9,9 +9,9 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import SimpleNamespace
 
 # owner/name on GitHub: `make badges REPO=owner/name` changes it here, in the README and in every notebook.
 REPOSITORY = "sketch2lesion/sketch2lesion"
@@ -20,155 +20,43 @@ ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "demo", "full")
 DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders")
 
-# Part of the project -> profile -> settings that differ between the profiles.
-SIZES = {
-    "sample": {
-        "smoke": {"images": 120, "size": 64},
-        "demo": {"images": 1000, "size": 128},
-        "full": {"images": 4000, "size": 256},
-    },
-    "data": {
-        "smoke": {"size": 64, "batch_size": 16},
-        "demo": {"size": 128, "batch_size": 64},
-        "full": {"size": 128, "batch_size": 64},
-    },
-    "sketches": {
-        "smoke": {"size": 64, "num_examples": 3},
-        "demo": {"size": 128, "num_examples": 6},
-        "full": {"size": 128, "num_examples": 6},
-    },
-    "cgan": {
-        "smoke": {"size": 64, "base_channels": 8, "steps": 6, "batch_size": 4, "projected": True},
-        "demo": {"size": 64, "base_channels": 32, "steps": 500, "batch_size": 4, "projected": True},
-        "full": {"size": 256, "base_channels": 64, "steps": 60_000, "batch_size": 16, "projected": True},
-    },
-    "segmenter": {
-        "smoke": {"size": 64, "arch": "Unet", "encoder_name": "mobilenet_v2", "steps": 6, "batch_size": 4},
-        "demo": {"size": 128, "arch": "Unet", "encoder_name": "mobilenet_v2", "steps": 120, "batch_size": 16},
-        "full": {"size": 256, "arch": "Unet", "encoder_name": "resnet34", "steps": 8_000, "batch_size": 32},
-    },
-    "segmentation_notebook": {  # notebook 4: does a segmenter gain from synthetic pairs?
-        "smoke": {"size": 64, "steps": 4, "batch_size": 4, "fractions": (1.0,), "seeds": (0, 1)}
-        | {"base_channels": 8, "gan_steps": 4, "gan_batch_size": 4, "num_pairs": 8},
-        "demo": {"size": 64, "steps": 24, "batch_size": 12, "fractions": (0.1,), "seeds": (0, 1, 2)}
-        | {"base_channels": 32, "gan_steps": 150, "gan_batch_size": 8, "num_pairs": 300},
-        "full": {"size": 256, "steps": 4_000, "batch_size": 32, "fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"base_channels": 64, "gan_steps": 40_000, "gan_batch_size": 16, "num_pairs": 4_000},
-    },
-    "artifacts": {
-        "smoke": {"size": 64, "steps": 6, "batch_size": 4},
-        "demo": {"size": 128, "steps": 300, "batch_size": 16},
-        "full": {"size": 128, "steps": 1_500, "batch_size": 64},
-    },
-    "dcgan": {
-        "smoke": {"size": 64, "base_channels": 8, "steps": 6, "batch_size": 4},
-        "demo": {"size": 64, "base_channels": 32, "steps": 500, "batch_size": 8},
-        "full": {"size": 128, "base_channels": 64, "steps": 40_000, "batch_size": 16},
-    },
-    "real_vs_synthetic_notebook": {  # notebook 6: does a classifier gain from synthetic images?
-        "smoke": {"size": 64, "arch": "small_cnn", "steps": 4, "batch_size": 8, "fractions": (1.0,), "seeds": (0, 1)}
-        | {
-            "base_channels": 8,
-            "gan_steps": 4,
-            "gan_batch_size": 4,
-            "num_synthetic": 14,
-            "archs": ("small_cnn", "mobilenet_v2"),
-        },
-        "demo": {
-            "size": 64,
-            "arch": "small_cnn",
-            "steps": 40,
-            "batch_size": 32,
-            "fractions": (0.1,),
-            "seeds": (0, 1, 2),
-        }
-        | {"base_channels": 32, "gan_steps": 300, "gan_batch_size": 4, "num_synthetic": 700}
-        | {"archs": ("small_cnn", "resnet18", "mobilenet_v2")},
-        "full": {"size": 128, "arch": "resnet18", "steps": 4_000, "batch_size": 64}
-        | {"fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
-        | {"base_channels": 64, "gan_steps": 40_000, "gan_batch_size": 16, "num_synthetic": 14_000}
-        | {"archs": ("small_cnn", "resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_b0")},
-    },
-    "balancing_notebook": {  # notebook 7: what raises the recall of rare classes?
-        "smoke": {"size": 64, "arch": "small_cnn", "steps": 2, "batch_size": 8, "folds": 2, "seeds": (0, 1)}
-        | {"num_synthetic": 6, "real_per_synthetic": (1,)}
-        | {"base_channels": 8, "gan_steps": 2, "gan_batch_size": 4, "dcgan_steps": 2, "dcgan_batch_size": 4}
-        | {"backbone": "mobilenet_v2", "num_feature_images": 24},
-        "demo": {"size": 64, "arch": "small_cnn", "steps": 30, "batch_size": 32, "folds": 2, "seeds": (0, 1, 2)}
-        | {"num_synthetic": 300, "real_per_synthetic": (1,)}
-        | {"base_channels": 16, "gan_steps": 150, "gan_batch_size": 4, "dcgan_steps": 100, "dcgan_batch_size": 8}
-        | {"backbone": "mobilenet_v2", "num_feature_images": 300},
-        "full": {"size": 128, "arch": "resnet18", "steps": 4_000, "batch_size": 64, "folds": 5, "seeds": (0, 1, 2)}
-        | {"num_synthetic": 6_000, "real_per_synthetic": (1, 4), "base_channels": 64}
-        | {"gan_steps": 40_000, "gan_batch_size": 16, "dcgan_steps": 40_000, "dcgan_batch_size": 16}
-        | {"backbone": "resnet18", "num_feature_images": 2_000},
-    },
-    "ablation": {  # what does each component of the CGAN contribute, and how many real images does it need?
-        "smoke": {
-            "size": 64,
-            "base_channels": 8,
-            "steps": 2,
-            "batch_size": 4,
-            "num_eval": 12,
-            "fractions": (0.5, 1.0),
-            "seeds": (0, 1),
-        },
-        "demo": {"size": 64, "base_channels": 32, "steps": 1_500, "batch_size": 4, "num_eval": 1_000}
-        | {"fractions": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
-        "full": {"size": 128, "base_channels": 64, "steps": 20_000, "batch_size": 16, "num_eval": 1_000}
-        | {"fractions": (0.0125, 0.05, 0.2, 1.0), "seeds": (0, 1)},
-    },
-    "classifier": {  # notebook 6, and the classifier that is used as a feature extractor
-        "smoke": {"size": 64, "arch": "small_cnn", "steps": 6, "batch_size": 16},
-        "demo": {"size": 64, "arch": "small_cnn", "steps": 300, "batch_size": 32},
-        "full": {"size": 256, "arch": "resnet18", "steps": 6_000, "batch_size": 64},
-    },
-}
-# The experiments of notebooks 4, 6 and 7 as shell commands, which train longer in the demo profile.
-SIZES["segmentation"] = SIZES["segmentation_notebook"] | {
-    "demo": {"size": 64, "steps": 300, "batch_size": 16, "fractions": (0.1, 1.0), "seeds": (0, 1, 2)}
-    | {"base_channels": 32, "gan_steps": 3_000, "gan_batch_size": 4, "num_pairs": 2_000},
-}
-SIZES["real_vs_synthetic"] = SIZES["real_vs_synthetic_notebook"] | {
-    "demo": SIZES["real_vs_synthetic_notebook"]["demo"]
-    | {"arch": "mobilenet_v2", "steps": 400, "fractions": (0.1, 1.0)}
-    | {"gan_steps": 4_000, "num_synthetic": 3_500}
-}
-SIZES["balancing"] = SIZES["balancing_notebook"] | {
-    "demo": SIZES["balancing_notebook"]["demo"]
-    | {"arch": "mobilenet_v2", "steps": 250, "folds": 5, "num_synthetic": 1_500}
-    | {"base_channels": 32, "gan_steps": 4_000, "dcgan_steps": 3_000}
-}
+
+@dataclass(frozen=True)
+class Config:
+    """Paths, profile, data set and seed: what the environment decides. Sizes are in `presets.py`."""
+
+    profile: str
+    dataset: str
+    data_root: Path  # folder of the data set
+    outputs: Path  # folder for what is trained on this data set with this profile
+    stores: Path
+    released: Path
+    features: Path  # cache of extracted features
+    workers: int  # threads that read images
+    seed: int = 0
 
 
-def get_config(part: str, dataset: str | None = None, data_root: str | Path | None = None) -> SimpleNamespace:
-    """Configuration of one part ("data", "sketches", ...) for the profile and data set that the environment selects.
+def get_config(dataset: str | None = None, data_root: str | Path | None = None) -> Config:
+    """What the environment selects; `dataset` and `data_root` override it.
 
-    `dataset` and `data_root` override the environment; a relative `data_root` starts at the working directory.
-    Fields: `profile dataset data_root stores released features outputs seed projected workers sample`, then those of
-    `SIZES[part]`.
-    Raises `ValueError` if `part`, `dataset` or a variable has an unknown value.
+    A relative LESION_DATA_ROOT starts at the repository root, a relative `data_root` at the working directory. Raises
+    `ValueError` if `dataset` or a variable has an unknown value.
     """
     profile = _choose("LESION_PROFILE", None, "demo", PROFILES)
     name = _choose("LESION_DATASET", dataset, "phantoms", DATASETS)
-    if part not in SIZES:
-        raise ValueError(f"part must be one of {', '.join(SIZES)}, got {part!r}")
     # Each profile has a sample of its own size, so a smoke run never overwrites that of the demo.
     folder = f"data/phantoms-{profile}" if name == "phantoms" else f"data/{name}"
     if os.environ.get("LESION_DATASET", name) in ("", name):  # else LESION_DATA_ROOT belongs to another data set
         folder = os.environ.get("LESION_DATA_ROOT") or folder
-    return SimpleNamespace(
+    return Config(
         profile=profile,
         dataset=name,
         data_root=Path(data_root).resolve() if data_root else ROOT / Path(folder).expanduser(),
+        outputs=ROOT / "outputs" / f"{name}-{profile}",
         stores=ROOT / "data" / "stores",
         released=ROOT / "data" / "released",
         features=ROOT / "data" / "features",
-        outputs=ROOT / "outputs" / f"{name}-{profile}",
-        seed=0,
         workers=cpu_count(),
-        sample=SIZES["sample"][profile],
-        **{"projected": False} | SIZES[part][profile],  # projected: kind of discriminator, see `models/projected.py`
     )
 
 

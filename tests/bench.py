@@ -190,7 +190,7 @@ def pix2pix_rate(steps: int) -> float:
 
 def cgan_rate(steps: int, batch_size: int = 4) -> float:
     """Images per second of our CGAN in the training loop, with its precision, memory layout and EMA."""
-    config = GANConfig(256, tuple(CLASSES), base_channels=get_config("cgan").base_channels)
+    config = GANConfig(256, tuple(CLASSES), base_channels=32)
     batch = {
         "images": torch.rand(batch_size, 3, 256, 256) * 2 - 1,
         "sketches": torch.rand(batch_size, 1, 256, 256).round(),
@@ -373,7 +373,7 @@ def bench_segmentation() -> None:
 def classification_rate(name: str, steps: int = 14, batch_size: int = 32) -> None:
     """Print images per second of training ResNet18 at 128 px. "baseline": torchvision's in float32, NCHW, decoding
     every file in every epoch; "ours": from the store, with augmentation and EMA."""
-    cfg = get_config("data")
+    cfg = get_config()
     dataset = open_dataset(cfg)
     torch.manual_seed(0)
     if name == "baseline":
@@ -438,7 +438,7 @@ def bench_page() -> None:
     from helpers.views.demo import build_page, launch_page
     from helpers.views.predictor import Predictor, example_sketches, find_weights
 
-    predictor = Predictor(find_weights(get_config("cgan")))
+    predictor = Predictor(find_weights(get_config()))
     page = build_page(predictor)
     sketch, name, png = example_sketches(predictor.size)[0], predictor.classes["cgan"][0], BytesIO()
     Image.fromarray(255 - sketch).save(png, "PNG")
@@ -474,7 +474,7 @@ def median_time(function: Callable, rounds: int = 12) -> float:
 def main() -> None:
     if len(sys.argv) > 1:
         return globals()[sys.argv[1]](*sys.argv[2:])
-    cfg = get_config("data")
+    cfg = get_config()
     dataset = open_dataset(cfg)
     print(f"{dataset.name}, {len(dataset.table):,} images, {cfg.workers} cores")
     bench_phantoms()

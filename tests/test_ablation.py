@@ -14,7 +14,7 @@ from helpers.experiments.ablation import (
     FLOOR,
     FULL_RECIPE,
     AblatedCGAN,
-    AblationPlan,
+    SmallDataExperiment,
     GeneratorEval,
     ablation_experiment,
     mean_over_seeds,
@@ -37,10 +37,10 @@ def few_latents(monkeypatch):
     monkeypatch.setattr(module, "MAX_DIVERSITY_SKETCHES", 3)
 
 
-def plan_for(store, projected: bool = False) -> AblationPlan:
-    return AblationPlan(
+def settings_for(store, projected: bool = False) -> SmallDataExperiment:
+    return SmallDataExperiment(
         generator=GANConfig(64, tuple(store.classes), base_channels=8, projected=projected),
-        train_config=TrainConfig(2, 2, save_every=2, log_every=1),
+        train=TrainConfig(2, 2, save_every=2, log_every=1),
         num_eval=12,
         fractions=(0.5, 1.0),
         seeds=(0,),
@@ -65,10 +65,10 @@ def test_ablation_experiment_trains_every_arm_differently(
     phantom_store, extractor, tmp_path, monkeypatch, trained_weights, few_latents
 ):
     monkeypatch.setattr(module, "Pix2PixConfig", partial(module.Pix2PixConfig, base_channels=8))
-    plan = plan_for(phantom_store)
+    experiment = settings_for(phantom_store)
     arms = [FULL_RECIPE, *ABLATIONS, "no EMA", "no label in G", "no z", "no class balancing", "pix2pix"]
-    arms.remove("no feature network")  # the plan has none, see below
-    results = ablation_experiment(phantom_store, plan, extractor, tmp_path, [FLOOR, *arms])
+    arms.remove("no feature network")  # these settings have none, see below
+    results = ablation_experiment(phantom_store, experiment, extractor, tmp_path, [FLOOR, *arms])
     assert list(results["arm"]) == [FLOOR, *arms] and len(trained_weights) == len(arms)
     for name, weights in zip(arms[1:], trained_weights[1:], strict=True):
         assert not torch.equal(trained_weights[0], weights), f"{name} is the full recipe"
@@ -82,7 +82,7 @@ def test_ablation_experiment_trains_every_arm_differently(
     assert above[(FULL_RECIPE, 1.0)] == 0 and above[(FLOOR, 1.0)] == results["kid"][0] - results["kid"][1]
 
     files = {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.csv")}
-    subset = ablation_experiment(phantom_store, plan, extractor, tmp_path, ["pix2pix", FLOOR])
+    subset = ablation_experiment(phantom_store, experiment, extractor, tmp_path, ["pix2pix", FLOOR])
     assert subset.equals(results.iloc[[0, -1]].reset_index(drop=True)), "read from the files"
     assert files == {file: file.stat().st_mtime_ns for file in tmp_path.glob("*.csv")}
     assert mean_over_seeds(subset)["above full recipe, seed 0"].isna().all(), "without the full recipe"
@@ -91,20 +91,20 @@ def test_ablation_experiment_trains_every_arm_differently(
 def test_ablation_experiment_trains_without_the_feature_network(
     phantom_store, extractor, tmp_path, trained_weights, few_latents
 ):
-    plan = plan_for(phantom_store, projected=True)
-    ablation_experiment(phantom_store, plan, extractor, tmp_path, [FULL_RECIPE, "no feature network"])
+    experiment = settings_for(phantom_store, projected=True)
+    ablation_experiment(phantom_store, experiment, extractor, tmp_path, [FULL_RECIPE, "no feature network"])
     assert len(trained_weights) == 2 and not torch.equal(*trained_weights)
 
 
 def test_ablation_experiment_with_an_unknown_arm_raises(phantom_store, extractor, tmp_path):
     with pytest.raises(ValueError, match=r"arm must be one of real images, full recipe, .*; got 'pix3pix'"):
-        ablation_experiment(phantom_store, plan_for(phantom_store), extractor, tmp_path, ["pix3pix"])
+        ablation_experiment(phantom_store, settings_for(phantom_store), extractor, tmp_path, ["pix3pix"])
 
 
 def test_small_data_experiment_in_the_folder_of_the_ablation_raises(phantom_store, extractor, tmp_path):
-    ablation_experiment(phantom_store, plan_for(phantom_store), extractor, tmp_path, [FLOOR])
+    ablation_experiment(phantom_store, settings_for(phantom_store), extractor, tmp_path, [FLOOR])
     with pytest.raises(ValueError, match="question is 'ablation' there, 'small data' here"):
-        small_data_experiment(phantom_store, plan_for(phantom_store), extractor, tmp_path)
+        small_data_experiment(phantom_store, settings_for(phantom_store), extractor, tmp_path)
 
 
 @pytest.mark.parametrize("removed", ["use_label", "use_z"])
@@ -124,7 +124,7 @@ def test_ablated_cgan_ignores_the_removed_input_only(removed):
 
 
 def test_small_data_experiment_counts_training_images(phantom_store, extractor, tmp_path, few_latents):
-    results = small_data_experiment(phantom_store, plan_for(phantom_store), extractor, tmp_path)
+    results = small_data_experiment(phantom_store, settings_for(phantom_store), extractor, tmp_path)
     half, full = results["num_images"]
     assert half == len(fraction_of_rows(phantom_store, 0.5)) < full == len(fraction_of_rows(phantom_store, 1.0))
     assert (results[["copies", "pixel_copies"]] == 0).all(axis=None), "two steps produce nothing like a lesion"
@@ -138,15 +138,15 @@ def test_small_data_experiment_finds_copies_of_training_images(
     noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     half_copied = np.concatenate([copies, noise])
     monkeypatch.setattr(module, "sample_batch", lambda generator, batch, *_, **__: half_copied[: len(batch["labels"])])
-    plan = replace(plan_for(phantom_store), fractions=(1.0,))
-    results = small_data_experiment(phantom_store, plan, extractor, tmp_path)
+    experiment = replace(settings_for(phantom_store), fractions=(1.0,))
+    results = small_data_experiment(phantom_store, experiment, extractor, tmp_path)
     assert results["copies"].item() == results["pixel_copies"].item() == 0.5
 
 
 def test_small_data_experiment_with_wrong_fractions_raises(phantom_store, extractor, tmp_path):
-    plan = replace(plan_for(phantom_store), fractions=(0.0, 1.0))
+    experiment = replace(settings_for(phantom_store), fractions=(0.0, 1.0))
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[0.0\]"):
-        small_data_experiment(phantom_store, plan, extractor, tmp_path)
+        small_data_experiment(phantom_store, experiment, extractor, tmp_path)
 
 
 class CopyingGenerator(nn.Module):

@@ -176,7 +176,7 @@ def test_load_artifacts_other_file_raises(tmp_path):
 
 
 def test_released_detector_is_small_has_a_card_and_separates_phantoms_with_a_ruler(phantom_store):
-    released = get_config("artifacts").released
+    released = get_config().released
     file, card = released / "artifacts.safetensors", (released / "artifacts.md").read_text()
     assert file.stat().st_size < 4e6
     assert (

@@ -7,7 +7,7 @@ import pytest
 from helpers.data.files import DataError
 from helpers.experiments import balancing as module
 from helpers.experiments.balancing import (
-    BalancingPlan,
+    BalancingExperiment,
     balancing_experiment,
     best_baseline,
     comparison_pairs,
@@ -23,15 +23,15 @@ from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
 
-def plan_for(store) -> BalancingPlan:
+def settings_for(store) -> BalancingExperiment:
     classes = tuple(store.classes)
-    return BalancingPlan(
+    return BalancingExperiment(
         classifier=ClassifierConfig(64, classes),
         cgan=GANConfig(64, classes, base_channels=8),
-        dcgan=DCGANConfig(64, classes, base_channels=8),
-        train_config=TrainConfig(2, 8),
-        gan_train_config=TrainConfig(1, 2),
-        dcgan_train_config=TrainConfig(1, 2),
+        dcgan=dcgan_config(64, classes, base_channels=8),
+        train=TrainConfig(2, 8),
+        gan_train=TrainConfig(1, 2),
+        dcgan_train=TrainConfig(1, 2),
         num_synthetic=6,
         folds=2,
         seeds=(0,),
@@ -70,7 +70,7 @@ def test_lesion_folds_of_a_class_with_too_few_lesions_raise(phantom_store):
 
 
 def test_balancing_experiment_tests_every_image_once_per_arm_and_seed(phantom_store, tmp_path):
-    results = balancing_experiment(phantom_store, plan_for(phantom_store), tmp_path)
+    results = balancing_experiment(phantom_store, settings_for(phantom_store), tmp_path)
     num_labeled = len(phantom_store.rows(needs=["label"]))
     counts = results.groupby(["arm", "seed"])["image_id"].agg(["nunique", "size"])
     assert len(counts) == 6 and (counts == num_labeled).all(axis=None)
@@ -94,9 +94,9 @@ def test_balancing_experiment_repeats_real_images_per_synthetic_one(phantom_stor
 
     monkeypatch.setattr(module, "run_grid", lambda arms, *_: arms)
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
-    plan = replace(plan_for(phantom_store), real_per_synthetic=(1, 4))
-    arms, real = balancing_experiment(phantom_store, plan, tmp_path), len(phantom_store)
-    assert list(arms)[3:] == [name for name, _ in comparison_pairs("oversampled", plan.real_per_synthetic)[2:]]
+    experiment = replace(settings_for(phantom_store), real_per_synthetic=(1, 4))
+    arms, real = balancing_experiment(phantom_store, experiment, tmp_path), len(phantom_store)
+    assert list(arms)[3:] == [name for name, _ in comparison_pairs("oversampled", experiment.real_per_synthetic)[2:]]
     for name in ("oversampled", "blended", "blended, one in 5"):
         with pytest.raises(StopIteration):
             arms[name](1.0, 0, tmp_path)
@@ -105,13 +105,13 @@ def test_balancing_experiment_repeats_real_images_per_synthetic_one(phantom_stor
 
 def test_balancing_experiment_accepts_more_ratios_and_seeds_later(phantom_store, tmp_path):
     """Both only add runs, so results of the first call are kept; other sizes are another experiment."""
-    plan = plan_for(phantom_store)
-    balancing_experiment(phantom_store, plan, tmp_path, only=["blended"])
-    more = replace(plan, seeds=(0, 1), real_per_synthetic=(1, 4))
+    experiment = settings_for(phantom_store)
+    balancing_experiment(phantom_store, experiment, tmp_path, only=["blended"])
+    more = replace(experiment, seeds=(0, 1), real_per_synthetic=(1, 4))
     results = balancing_experiment(phantom_store, more, tmp_path, only=["blended", "blended, one in 5"])
     assert len(results.groupby(["arm", "seed"])) == 4
     with pytest.raises(ValueError, match="num_synthetic is 6 there, 7 here"):
-        balancing_experiment(phantom_store, replace(plan, num_synthetic=7), tmp_path)
+        balancing_experiment(phantom_store, replace(experiment, num_synthetic=7), tmp_path)
 
 
 def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_path, monkeypatch):
@@ -152,7 +152,7 @@ def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_pa
         return fit(sources, config, out, train_config, ids)
 
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
-    balancing_experiment(phantom_store, replace(plan_for(phantom_store), folds=3), tmp_path)
+    balancing_experiment(phantom_store, replace(settings_for(phantom_store), folds=3), tmp_path)
     lesions = lesions_of(phantom_store)
     assert len(used) == 15 and {fold for _, fold, _ in used} == {0, 1, 2}, "five uses in each of three folds"
     for name, fold, rows in used:
@@ -168,7 +168,7 @@ def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_pa
 def test_balancing_experiment_without_masks_raises(phantom_store, tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
     with pytest.raises(DataError, match=r"phantoms needs masks of its rare classes \(.*\)"):
-        balancing_experiment(phantom_store, plan_for(phantom_store), tmp_path)
+        balancing_experiment(phantom_store, settings_for(phantom_store), tmp_path)
 
 
 def test_rare_recall_is_the_mean_over_the_rare_classes():

@@ -113,7 +113,7 @@ def test_find_checkpoint_prefers_given_then_own_then_released(phantom_store, tmp
 
 # ----------------------------------------------------------------------------------------------------- released files
 
-RELEASED = get_config("cgan").released
+RELEASED = get_config().released
 METHODS = ("cgan", "classifier", "dcgan", "segmenter")
 
 

@@ -1,6 +1,6 @@
 import pytest
 
-from helpers.config import PROFILES, ROOT, SIZES, display_path, find_weights_file, get_config
+from helpers.config import ROOT, display_path, find_weights_file, get_config
 
 
 @pytest.fixture(autouse=True)
@@ -10,55 +10,44 @@ def no_variables(monkeypatch):
 
 
 def test_get_config_without_variables_is_the_demo_on_phantoms():
-    cfg = get_config("data")
+    cfg = get_config()
     assert (cfg.profile, cfg.dataset, cfg.seed) == ("demo", "phantoms", 0)
     assert cfg.data_root == ROOT / "data/phantoms-demo" and cfg.outputs == ROOT / "outputs/phantoms-demo"
-    assert cfg.workers >= 1 and cfg.size == SIZES["data"]["demo"]["size"]
+    assert cfg.workers >= 1
 
 
 def test_get_config_reads_profile_dataset_and_root_from_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LESION_PROFILE", "full")
     monkeypatch.setenv("LESION_DATASET", "isic2017")
-    assert get_config("data").data_root == ROOT / "data/isic2017"
+    assert get_config().data_root == ROOT / "data/isic2017"
     monkeypatch.setenv("LESION_DATA_ROOT", "../elsewhere")
-    assert get_config("data").data_root == ROOT / "../elsewhere", "relative to the repository, not to the notebook"
+    assert get_config().data_root == ROOT / "../elsewhere", "relative to the repository, not to the notebook"
     monkeypatch.setenv("LESION_DATA_ROOT", str(tmp_path))
-    assert get_config("data").data_root == tmp_path
-    assert get_config("data").outputs == ROOT / "outputs/isic2017-full"
+    assert get_config().data_root == tmp_path
+    assert get_config().outputs == ROOT / "outputs/isic2017-full"
 
 
 def test_get_config_arguments_override_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LESION_DATASET", "isic2017")
     monkeypatch.setenv("LESION_DATA_ROOT", "somewhere")
-    cfg = get_config("data", dataset="ham10000")
+    cfg = get_config(dataset="ham10000")
     assert cfg.data_root == ROOT / "data/ham10000", "LESION_DATA_ROOT belongs to isic2017"
-    assert get_config("data", dataset="isic2017").data_root == ROOT / "somewhere"
-    assert get_config("data", data_root=tmp_path).data_root == tmp_path
+    assert get_config(dataset="isic2017").data_root == ROOT / "somewhere"
+    assert get_config(data_root=tmp_path).data_root == tmp_path
     monkeypatch.delenv("LESION_DATASET")
-    assert get_config("data", dataset="ham10000").data_root == ROOT / "somewhere", "no other set is named"
+    assert get_config(dataset="ham10000").data_root == ROOT / "somewhere", "no other set is named"
 
 
 def test_get_config_empty_variable_counts_as_unset(monkeypatch):
     monkeypatch.setenv("LESION_DATASET", "")
-    assert get_config("data").dataset == "phantoms"
+    assert get_config().dataset == "phantoms"
 
 
 @pytest.mark.parametrize("variable", ["LESION_PROFILE", "LESION_DATASET"])
 def test_get_config_unknown_value_raises(monkeypatch, variable):
     monkeypatch.setenv(variable, "nonsense")
     with pytest.raises(ValueError, match=f"{variable} must be one of .*, got 'nonsense'"):
-        get_config("data")
-
-
-def test_get_config_unknown_part_raises():
-    with pytest.raises(ValueError, match=r"part must be one of sample, .*, got 'soup'"):
-        get_config("soup")
-
-
-def test_sizes_have_every_profile_with_the_same_settings():
-    for part, sizes in SIZES.items():
-        assert set(sizes) == set(PROFILES), part
-        assert len({tuple(sorted(values)) for values in sizes.values()}) == 1, part
+        get_config()
 
 
 def test_find_weights_file_returns_the_first_that_exists(monkeypatch, tmp_path):

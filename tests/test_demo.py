@@ -37,7 +37,7 @@ CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networki
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(find_weights(get_config("cgan")))
+    return Predictor(find_weights(get_config()))
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,7 @@ def open_page(browser, address: str):
 
 @pytest.fixture(scope="module")
 def figures() -> Path:
-    folder = get_config("cgan").outputs / "figures"
+    folder = get_config().outputs / "figures"
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 

@@ -323,7 +323,7 @@ def test_images_by_id_repeated_id_is_reported(tmp_path):
 
 def test_open_dataset_other_content_than_expected_is_reported(tmp_path):
     ham10000(tmp_path)
-    dataset = open_dataset(get_config("data", dataset="isic2016", data_root=tmp_path))
+    dataset = open_dataset(get_config(dataset="isic2016", data_root=tmp_path))
     assert dataset.problems[0] == "expected isic2016, but the folder contains ham10000"
 
 
@@ -331,7 +331,7 @@ def test_open_dataset_unfinished_download_is_continued(tmp_path, monkeypatch):
     isic2016(tmp_path)
     calls = []
     monkeypatch.setattr("helpers.data.layouts.download", lambda name, folder: calls.append(name))
-    cfg = get_config("data", dataset="isic2016", data_root=tmp_path)
+    cfg = get_config(dataset="isic2016", data_root=tmp_path)
     open_dataset(cfg)
     assert calls == []
     (tmp_path / ".download-unfinished").touch()

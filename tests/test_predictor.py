@@ -28,7 +28,7 @@ RING = (20, 24, 100, 96)  # bounding box in an image of 128 pixels
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
-    return Predictor(find_weights(get_config("cgan")))
+    return Predictor(find_weights(get_config()))
 
 
 def ring(mode: str = "RGB", background="white", ink="black", side: int = 128, width: float = 2) -> Image.Image:
@@ -167,7 +167,7 @@ def test_read_of_unusable_files_raises_without_naming_the_folder(tmp_path):
 
 
 def test_find_weights_prefers_given_checkpoints_to_released_weights(tmp_path):
-    cfg = get_config("cgan")
+    cfg = get_config()
     assert find_weights(cfg)["cgan"] == cfg.released / "cgan.safetensors"
     checkpoint = tmp_path / "own.pt"
     checkpoint.touch()

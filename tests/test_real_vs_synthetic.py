@@ -8,7 +8,7 @@ import torch
 from helpers.data.files import DataError
 from helpers.experiments import real_vs_synthetic as module
 from helpers.experiments.real_vs_synthetic import (
-    RealVsSyntheticPlan,
+    RealVsSyntheticExperiment,
     auc,
     average_precision,
     balanced_accuracy,
@@ -34,13 +34,13 @@ def classifier():
     return build_classifier("small_cnn", CLASSES, 64).eval()
 
 
-def plan_for(store) -> RealVsSyntheticPlan:
+def settings_for(store) -> RealVsSyntheticExperiment:
     classes = tuple(store.classes)
-    return RealVsSyntheticPlan(
+    return RealVsSyntheticExperiment(
         classifier=ClassifierConfig(64, classes),
         generator=GANConfig(64, classes, base_channels=8),
-        train_config=TrainConfig(2, 8),
-        gan_train_config=TrainConfig(1, 2),
+        train=TrainConfig(2, 8),
+        gan_train=TrainConfig(1, 2),
         num_synthetic=14,
         fractions=(0.5,),
         seeds=(0, 1),
@@ -130,7 +130,7 @@ def test_score_table_has_intervals_and_the_majority_baseline():
 
 
 def test_real_vs_synthetic_experiment_tests_every_arm_on_every_test_image(phantom_store, tmp_path):
-    results = real_vs_synthetic_experiment(phantom_store, plan_for(phantom_store), tmp_path)
+    results = real_vs_synthetic_experiment(phantom_store, settings_for(phantom_store), tmp_path)
     test = phantom_store.table.iloc[phantom_store.rows("test", needs=["label"])]
     assert set(results["image_id"]) == set(test["image_id"]) and probabilities(results).sum(axis=1) == pytest.approx(1)
     counts = results.groupby(["arm", "seed"]).size()
@@ -161,13 +161,13 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
     monkeypatch.setattr(module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
     monkeypatch.setattr(module, "run_grid", run_arms)
-    plan = replace(plan_for(phantom_store), seeds=(1,))
-    real_vs_synthetic_experiment(phantom_store, plan, tmp_path)
+    experiment = replace(settings_for(phantom_store), seeds=(1,))
+    real_vs_synthetic_experiment(phantom_store, experiment, tmp_path)
     with_augmentation = ["real + augmentation", "class-weighted", "real + synthetic + augmentation"]
     assert set(trained_with) == {"real", *with_augmentation, "real + synthetic", "synthetic only"}
     for name, (sources, config, train_config, ids) in trained_with.items():
-        assert train_config == replace(plan.train_config, seed=1)
-        augmented = plan.classifier if name in with_augmentation else replace(plan.classifier, **module.NO_AUGMENTATION)
+        assert train_config == replace(experiment.train, seed=1)
+        augmented = experiment.classifier if name in with_augmentation else replace(experiment.classifier, **module.NO_AUGMENTATION)
         assert config == replace(augmented, balance="loss" if name == "class-weighted" else "sampling")
         assert set(ids) == set(ids_of(phantom_store.table.iloc[rows]))
         real, synthetic = name != "synthetic only", "synthetic" in name
@@ -183,9 +183,9 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
 def test_real_vs_synthetic_experiment_without_masks_or_with_wrong_fractions_raises(
     phantom_store, tmp_path, monkeypatch
 ):
-    plan = plan_for(phantom_store)
+    experiment = settings_for(phantom_store)
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[1.5\]"):
-        real_vs_synthetic_experiment(phantom_store, replace(plan, fractions=(1.5,)), tmp_path)
+        real_vs_synthetic_experiment(phantom_store, replace(experiment, fractions=(1.5,)), tmp_path)
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
     with pytest.raises(DataError, match=r"training images with mask and label, .*; got 0 and"):
-        real_vs_synthetic_experiment(phantom_store, plan, tmp_path)
+        real_vs_synthetic_experiment(phantom_store, experiment, tmp_path)

@@ -10,7 +10,7 @@ from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.experiments import segmentation as module
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
-from helpers.experiments.segmentation import SegmentationPlan, score_images, segmentation_experiment
+from helpers.experiments.segmentation import SegmentationExperiment, score_images, segmentation_experiment
 from helpers.models.gan import GANConfig
 from helpers.models.segmenter import Segmenter, SegmenterConfig
 from helpers.models.trainer import TrainConfig
@@ -24,12 +24,12 @@ def isic_table(tmp_path):
     return read(isic2016(tmp_path, 6)).table.iloc[:6]
 
 
-def plan_for(store) -> SegmentationPlan:
-    return SegmentationPlan(
+def settings_for(store) -> SegmentationExperiment:
+    return SegmentationExperiment(
         segmenter=SegmenterConfig(64, "Unet", ENCODER, decoder_channels=32, pretrained=False, tta=False),
         generator=GANConfig(64, tuple(store.classes), base_channels=8),
-        train_config=TrainConfig(1, 2),
-        gan_train_config=TrainConfig(1, 2),
+        train=TrainConfig(1, 2),
+        gan_train=TrainConfig(1, 2),
         num_pairs=8,
         fractions=(0.5,),
         seeds=(0, 1),
@@ -78,7 +78,7 @@ def test_score_images_of_an_untrained_segmenter_is_low(phantom_store):
 
 
 def test_segmentation_experiment_tests_every_arm_on_every_test_image(phantom_store, tmp_path):
-    results = segmentation_experiment(phantom_store, plan_for(phantom_store), tmp_path)
+    results = segmentation_experiment(phantom_store, settings_for(phantom_store), tmp_path)
     test = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
     assert set(results["image_id"]) == set(test["image_id"])
     counts = results.groupby(["arm", "seed"]).size()
@@ -108,15 +108,15 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
     monkeypatch.setattr(module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
     monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
     monkeypatch.setattr(module, "run_grid", run_arms)
-    plan = replace(plan_for(phantom_store), seeds=(1,))
-    segmentation_experiment(phantom_store, plan, tmp_path)
+    experiment = replace(settings_for(phantom_store), seeds=(1,))
+    segmentation_experiment(phantom_store, experiment, tmp_path)
     names = ["real", "real + augmentation", "real + synthetic", "real + synthetic + augmentation", "synthetic only"]
     assert list(trained_with) == names
     augmentation = {name: config.scale > 0 for name, (_, config, _) in trained_with.items()}
     assert [name for name, on in augmentation.items() if on] == [name for name in names if "augmentation" in name]
     for name, (sources, config, train_config) in trained_with.items():
-        assert train_config == replace(plan.train_config, seed=1)
-        assert replace(config, **{k: getattr(plan.segmenter, k) for k in module.NO_AUGMENTATION}) == plan.segmenter
+        assert train_config == replace(experiment.train, seed=1)
+        assert replace(config, **{k: getattr(experiment.segmenter, k) for k in module.NO_AUGMENTATION}) == experiment.segmenter
         assert len(sources) == ("real" in name) + ("synthetic" in name)
         if "real" in name:
             assert sources[0].images is phantom_store.images and np.array_equal(sources[0].rows, rows)
@@ -126,9 +126,9 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
 
 
 def test_segmentation_experiment_without_masks_or_with_wrong_fractions_raises(phantom_store, tmp_path, monkeypatch):
-    plan = plan_for(phantom_store)
+    experiment = settings_for(phantom_store)
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[1.5\]"):
-        segmentation_experiment(phantom_store, replace(plan, fractions=(0.5, 1.5)), tmp_path)
+        segmentation_experiment(phantom_store, replace(experiment, fractions=(0.5, 1.5)), tmp_path)
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
     with pytest.raises(DataError, match="images to test on in test; got 0 and 0"):
-        segmentation_experiment(phantom_store, plan, tmp_path)
+        segmentation_experiment(phantom_store, experiment, tmp_path)

@@ -8,7 +8,6 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -21,7 +20,7 @@ from sklearn.preprocessing import StandardScaler
 from helpers.data.files import DataError
 from helpers.data.sketches import hand_drawn
 from helpers.data.store import SketchSampling, Store, balanced_batches, to_tensors
-from helpers.experiments.runner import Arm, check_fractions, fraction_of_rows, plan_fingerprint, run_grid
+from helpers.experiments.runner import Arm, check_fractions, fraction_of_rows, fingerprint_of, run_grid
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.fidelity import (
     MIN_POSITION_IMAGES,
@@ -64,25 +63,24 @@ MAX_DIVERSITY_SKETCHES = 20
 
 
 @dataclass(frozen=True)
-class AblationPlan:
-    """Sizes of both experiments; every arm trains on `train_config.steps` times `train_config.batch_size` images."""
+class AblationExperiment:
+    """Settings of the ablation; every arm trains on `train.steps` times `train.batch_size` images."""
 
     generator: GANConfig
-    train_config: TrainConfig
-    num_eval: int  # val sketches to generate from
-    fractions: tuple[float, ...]  # of the training images, in the small-data experiment
-    seeds: tuple[int, ...]
+    train: TrainConfig
+    num_eval: int = 1_000  # val sketches to generate from
+    seeds: tuple[int, ...] = (0, 1)  # of the trainings
+
+    def fit(self, store: Store) -> "AblationExperiment":
+        """With the classes of the store. Raises `ValueError` if a config does not fit the store."""
+        return replace(self, generator=fit_config(self.generator, store))
 
 
-def ablation_plan(cfg: SimpleNamespace, store: Store) -> AblationPlan:
-    """The plan of `get_config("ablation")`."""
-    return AblationPlan(
-        generator=GANConfig(cfg.size, tuple(store.classes), store.config.style, cfg.base_channels, projected=True),
-        train_config=TrainConfig(cfg.steps, cfg.batch_size),
-        num_eval=cfg.num_eval,
-        fractions=cfg.fractions,
-        seeds=cfg.seeds,
-    )
+@dataclass(frozen=True)
+class SmallDataExperiment(AblationExperiment):
+    """Settings of the small-data experiment."""
+
+    fractions: tuple[float, ...] = (0.0125, 0.05, 0.2, 1.0)  # of the training images, in (0, 1]
 
 
 class AblatedCGAN(CGAN):
@@ -198,7 +196,7 @@ def sketch_separability(images: np.ndarray, sketches: np.ndarray) -> float:
 
 
 def ablation_experiment(
-    store: Store, plan: AblationPlan, extractor: FeatureExtractor, out: str | Path, only: Sequence[str] | None = None
+    store: Store, experiment: AblationExperiment, extractor: FeatureExtractor, out: str | Path, only: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Scores of real images, the full recipe, the recipe with one component changed at a time, and pix2pix; or only of
     the arms named in `only`.
@@ -206,13 +204,14 @@ def ablation_experiment(
     Returns a row per arm and seed with the columns of `GeneratorEval.evaluate`, `seconds` and `updates` (training
     steps). Raises `ValueError` for an unknown arm, `DataError` if the val split has too few sketches.
     """
-    evaluation = GeneratorEval(store, extractor, plan.num_eval, Path(out) / "features")
+    experiment = experiment.fit(store)
+    evaluation = GeneratorEval(store, extractor, experiment.num_eval, Path(out) / "features")
 
     def arm(use_label: bool = True, use_z: bool = True, balanced: bool = True, ema: bool = True, **changes) -> Arm:
-        config = replace(plan.generator, **changes)
+        config = replace(experiment.generator, **changes)
 
         def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-            start, train_config = time.perf_counter(), replace(plan.train_config, seed=seed)
+            start, train_config = time.perf_counter(), replace(experiment.train, seed=seed)
             train_config = train_config if ema else replace(train_config, ema_nimg=0)
             torch.manual_seed(seed)
             if use_label and use_z and balanced:
@@ -228,16 +227,16 @@ def ablation_experiment(
         return run_one
 
     def pix2pix(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        start, images_per_step = time.perf_counter(), plan.train_config.batch_size
+        start, images_per_step = time.perf_counter(), experiment.train.batch_size
         train_config = replace(
-            plan.train_config,
-            steps=plan.train_config.steps * images_per_step,
+            experiment.train,
+            steps=experiment.train.steps * images_per_step,
             batch_size=1,
             seed=seed,
             ema_nimg=0,
-            save_every=plan.train_config.save_every * images_per_step,
+            save_every=experiment.train.save_every * images_per_step,
         )
-        train_pix2pix(store, Pix2PixConfig(plan.generator.size, plan.generator.classes), work, train_config)
+        train_pix2pix(store, Pix2PixConfig(experiment.generator.size, experiment.generator.classes), work, train_config)
         seconds = time.perf_counter() - start
         scores = evaluation.evaluate(load_pix2pix(work / "checkpoint.pt"), batch_size=1)
         return scores.assign(seconds=round(seconds), updates=train_config.steps)
@@ -253,11 +252,11 @@ def ablation_experiment(
         "no class balancing": arm(balanced=False),
         "pix2pix": pix2pix,
     }
-    return run_grid(arms, [1.0], plan.seeds, out, _fingerprint("ablation", plan, evaluation), only)
+    return run_grid(arms, [1.0], experiment.seeds, out, _fingerprint("ablation", experiment, evaluation), only)
 
 
 def small_data_experiment(
-    store: Store, plan: AblationPlan, extractor: FeatureExtractor, out: str | Path
+    store: Store, experiment: SmallDataExperiment, extractor: FeatureExtractor, out: str | Path
 ) -> pd.DataFrame:
     """Scores of the full recipe trained on fractions of the training images, see `fraction_of_rows`, with other lesions
     for every seed and equally many steps.
@@ -268,12 +267,13 @@ def small_data_experiment(
 
     Raises `ValueError` for fractions outside (0, 1], `DataError` if masks or labels are missing.
     """
-    check_fractions(plan.fractions)
-    evaluation = GeneratorEval(store, extractor, plan.num_eval, Path(out) / "features")
+    experiment = experiment.fit(store)
+    check_fractions(experiment.fractions)
+    evaluation = GeneratorEval(store, extractor, experiment.num_eval, Path(out) / "features")
 
     def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
         start, train_rows = time.perf_counter(), fraction_of_rows(store, fraction, seed)
-        train_gan(store, plan.generator, work, replace(plan.train_config, seed=seed), train_rows)
+        train_gan(store, experiment.generator, work, replace(experiment.train, seed=seed), train_rows)
         seconds = time.perf_counter() - start
         generator, _ = load_gan(work / "checkpoint.pt")
         images = sample_batch(generator, evaluation.batch)
@@ -282,19 +282,19 @@ def small_data_experiment(
         by_pixels = memorization(*(thumbnails(images) for images in sets))
         return evaluation.evaluate(generator).assign(
             seconds=round(seconds),
-            updates=plan.train_config.steps,
+            updates=experiment.train.steps,
             num_images=len(train_rows),
             copies=by_features.copies,
             pixel_copies=by_pixels.copies,
         )
 
-    fingerprint = _fingerprint("small data", plan, evaluation)
-    return run_grid({FULL_RECIPE: run_one}, plan.fractions, plan.seeds, out, fingerprint)
+    fingerprint = _fingerprint("small data", experiment, evaluation)
+    return run_grid({FULL_RECIPE: run_one}, experiment.fractions, experiment.seeds, out, fingerprint)
 
 
-def _fingerprint(question: str, plan: AblationPlan, evaluation: GeneratorEval) -> dict:
+def _fingerprint(question: str, experiment: AblationExperiment, evaluation: GeneratorEval) -> dict:
     data, extractor = evaluation.store.folder.name, evaluation.extractor.name
-    return plan_fingerprint(plan, question=question, data=data, extractor=extractor)
+    return fingerprint_of(experiment, question=question, data=data, extractor=extractor)
 
 
 def load_ablated_generator(checkpoint: Path, use_label: bool = True, use_z: bool = True) -> Generator:

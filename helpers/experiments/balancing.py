@@ -8,7 +8,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -17,7 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from helpers.data.files import DataError
 from helpers.data.store import ImageSource, Store
 from helpers.experiments.real_vs_synthetic import predict_table, probabilities
-from helpers.experiments.runner import Arm, plan_fingerprint, run_grid
+from helpers.experiments.runner import Arm, fingerprint_of, run_grid
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
@@ -49,36 +48,24 @@ def lesion_folds(store: Store, num_folds: int) -> list[tuple[np.ndarray, np.ndar
 
 
 @dataclass(frozen=True)
-class BalancingPlan:
-    """Sizes of the experiment; all arms take the same number of optimizer steps."""
+class BalancingExperiment:
+    """Settings of the experiment; all arms take the same number of optimizer steps."""
 
     classifier: ClassifierConfig
     cgan: GANConfig
-    dcgan: DCGANConfig
-    train_config: TrainConfig  # of the classifiers
-    gan_train_config: TrainConfig  # of the CGANs
-    dcgan_train_config: TrainConfig
-    num_synthetic: int  # images of all rare classes together, per fold
-    folds: int
-    seeds: tuple[int, ...]
-    real_per_synthetic: tuple[int, ...]  # real images of a rare class sampled per synthetic one; one arm per value
+    dcgan: GANConfig
+    train: TrainConfig  # of the classifiers
+    gan_train: TrainConfig  # of the CGANs
+    dcgan_train: TrainConfig
+    num_synthetic: int = 1_500  # images of all rare classes together, per fold
+    folds: int = 5  # of the cross-validation, by lesion
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
+    real_per_synthetic: tuple[int, ...] = (1,)  # real images of a rare class per synthetic one; one arm per value
 
-
-def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
-    """The plan of `get_config("balancing")` or `get_config("balancing_notebook")`."""
-    classes = tuple(store.classes)
-    return BalancingPlan(
-        classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
-        cgan=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
-        dcgan=DCGANConfig(cfg.size, classes, cfg.base_channels, projected=cfg.projected),
-        train_config=TrainConfig(cfg.steps, cfg.batch_size),
-        gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
-        dcgan_train_config=TrainConfig(cfg.dcgan_steps, cfg.dcgan_batch_size),
-        num_synthetic=cfg.num_synthetic,
-        folds=cfg.folds,
-        seeds=cfg.seeds,
-        real_per_synthetic=cfg.real_per_synthetic,
-    )
+    def fit(self, store: Store) -> "BalancingExperiment":
+        """With the classes of the store. Raises `ValueError` if a config does not fit the store."""
+        configs = {name: fit_config(getattr(self, name), store) for name in ("classifier", "cgan", "dcgan")}
+        return replace(self, **configs)
 
 
 def synthetic_arms(real_per_synthetic: tuple[int, ...]) -> dict[str, tuple[str, int]]:
@@ -104,7 +91,7 @@ def best_baseline(summary: pd.DataFrame) -> str:
 
 
 def balancing_experiment(
-    store: Store, plan: BalancingPlan, out: str | Path, only: Sequence[str] | None = None
+    store: Store, experiment: BalancingExperiment, out: str | Path, only: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Train a classifier per arm, seed and fold, and test it on the fold's test rows. All arms use augmentation.
 
@@ -115,7 +102,8 @@ def balancing_experiment(
     Returns the columns `arm fraction seed`, those of `predict_table`, `fold init seconds`. Raises `DataError` if masks
     or labels are missing, `ValueError` for an unknown arm.
     """
-    out, folds = Path(out), lesion_folds(store, plan.folds)
+    experiment = experiment.fit(store)
+    out, folds = Path(out), lesion_folds(store, experiment.folds)
     rare = [store.classes.index(name) for name in rare_classes(store)]
     with_mask = store.rows(needs=["mask", "label", "sketch"])
     if not np.isin(store.labels[with_mask], rare).any():
@@ -128,15 +116,15 @@ def balancing_experiment(
         rare_rows = train if method == "DCGAN" else masked
         rare_rows = rare_rows[np.isin(store.labels[rare_rows], rare)]
         if method == "DCGAN":
-            train_dcgan(store, plan.dcgan, folder, plan.dcgan_train_config, train)
-            return dcgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed)
+            train_dcgan(store, experiment.dcgan, folder, experiment.dcgan_train, train)
+            return dcgan_images(folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed)
         if method == "CGAN":
-            train_gan(store, plan.cgan, folder, plan.gan_train_config, masked)
-            return cgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed, balanced=True)
-        return blended_images(store, rare_rows, plan.num_synthetic, small_lesions(store, masked), seed)
+            train_gan(store, experiment.cgan, folder, experiment.gan_train, masked)
+            return cgan_images(folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed, balanced=True)
+        return blended_images(store, rare_rows, experiment.num_synthetic, small_lesions(store, masked), seed)
 
     def arm(balance: str, method: str | None = None, real_per_synthetic: int = 1) -> Arm:
-        config = replace(plan.classifier, balance=balance)
+        config = replace(experiment.classifier, balance=balance)
 
         def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
             tables, seconds = [], 0.0
@@ -146,7 +134,7 @@ def balancing_experiment(
                 sources += [synthetic_source(method, fold, seed)] if method else []
                 start, folder = time.perf_counter(), work / f"{fold}"
                 ids = ids_of(store.table.iloc[train])
-                fit_classifier(sources, config, folder, replace(plan.train_config, seed=seed), ids)
+                fit_classifier(sources, config, folder, replace(experiment.train, seed=seed), ids)
                 seconds += time.perf_counter() - start
                 classifier, _ = load_classifier(folder / "checkpoint.pt")
                 tables.append(predict_table(classifier, store, test).assign(fold=fold, init=classifier.backbone.init))
@@ -155,8 +143,8 @@ def balancing_experiment(
         return run_one
 
     arms = {"unbalanced": arm("none"), "class-weighted": arm("loss"), "oversampled": arm("sampling")}
-    arms |= {name: arm("sampling", method, n) for name, (method, n) in synthetic_arms(plan.real_per_synthetic).items()}
-    return run_grid(arms, [1.0], plan.seeds, out, plan_fingerprint(plan, data=store.folder.name), only)
+    arms |= {name: arm("sampling", method, n) for name, (method, n) in synthetic_arms(experiment.real_per_synthetic).items()}
+    return run_grid(arms, [1.0], experiment.seeds, out, fingerprint_of(experiment, data=store.folder.name), only)
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:

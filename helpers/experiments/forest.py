@@ -5,6 +5,8 @@ that supplied its training images, a classifier's score measures how well it fit
 measure how well it classifies lesions.
 """
 
+from dataclasses import dataclass
+
 import numpy as np
 import pandas as pd
 from sklearn.ensemble import RandomForestClassifier
@@ -15,6 +17,14 @@ from helpers.metrics.extractors import FeatureExtractor, ImageSet, extract_featu
 
 TREES = 300
 SETS = {"real": ["real"], "synthetic": ["synthetic"], "combined": ["real", "synthetic"]}
+
+
+@dataclass(frozen=True)
+class FeatureExperiment:
+    """Settings of the features in notebook 7."""
+
+    extractor: str = "mobilenet_v2"  # a torchvision network
+    num_images: int = 300  # real images per split; as many synthetic ones
 
 
 def feature_table(

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -19,7 +18,7 @@ from helpers.experiments.runner import (
     check_fractions,
     check_rows,
     fraction_of_rows,
-    plan_fingerprint,
+    fingerprint_of,
     run_grid,
 )
 from helpers.experiments.synthetic import cgan_images
@@ -159,30 +158,20 @@ def classes_of(table: pd.DataFrame) -> list[str]:
 
 
 @dataclass(frozen=True)
-class RealVsSyntheticPlan:
-    """Sizes of the experiment; all arms take the same number of optimizer steps."""
+class RealVsSyntheticExperiment:
+    """Settings of the experiment; all arms take the same number of optimizer steps."""
 
     classifier: ClassifierConfig
     generator: GANConfig
-    train_config: TrainConfig  # of the classifiers
-    gan_train_config: TrainConfig
-    num_synthetic: int
-    fractions: tuple[float, ...]  # of the real training images
-    seeds: tuple[int, ...]
+    train: TrainConfig  # of the classifiers
+    gan_train: TrainConfig
+    num_synthetic: int = 3_500  # images
+    fractions: tuple[float, ...] = (0.1, 1.0)  # of the real training images, in (0, 1]
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
 
-
-def real_vs_synthetic_plan(cfg: SimpleNamespace, store: Store) -> RealVsSyntheticPlan:
-    """The plan of `get_config("real_vs_synthetic")` or `get_config("real_vs_synthetic_notebook")`."""
-    classes = tuple(store.classes)
-    return RealVsSyntheticPlan(
-        classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
-        generator=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
-        train_config=TrainConfig(cfg.steps, cfg.batch_size),
-        gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
-        num_synthetic=cfg.num_synthetic,
-        fractions=cfg.fractions,
-        seeds=cfg.seeds,
-    )
+    def fit(self, store: Store) -> "RealVsSyntheticExperiment":
+        """With the classes of the store. Raises `ValueError` if a config does not fit the store."""
+        return replace(self, classifier=fit_config(self.classifier, store), generator=fit_config(self.generator, store))
 
 
 COMPARISON_PAIRS = [
@@ -195,7 +184,7 @@ COMPARISON_PAIRS = [
 
 
 def real_vs_synthetic_experiment(
-    store: Store, plan: RealVsSyntheticPlan, out: str | Path, split: str = "test", only: Sequence[str] | None = None
+    store: Store, experiment: RealVsSyntheticExperiment, out: str | Path, split: str = "test", only: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Train a classifier per arm, fraction and seed, and test it once on the real images of `split`.
 
@@ -207,25 +196,26 @@ def real_vs_synthetic_experiment(
     Returns the columns `arm fraction seed`, those of `predict_table`, `init` (initial weights) and `seconds`. Raises
     `DataError` if masks or labels are missing, `ValueError` for fractions outside (0, 1] or an unknown arm.
     """
+    experiment = experiment.fit(store)
     out, test_rows = Path(out), store.rows(split, needs=["label"])
-    check_fractions(plan.fractions)
+    check_fractions(experiment.fractions)
     check_rows(store, test_rows, split)
 
-    @lru_cache(maxsize=len(plan.seeds))  # all arms of a fraction use the same images
+    @lru_cache(maxsize=len(experiment.seeds))  # all arms of a fraction use the same images
     def synthetic_source(fraction: float, seed: int) -> ImageSource:
         rows, folder = fraction_of_rows(store, fraction), out / f"generator-{fraction:g}"
-        train_gan(store, plan.generator, folder, plan.gan_train_config, rows)
-        return cgan_images(folder / "checkpoint.pt", store, rows, plan.num_synthetic, seed, balanced=True)
+        train_gan(store, experiment.generator, folder, experiment.gan_train, rows)
+        return cgan_images(folder / "checkpoint.pt", store, rows, experiment.num_synthetic, seed, balanced=True)
 
     def arm(real: bool = False, synthetic: bool = False, augmented: bool = False, balance: str = "sampling") -> Arm:
-        config = replace(plan.classifier, balance=balance, **({} if augmented else NO_AUGMENTATION))
+        config = replace(experiment.classifier, balance=balance, **({} if augmented else NO_AUGMENTATION))
 
         def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
             rows = fraction_of_rows(store, fraction)
             sources = [ImageSource(store.images, rows, labels=store.labels)] if real else []
             sources += [synthetic_source(fraction, seed)] if synthetic else []
             start = time.perf_counter()
-            fit_classifier(sources, config, work, replace(plan.train_config, seed=seed), ids_of(store.table.iloc[rows]))
+            fit_classifier(sources, config, work, replace(experiment.train, seed=seed), ids_of(store.table.iloc[rows]))
             seconds = time.perf_counter() - start
             classifier, _ = load_classifier(work / "checkpoint.pt")
             table = predict_table(classifier, store, test_rows)
@@ -241,5 +231,5 @@ def real_vs_synthetic_experiment(
         "real + synthetic + augmentation": arm(real=True, synthetic=True, augmented=True),
         "synthetic only": arm(synthetic=True),
     }
-    fingerprint = plan_fingerprint(plan, split=split, data=store.folder.name)
-    return run_grid(arms, plan.fractions, plan.seeds, out, fingerprint, only)
+    fingerprint = fingerprint_of(experiment, split=split, data=store.folder.name)
+    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, only)

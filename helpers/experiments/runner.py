@@ -40,7 +40,7 @@ def run_grid(
 
     Returns the results of all of these runs as one table: `arm fraction seed`, then the columns of the arms:
     `image_id group seconds` and measures. `fingerprint` holds everything else that decides the results, see
-    `plan_fingerprint`. Work folders of finished runs are deleted.
+    `fingerprint_of`. Work folders of finished runs are deleted.
 
     Raises `ValueError` if `out` holds results with another fingerprint, or for an unknown arm.
     """
@@ -67,7 +67,7 @@ def run_grid(
 
 def _check_same_experiment(out: Path, fingerprint: dict) -> None:
     file = out / "plan.json"
-    if not file.is_file() or not any(out.glob("*-*-*.csv")):  # without results the plan may still change
+    if not file.is_file() or not any(out.glob("*-*-*.csv")):  # without results the settings may still change
         out.mkdir(parents=True, exist_ok=True)
         file.with_suffix(".part").write_text(json.dumps(fingerprint, indent=1))
         os.replace(file.with_suffix(".part"), file)
@@ -78,10 +78,11 @@ def _check_same_experiment(out: Path, fingerprint: dict) -> None:
         raise ValueError(f"{message}: choose another folder or delete it")
 
 
-def plan_fingerprint(plan: Any, **context: str) -> dict:
-    """What decides the results of a plan (a dataclass): all fields except those that only add runs, and `context`."""
+def fingerprint_of(experiment: Any, **context: str) -> dict:
+    """What decides an experiment's results: all fields of its dataclass except those that only add runs, and
+    `context`."""
     grid = ("fractions", "seeds", "real_per_synthetic")
-    return {name: value for name, value in asdict(plan).items() if name not in grid} | context
+    return {name: value for name, value in asdict(experiment).items() if name not in grid} | context
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

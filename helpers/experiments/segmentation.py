@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from types import SimpleNamespace
 
 import pandas as pd
 
-from helpers.config import get_config
 from helpers.data.files import image_shape, read_image, read_mask
 from helpers.data.store import ImageSource, Store, StoreConfig, resize
 from helpers.experiments.runner import (
@@ -18,7 +16,7 @@ from helpers.experiments.runner import (
     check_fractions,
     check_rows,
     fraction_of_rows,
-    plan_fingerprint,
+    fingerprint_of,
     run_grid,
 )
 from helpers.experiments.synthetic import cgan_images
@@ -47,31 +45,20 @@ def score_images(segmenter: Segmenter, table: pd.DataFrame) -> pd.DataFrame:
 
 
 @dataclass(frozen=True)
-class SegmentationPlan:
-    """Sizes of the experiment; all arms take the same number of optimizer steps."""
+class SegmentationExperiment:
+    """Settings of the experiment; all arms take the same number of optimizer steps."""
 
     segmenter: SegmenterConfig
     generator: GANConfig
-    train_config: TrainConfig  # of the segmenters
-    gan_train_config: TrainConfig
-    num_pairs: int
-    fractions: tuple[float, ...]  # of the real training images
-    seeds: tuple[int, ...]
+    train: TrainConfig  # of the segmenters
+    gan_train: TrainConfig
+    num_pairs: int = 2_000  # synthetic pairs of image and mask
+    fractions: tuple[float, ...] = (0.1, 1.0)  # of the real training images, in (0, 1]
+    seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
 
-
-def segmentation_plan(cfg: SimpleNamespace, store: Store) -> SegmentationPlan:
-    """The plan of `get_config("segmentation")` or `get_config("segmentation_notebook")`, with architecture and encoder
-    of `get_config("segmenter")`."""
-    classes, segmenter_cfg = tuple(store.classes), get_config("segmenter")
-    return SegmentationPlan(
-        segmenter=SegmenterConfig(cfg.size, segmenter_cfg.arch, segmenter_cfg.encoder_name),
-        generator=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
-        train_config=TrainConfig(cfg.steps, cfg.batch_size),
-        gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
-        num_pairs=cfg.num_pairs,
-        fractions=cfg.fractions,
-        seeds=cfg.seeds,
-    )
+    def fit(self, store: Store) -> "SegmentationExperiment":
+        """With the classes of the store. Raises `ValueError` if a config does not fit the store."""
+        return replace(self, segmenter=fit_config(self.segmenter, store), generator=fit_config(self.generator, store))
 
 
 # Synthetic pairs against no augmentation, and against augmentation, which costs nothing.
@@ -85,7 +72,7 @@ COMPARISON_PAIRS = [
 
 
 def segmentation_experiment(
-    store: Store, plan: SegmentationPlan, out: str | Path, split: str = "test", only: Sequence[str] | None = None
+    store: Store, experiment: SegmentationExperiment, out: str | Path, split: str = "test", only: Sequence[str] | None = None
 ) -> pd.DataFrame:
     """Train a segmenter per arm, fraction and seed, and test it once on the real images of `split`.
 
@@ -96,25 +83,26 @@ def segmentation_experiment(
     Returns the columns `arm fraction seed`, those of `score_images`, `init` (initial weights) and `seconds`. Raises
     `DataError` if masks or labels are missing, `ValueError` for fractions outside (0, 1] or an unknown arm.
     """
+    experiment = experiment.fit(store)
     out, test_rows = Path(out), store.rows(split, needs=["mask"])
-    check_fractions(plan.fractions)
+    check_fractions(experiment.fractions)
     check_rows(store, test_rows, split)
     test_table = store.table.iloc[test_rows]
 
-    @lru_cache(maxsize=len(plan.seeds))  # all arms of a fraction use the same pairs
+    @lru_cache(maxsize=len(experiment.seeds))  # all arms of a fraction use the same pairs
     def synthetic_source(fraction: float, seed: int) -> ImageSource:
         rows, folder = fraction_of_rows(store, fraction), out / f"generator-{fraction:g}"
-        train_gan(store, plan.generator, folder, plan.gan_train_config, rows)
-        return cgan_images(folder / "checkpoint.pt", store, rows, plan.num_pairs, seed)
+        train_gan(store, experiment.generator, folder, experiment.gan_train, rows)
+        return cgan_images(folder / "checkpoint.pt", store, rows, experiment.num_pairs, seed)
 
     def arm(real: bool = False, synthetic: bool = False, augmented: bool = False) -> Arm:
-        config = plan.segmenter if augmented else replace(plan.segmenter, **NO_AUGMENTATION)
+        config = experiment.segmenter if augmented else replace(experiment.segmenter, **NO_AUGMENTATION)
 
         def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
             sources = [ImageSource(store.images, fraction_of_rows(store, fraction), masks=store.masks)] if real else []
             sources += [synthetic_source(fraction, seed)] if synthetic else []
             start = time.perf_counter()
-            fit_segmenter(sources, config, work, replace(plan.train_config, seed=seed))
+            fit_segmenter(sources, config, work, replace(experiment.train, seed=seed))
             seconds = time.perf_counter() - start
             segmenter, _ = load_segmenter(work / "checkpoint.pt")
             return score_images(segmenter, test_table).assign(init=segmenter.init, seconds=round(seconds, 1))
@@ -128,5 +116,5 @@ def segmentation_experiment(
         "real + synthetic + augmentation": arm(real=True, synthetic=True, augmented=True),
         "synthetic only": arm(synthetic=True),
     }
-    fingerprint = plan_fingerprint(plan, split=split, data=store.folder.name)
-    return run_grid(arms, plan.fractions, plan.seeds, out, fingerprint, only)
+    fingerprint = fingerprint_of(experiment, split=split, data=store.folder.name)
+    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, only)

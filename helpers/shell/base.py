@@ -1,0 +1,84 @@
+"""What the commands share: parsing by tyro, the options that select the data, which checkpoint is used."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import tyro
+
+from helpers.config import Config, display_path, get_config
+from helpers.data.files import DataError
+from helpers.data.layouts import open_dataset
+from helpers.data.store import Store, StoreConfig, prepare
+from helpers.presets import PRESETS
+
+T = TypeVar("T")
+Flat = Annotated[T, tyro.conf.arg(name="")]  # a nested dataclass whose options have no prefix
+DatasetName = Literal["phantoms", "isic2016", "isic2017", "ham10000", "course", "folders"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Command:
+    """A command: its fields are the options, `run` returns the exit status."""
+
+    dataset: DatasetName | None = None  # data set; default: LESION_DATASET, else the embedded sample
+
+    @classmethod
+    def parse(cls, arguments: list[str], program: str, description: str) -> "Command":
+        """The command with these options. Raises `SystemExit` with a message and the nearest option for a wrong one."""
+        return tyro.cli(cls, args=arguments, prog=program, description=description, default=cls.default())
+
+    @classmethod
+    def default(cls) -> Any:
+        """The command with the defaults of the profile; required options are `tyro.MISSING`."""
+        return None
+
+    def config(self) -> Config:
+        """Paths, profile and data set."""
+        return get_config(self.dataset, getattr(self, "data_root", None))
+
+    def run(self) -> int:
+        """Do it; returns the exit status. Raises `DataError` and `ValueError` with a message for the user."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataCommand(Command):
+    """A command that reads a data set."""
+
+    data_root: Path | None = None  # its folder; default: LESION_DATA_ROOT, else data/<dataset>
+
+    def store(
+        self, size: int, style: str | None = None, crop: str = "center", classes: tuple[str, ...] = ()
+    ) -> Store:
+        """The data set's store. Without a `style` sketches are not used, and the style is one that the set allows."""
+        cfg = self.config()
+        dataset = open_dataset(cfg, list(classes) or None)
+        style = style or ("contour" if dataset.has_contours else "structure")
+        return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)
+
+
+def preset(name: str) -> Any:
+    """The settings of a method or experiment for the profile that the environment selects."""
+    return PRESETS[get_config().profile][name]
+
+
+def find_checkpoint(method: str, checkpoint: Path | None, cfg: Config) -> Path:
+    """The given checkpoint, else the one that `train METHOD` wrote, else the released weights; prints a note if it was
+    trained on phantoms. Raises `DataError` if none exists."""
+    path = checkpoint or cfg.outputs / method / "checkpoint.pt"
+    released = cfg.released / f"{method}.safetensors"
+    if not checkpoint and not path.is_file() and released.is_file():
+        return released
+    if not path.is_file():
+        raise DataError(f"{display_path(path)} does not exist: train one with `python -m helpers train {method}` "
+                        "or name one with --checkpoint")  # fmt: skip
+    if not checkpoint and cfg.dataset == "phantoms" and released.is_file():
+        print(f"note: {display_path(path)} was trained on synthetic phantoms; for real images use "
+              f"--checkpoint {display_path(released)}")  # fmt: skip
+    return path
+
+
+def print_problems(problems: list[str]) -> None:
+    """One line per problem."""
+    print("".join(f"! {problem}\n" for problem in problems), end="")

@@ -1,0 +1,57 @@
+"""Commands that check, prepare and copy data sets."""
+
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import tyro
+
+from helpers.config import display_path
+from helpers.data.audit import audit
+from helpers.data.layouts import open_dataset, read
+from helpers.data.shrink import shrink
+from helpers.data.store import UNKNOWN, StoreConfig, prepare
+from helpers.models.artifacts import ensure_artifacts
+from helpers.shell.base import Command, DataCommand, preset, print_problems
+
+
+@dataclass(frozen=True, kw_only=True)
+class Audit(Command):
+    """Status 1 if the folder cannot be used."""
+
+    folder: tyro.conf.Positional[Path]  # of any known layout
+    classes: tuple[str, ...] = ()  # keep only these classes
+
+    def run(self) -> int:
+        report = audit(read(self.folder, list(self.classes) or None), workers=self.config().workers)
+        print(report)
+        return 0 if report.usable else 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepare(DataCommand):
+    """Adds the artifact flags of the released detector if the set has none."""
+
+    size: int  # pixels per side
+    style: Literal["contour", "structure"] = "contour"  # sketch style
+    crop: Literal["center", "none"] = "center"  # central square, or whole image
+    classes: tuple[str, ...] = ()  # keep only these classes
+    out: Path | None = None  # folder for the store; default: data/stores
+
+    @classmethod
+    def default(cls) -> "Prepare":
+        return cls(size=preset("store").size)
+
+    def run(self) -> int:
+        started, cfg = time.perf_counter(), self.config()
+        dataset = open_dataset(cfg, list(self.classes) or None)
+        config = StoreConfig(self.size, self.style, self.crop, cfg.seed)
+        store = prepare(dataset, self.out or cfg.stores, config, workers=cfg.workers)
+        if (store.artifacts == UNKNOWN).any() and (cfg.released / "artifacts.safetensors").is_file():
+            ensure_artifacts(store)
+        print(replace(dataset, table=store.table).counts().to_string())
+        print_problems(store.problems)
+        print(f"{store}\n{display_path(store.folder)}")
+        print(f"{time.perf_counter() - started:.0f} s")
+        return 0

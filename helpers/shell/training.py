@@ -1,0 +1,221 @@
+"""Commands that train networks and export their weights."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import tyro
+from accelerate import PartialState
+
+from helpers.config import display_path
+from helpers.data.files import DataError
+from helpers.data.layouts import open_dataset
+from helpers.data.sketches import read_drawings
+from helpers.data.store import Store
+from helpers.experiments.learning_curve import LearningCurve
+from helpers.metrics.extractors import load_extractor
+from helpers.models.artifacts import ArtifactConfig, load_artifacts, read_flags, read_ids, train_artifacts
+from helpers.models.checkpoint import export_weights
+from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
+from helpers.models.gan import GANConfig, train_gan
+from helpers.models.growing import grown_config
+from helpers.models.sampling import load_gan
+from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
+from helpers.models.trainer import TrainConfig, peak_memory
+from helpers.shell.base import Command, DataCommand, Flat, preset, print_problems
+
+LOADERS = {
+    "cgan": load_gan,
+    "dcgan": load_gan,
+    "segmenter": load_segmenter,
+    "classifier": load_classifier,
+    "artifacts": load_artifacts,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCommand(DataCommand):
+    """Prepares the data if needed, trains, prints the result and the peak memory."""
+
+    train: Flat[TrainConfig]
+    out: Path | None = None  # folder for checkpoint and history; default: outputs/.../METHOD
+
+    def folder(self, method: str) -> Path:
+        """Where checkpoint and history go."""
+        return self.out or self.config().outputs / method
+
+    def run(self) -> int:
+        self.fit()
+        print(peak_memory())
+        return 0
+
+    def fit(self) -> None:
+        """Train and print the result."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainCGAN(TrainCommand):
+    """Generator with encoder and discriminator."""
+
+    settings: Flat[GANConfig]
+    init_from: Path | None = None  # initialize with the weights of this file
+    grow: Path | None = None  # initialize with weights of half the size
+    evaluate_every: int | None = None  # images; then scores on val go to val.csv, images to progress.png
+
+    def __post_init__(self):
+        if self.init_from and self.grow:
+            raise ValueError("--init-from and --grow exclude each other")
+        if self.evaluate_every is not None and self.evaluate_every < 1:
+            raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
+
+    @classmethod
+    def default(cls) -> "TrainCGAN":
+        settings, train = preset("cgan")
+        return cls(settings=settings, train=train)
+
+    def fit(self) -> None:
+        settings, sketches, out = self.settings, None, self.folder("cgan")
+        files = [] if settings.paired else open_dataset(self.config(), list(settings.classes)).unpaired_sketches
+        store = self.store(settings.size, None if files else settings.style, classes=settings.classes)
+        settings = grown_config(settings, self.grow) if self.grow else settings
+        if not settings.paired:
+            sketches = unpaired_sketches(files, settings.size)
+        curve = self.learning_curve(store, out) if self.evaluate_every else None
+        init_from = self.grow or self.init_from
+        train_gan(store, settings, out, self.train, sketches=sketches, init_from=init_from, evaluate=curve)
+        checkpoint = display_path(out / "checkpoint.pt")
+        print(f"trained: python -m helpers generate --checkpoint {checkpoint} --sketches FOLDER --out FOLDER")
+
+    def learning_curve(self, store: Store, out: Path) -> LearningCurve:
+        """Evaluation on val every `evaluate_every` images."""
+        images_per_step = self.train.batch_size * PartialState().num_processes
+        return LearningCurve(store, load_extractor("mobilenet_v2"), out, images_per_step, self.evaluate_every)
+
+
+def unpaired_sketches(files: list[Path], size: int) -> np.ndarray | None:
+    """Sketches `uint8 (N, size, size)` in {0, 255} of these files; None without files. Raises `DataError` if none can be
+    read."""
+    if not files:
+        print("no unpaired sketches found: each image gets a random sketch of the data set")
+        return None
+    problems = []
+    sketches = read_drawings({str(path): path for path in files}, size, problems)
+    print_problems(problems)
+    print(f"{len(sketches):,} unpaired sketches")
+    if not sketches:
+        raise DataError("none of the unpaired sketches can be read: at least one is needed")
+    return np.stack(list(sketches.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainDCGAN(TrainCommand):
+    """The generator without a sketch."""
+
+    settings: Flat[GANConfig]
+
+    @classmethod
+    def default(cls) -> "TrainDCGAN":
+        settings, train = preset("dcgan")
+        return cls(settings=settings, train=train)
+
+    def fit(self) -> None:
+        store, out = self.store(self.settings.size, classes=self.settings.classes), self.folder("dcgan")
+        train_gan(store, self.settings, out, self.train)
+        print(f"trained; generated images: {display_path(out)}/grid-*.png")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainSegmenter(TrainCommand):
+    """A network of segmentation-models-pytorch."""
+
+    settings: Flat[SegmenterConfig]
+    classes: tuple[str, ...] = ()  # keep only these classes
+    init_from: Path | None = None  # initialize with the weights of this file
+    baseline: bool = False  # random init, cross-entropy only, no augmentation, no EMA, no TTA
+
+    @classmethod
+    def default(cls) -> "TrainSegmenter":
+        settings, train = preset("segmenter")
+        return cls(settings=settings, train=train)
+
+    def fit(self) -> None:
+        settings, train, out = self.settings, self.train, self.folder("segmenter")
+        store = self.store(settings.size, crop="none", classes=self.classes)
+        if self.baseline:
+            settings, train = baseline_config(settings), replace(train, ema_nimg=1)
+        history = train_segmenter(store, settings, out, train, init_from=self.init_from)
+        best = max(history["val_jaccard"], default=float("nan"))
+        checkpoint = display_path(out / "checkpoint.pt")
+        print(f"trained, mean Jaccard on val {best:.3f}: "
+              f"python -m helpers segment --checkpoint {checkpoint} --images FOLDER --out FOLDER")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainClassifier(TrainCommand):
+    """A small CNN or a network of torchvision."""
+
+    settings: Flat[ClassifierConfig]
+
+    @classmethod
+    def default(cls) -> "TrainClassifier":
+        settings, train = preset("classifier")
+        return cls(settings=settings, train=train)
+
+    def fit(self) -> None:
+        settings = self.settings
+        store = self.store(settings.size, classes=settings.classes)
+        out = self.folder("classifier-lesion-only" if settings.lesion_only else "classifier")
+        history = train_classifier(store, settings, out, self.train)
+        best = max(history["val_balanced_accuracy"], default=float("nan"))
+        checkpoint = display_path(out / "checkpoint.pt")
+        print(f"trained, balanced accuracy on val {best:.3f}: "
+              f"python -m helpers classify --checkpoint {checkpoint} --images FOLDER")  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArtifacts(TrainCommand):
+    """The detector of hair, rulers and other artifacts."""
+
+    settings: Flat[ArtifactConfig]
+    classes: tuple[str, ...] = ()  # keep only these classes
+    init_from: Path | None = None  # initialize with the weights of this file
+    flags: Path | None = None  # CSV of image_id and seven flags; default: the data set's own
+    exclude: tuple[Path, ...] = ()  # CSV files: do not train on the ids in their first column
+
+    @classmethod
+    def default(cls) -> "TrainArtifacts":
+        settings, train = preset("artifacts")
+        return cls(settings=settings, train=train)
+
+    def fit(self) -> None:
+        store, out = self.store(self.settings.size, classes=self.classes), self.folder("artifacts")
+        flags = read_flags(self.flags) if self.flags else None
+        exclude = set().union(*map(read_ids, self.exclude))
+        history = train_artifacts(store, self.settings, out, self.train, flags, exclude, self.init_from)
+        print(f"trained, mean average precision on val {max(history['val_ap'], default=float('nan')):.3f}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export(Command):
+    """Weights for `data/released`, or to continue a training elsewhere."""
+
+    method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts"]]
+    checkpoint: Path | None = None  # default: the one of `train METHOD`
+    out: Path | None = None  # file; default: data/released/METHOD.safetensors
+    license: str | None = None  # of the training data, for the file's header
+    all_networks: bool = False  # also encoder and discriminator, to continue the training of a GAN
+
+    def run(self) -> int:
+        cfg = self.config()
+        checkpoint = self.checkpoint or cfg.outputs / self.method / "checkpoint.pt"
+        if not checkpoint.is_file():
+            raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {self.method}` "
+                            "writes it")  # fmt: skip
+        LOADERS[self.method](checkpoint)  # raises if the checkpoint is of another method
+        file = self.out or cfg.released / f"{self.method}.safetensors"
+        export_weights(checkpoint, file, self.all_networks, self.license)
+        print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; "
+              "write a model card next to it: training data, license, measured quality")  # fmt: skip
+        return 0
