@@ -27,7 +27,7 @@ $(READY): requirements.txt
 	@touch $(READY)
 
 run: $(READY) ## execute every notebook on the embedded sample; results in outputs/
-	$(BIN)/python tests/notebooks.py run $(NOTEBOOKS)
+	$(BIN)/python notebooks/run.py run $(NOTEBOOKS)
 
 test: $(READY) ## ruff, unit tests, every notebook in the smoke profile
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -43,13 +43,13 @@ lab: $(READY) ## open the notebooks in Jupyter
 	$(BIN)/jupyter lab notebooks
 
 notebooks: $(READY) ## execute the notebooks in place, for committing
-	$(BIN)/python tests/notebooks.py in-place $(NOTEBOOKS)
+	$(BIN)/python notebooks/run.py in-place $(NOTEBOOKS)
 
 bench: $(READY) ## measure the speeds that the README states
 	$(BIN)/python tests/bench.py
 
 badges: $(READY) ## write REPO=owner/name into config, README and notebooks
-	$(BIN)/python tests/badges.py $(REPO)
+	$(BIN)/python notebooks/run.py badges $(REPO)
 
 clean: ## remove results, stores and the embedded sample; downloads and .venv stay
 	rm -rf data/stores data/features data/phantoms-* .pytest_cache .ruff_cache

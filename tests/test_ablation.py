@@ -5,9 +5,7 @@ import numpy as np
 import pytest
 import torch
 from factories import MeanPoolExtractor
-from torch import nn
 
-from helpers.data.files import DataError
 from helpers.experiments import ablation as module
 from helpers.experiments.ablation import (
     ABLATIONS,
@@ -15,13 +13,14 @@ from helpers.experiments.ablation import (
     FULL_RECIPE,
     AblatedCGAN,
     SmallDataExperiment,
-    GeneratorEval,
     ablation_experiment,
     mean_over_seeds,
     small_data_experiment,
 )
 from helpers.experiments.runner import fraction_of_rows
+from helpers.metrics import generator_eval
 from helpers.metrics.extractors import FeatureExtractor
+from helpers.metrics.generator_eval import GeneratorEval
 from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
@@ -33,8 +32,8 @@ def extractor() -> FeatureExtractor:
 
 @pytest.fixture
 def few_latents(monkeypatch):
-    monkeypatch.setattr(module, "NUM_LATENTS", 2)
-    monkeypatch.setattr(module, "MAX_DIVERSITY_SKETCHES", 3)
+    monkeypatch.setattr(generator_eval, "NUM_LATENTS", 2)
+    monkeypatch.setattr(generator_eval, "MAX_DIVERSITY_SKETCHES", 3)
 
 
 def settings_for(store, projected: bool = False) -> SmallDataExperiment:
@@ -137,7 +136,8 @@ def test_small_data_experiment_finds_copies_of_training_images(
     copies = np.array(phantom_store.images[fraction_of_rows(phantom_store, 1.0)[:6]])
     noise = np.random.default_rng(0).integers(0, 256, (6, 64, 64, 3), dtype=np.uint8)
     half_copied = np.concatenate([copies, noise])
-    monkeypatch.setattr(module, "sample_batch", lambda generator, batch, *_, **__: half_copied[: len(batch["labels"])])
+    for sampling in (module, generator_eval):
+        monkeypatch.setattr(sampling, "sample_batch", lambda _, batch, *__, **___: half_copied[: len(batch["labels"])])
     experiment = replace(settings_for(phantom_store), fractions=(1.0,))
     results = small_data_experiment(phantom_store, experiment, extractor, tmp_path)
     assert results["copies"].item() == results["pixel_copies"].item() == 0.5
@@ -147,52 +147,3 @@ def test_small_data_experiment_with_wrong_fractions_raises(phantom_store, extrac
     experiment = replace(settings_for(phantom_store), fractions=(0.0, 1.0))
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[0.0\]"):
         small_data_experiment(phantom_store, experiment, extractor, tmp_path)
-
-
-class CopyingGenerator(nn.Module):
-    """Returns the stored image whose sketch it gets, or the image `shift` positions further in `rows`."""
-
-    z_dim, size, num_artifacts = 1, 64, 0
-
-    def __init__(self, store, rows, shift: int = 0):
-        super().__init__()
-        self.store, self.rows, self.shift, self.unused = store, rows, shift, nn.Parameter(torch.zeros(1))
-
-    def forward(self, sketch, label, z):
-        copied = []
-        for lines in (255 * sketch[:, 0]).round().byte().numpy():
-            matches = [k for k, row in enumerate(self.rows) if np.array_equal(self.store.sketches[row], lines)]
-            copied.append(self.rows[((matches or [0])[0] + self.shift) % len(self.rows)])
-        images = torch.from_numpy(self.store.images[np.array(copied)]).permute(0, 3, 1, 2)
-        return images / 127.5 - 1
-
-
-def test_evaluate_of_copied_val_images_is_perfect_except_for_diversity(phantom_store, extractor, tmp_path, few_latents):
-    evaluation = GeneratorEval(phantom_store, extractor, 12, tmp_path)
-    assert len(evaluation.rows) == 12 and (phantom_store.splits[evaluation.rows] == 1).all()
-    own, others = (
-        evaluation.evaluate(CopyingGenerator(phantom_store, evaluation.rows, shift).eval()).iloc[0] for shift in (0, 1)
-    )
-    for row in (own, others):
-        assert row["fd"] == pytest.approx(0, abs=1e-4) and row["kid"] < 0.01
-        assert row["precision"] == row["recall"] == 1 and row["diversity"] == 0
-    assert np.isnan(own["position"]) and own["structure"] == pytest.approx(1), "12 images; equal for all latents"
-    assert own["sketch_sep"] == pytest.approx(evaluation.floor(0)["sketch_sep"].item(), abs=1e-4)
-    assert others["sketch_sep"] < 0.7 * own["sketch_sep"], "no other score shows that sketches do not match"
-
-
-def test_conditioning_scores_drop_with_wrong_labels(phantom_store, extractor, tmp_path):
-    evaluation = GeneratorEval(phantom_store, extractor, 12, tmp_path)
-    rows = phantom_store.rows("train", needs=["label"])[:21]
-    images, evaluation.labels, evaluation.sketches = (
-        np.array(array[rows]) for array in (phantom_store.images, phantom_store.labels, phantom_store.sketches)
-    )
-    evaluation.hand_sketches, features = evaluation.sketches, evaluation.features(images)
-    assert evaluation.conditioning_scores(images, features, images)["label_acc"] > 0.7
-    evaluation.labels = (evaluation.labels + 1) % 7
-    assert evaluation.conditioning_scores(images, features, images)["label_acc"] < 0.2
-
-
-def test_generator_eval_with_too_few_val_sketches_raises(phantom_store, extractor, tmp_path):
-    with pytest.raises(DataError, match="phantoms needs at least 10 val images with sketch and label, got 5"):
-        GeneratorEval(phantom_store, extractor, 5, tmp_path)

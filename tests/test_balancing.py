@@ -15,8 +15,8 @@ from helpers.experiments.balancing import (
     rare_classes,
     rare_recall,
 )
-from helpers.experiments.real_vs_synthetic import probabilities
 from helpers.experiments.runner import comparisons, summary
+from helpers.metrics.prediction_tables import probabilities
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.dcgan import DCGANConfig
 from helpers.models.gan import GANConfig

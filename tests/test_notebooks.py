@@ -8,10 +8,10 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from badges import badge, main, setup_cell, write_notebook
 
 import helpers.config
 from helpers.config import REPOSITORY, ROOT, install_missing, missing_requirements
+from notebooks.run import badge, setup_cell, write_badges, write_notebook
 
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
 
@@ -154,6 +154,6 @@ def test_write_notebook_with_another_repository_changes_badge_and_setup_only(tmp
     assert [c.get("outputs") for c in changed.cells] == [c.get("outputs") for c in before.cells]
 
 
-def test_badges_main_without_owner_and_name_exits():
+def test_write_badges_without_owner_and_name_exits():
     with pytest.raises(SystemExit, match="owner/name"):
-        main("https://example.org/x")
+        write_badges("https://example.org/x")

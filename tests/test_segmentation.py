@@ -10,7 +10,9 @@ from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.experiments import segmentation as module
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
-from helpers.experiments.segmentation import SegmentationExperiment, score_images, segmentation_experiment
+from helpers.experiments.segmentation import SegmentationExperiment, segmentation_experiment
+from helpers.metrics import segmentation as metrics
+from helpers.metrics.segmentation import score_images
 from helpers.models.gan import GANConfig
 from helpers.models.segmenter import Segmenter, SegmenterConfig
 from helpers.models.trainer import TrainConfig
@@ -37,10 +39,10 @@ def settings_for(store) -> SegmentationExperiment:
 
 
 def test_score_images_of_the_original_masks_is_perfect(isic_table, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 4)  # 6 images: a full chunk and a partial one
-    masks = [module.read_mask(path) for path in isic_table["mask_path"]]
+    monkeypatch.setattr(metrics, "CHUNK", 4)  # 6 images: a full chunk and a partial one
+    masks = [metrics.read_mask(path) for path in isic_table["mask_path"]]
     areas = [mask.mean() for mask in masks]
-    monkeypatch.setattr(module, "segment", lambda _, images, shapes: [masks.pop(0) for _ in images])
+    monkeypatch.setattr(metrics, "segment", lambda _, images, shapes: [masks.pop(0) for _ in images])
     table = score_images(SimpleNamespace(size=64), isic_table)
     assert (table["jaccard"] == 1).all() and (table["hd95"] == 0).all()
     assert list(table["image_id"]) == list(isic_table["image_id"]) and list(table["area"]) == pytest.approx(areas)
@@ -65,10 +67,10 @@ def test_score_images_compares_masks_at_the_images_own_size(isic_table):
     table = score_images(LeftHalf(), isic_table)
     assert set(shapes) == {(64, 64)}
     for row, path in zip(table.itertuples(), isic_table["mask_path"], strict=True):
-        target = module.read_mask(path)
+        target = metrics.read_mask(path)
         left = np.zeros_like(target)
         left[:, : target.shape[1] // 2] = 1
-        assert row.jaccard == pytest.approx(module.scores(left, target)["jaccard"], abs=0.05)
+        assert row.jaccard == pytest.approx(metrics.scores(left, target)["jaccard"], abs=0.05)
 
 
 def test_score_images_of_an_untrained_segmenter_is_low(phantom_store):

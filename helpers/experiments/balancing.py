@@ -15,10 +15,10 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from helpers.data.files import DataError
 from helpers.data.store import ImageSource, Store
-from helpers.experiments.real_vs_synthetic import predict_table, probabilities
 from helpers.experiments.runner import Arm, fingerprint_of, run_grid
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
+from helpers.metrics.prediction_tables import predict_table, probabilities
 from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
 from helpers.models.dcgan import DCGANConfig, train_dcgan
 from helpers.models.gan import GANConfig, train_gan

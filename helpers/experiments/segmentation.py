@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.data.files import image_shape, read_image, read_mask
-from helpers.data.store import ImageSource, Store, StoreConfig, resize
+from helpers.data.store import ImageSource, Store
 from helpers.experiments.runner import (
     NO_AUGMENTATION,
     Arm,
@@ -20,28 +19,10 @@ from helpers.experiments.runner import (
     run_grid,
 )
 from helpers.experiments.synthetic import cgan_images
-from helpers.metrics.overlap import scores
+from helpers.metrics.segmentation import score_images
 from helpers.models.gan import GANConfig, train_gan
-from helpers.models.segmenter import Segmenter, SegmenterConfig, fit_segmenter, load_segmenter, segment
+from helpers.models.segmenter import SegmenterConfig, fit_segmenter, load_segmenter
 from helpers.models.trainer import TrainConfig
-
-CHUNK = 16  # images in memory at a time
-
-
-def score_images(segmenter: Segmenter, table: pd.DataFrame) -> pd.DataFrame:
-    """Scores of every image of a store's `table`, at its own size and against its original mask file, as in the ISIC
-    challenges: `image_id`, `group` (lesion id, or image id if it is not known), the measures of `overlap.scores`, and
-    `area`, the fraction of the image that the lesion covers."""
-    rows, store_config = [], StoreConfig(segmenter.size, crop="none")
-    for start in range(0, len(table), CHUNK):
-        chunk = table.iloc[start : start + CHUNK]
-        shapes = [image_shape(path) for path in chunk["path"]]
-        images = [resize(read_image(path, min_size=segmenter.size), store_config) for path in chunk["path"]]
-        for row, shape, pred in zip(chunk.itertuples(), shapes, segment(segmenter, images, shapes), strict=True):
-            target = read_mask(row.mask_path, shape)
-            group = row.image_id if pd.isna(row.lesion_id) else row.lesion_id
-            rows.append({"image_id": row.image_id, "group": group, **scores(pred, target), "area": target.mean()})
-    return pd.DataFrame(rows)
 
 
 @dataclass(frozen=True)

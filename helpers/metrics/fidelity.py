@@ -4,7 +4,12 @@ from collections.abc import Callable, Sequence
 
 import cv2
 import numpy as np
+import torch.nn.functional as F
 from scipy.spatial.distance import pdist
+
+from helpers.data.store import to_tensors
+from helpers.models.losses import otsu_separability
+from helpers.models.networks import soft_fill
 
 MIN_POSITION_IMAGES = 100
 STRUCTURE_SIZE = 128  # pixels per side at which position and structure are measured
@@ -73,6 +78,22 @@ def structure_correlation(images1: np.ndarray, images2: np.ndarray) -> float:
 
     pairs = zip(images1, images2, strict=True)
     return float(np.mean([np.corrcoef(structure(a), structure(b))[0, 1] for a, b in pairs]))
+
+
+def layout_scores(images: np.ndarray, other_images: np.ndarray) -> dict[str, float]:
+    """`position`: position score of images `uint8 (N, S, S, 3)`, NaN for fewer than 100. `structure`: structure
+    correlation with `other_images` of the same sketches and other latents."""
+    position = position_score(images) if len(images) >= MIN_POSITION_IMAGES else float("nan")
+    return {"position": position, "structure": structure_correlation(images, other_images)}
+
+
+def sketch_separability(images: np.ndarray, sketches: np.ndarray) -> float:
+    """Fraction of the color variance that the sketch's region explains, in [0, 1]: mean `otsu_separability` of images
+    `uint8 (N, S, S, 3)` and sketches `uint8 (N, S, S)` in {0, 255}, on block means of 32 x 32."""
+    batch = to_tensors({"images": images, "sketches": sketches})
+    block = images.shape[1] // 32
+    region = soft_fill(F.max_pool2d(batch["sketches"], block))
+    return float(otsu_separability(F.avg_pool2d(batch["images"], block), region).mean())
 
 
 def _gray128(image: np.ndarray) -> np.ndarray:

@@ -1,24 +1,18 @@
-"""Sample images of the model cards in data/released: `python tests/card_samples.py`, or only some of them,
-`python tests/card_samples.py cgan segmenter`.
+"""Sample images of the model cards in data/released.
 
-Each NAME writes NAME.png next to NAME.safetensors. All images are generated or procedural, with fixed seeds and without
-any selection. Takes half a minute on one core.
+All images are generated or procedural, with fixed seeds and without any selection. All five take half a minute on one
+core.
 """
 
-import argparse
-import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import numpy as np
 import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.config import display_path, get_config
 from helpers.data.phantoms import ARTIFACTS, CLASSES, render, render_with_flags
 from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
@@ -135,7 +129,7 @@ def detected(probs: np.ndarray) -> str:
     return "\n".join(found or ["none"])
 
 
-FIGURES = {
+FIGURES: dict[str, Callable[[Path, Path], Figure]] = {  # (file with weights, file of the generator) -> figure
     "cgan": cgan_figure,
     "dcgan": dcgan_figure,
     "segmenter": segmenter_figure,
@@ -144,21 +138,22 @@ FIGURES = {
 }
 
 
-def main() -> None:
-    released = get_config("cgan").released
-    args = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    args.add_argument("names", nargs="*", metavar="NAME", help=f"of {', '.join(FIGURES)}; default: all")
-    args.add_argument("--generator", type=Path, default=released / "cgan.safetensors", metavar="FILE",
-                      help="generates the images for segmenter, classifier and artifacts")  # fmt: skip
-    args.add_argument("--out", type=Path, default=released, metavar="FOLDER")
-    args = args.parse_args()
-    for name in args.names or FIGURES:
-        path = args.out / f"{name}.png"
-        save(FIGURES[name](released / f"{name}.safetensors", args.generator), path)
+def write_cards(
+    released: Path, names: Iterable[str] = tuple(FIGURES), generator: Path | None = None, out: Path | None = None
+) -> list[Path]:
+    """Write NAME.png of each name of `FIGURES` from the weights `released`/NAME.safetensors; returns the paths.
+
+    `generator`: CGAN that generates the images for segmenter, classifier and artifacts; default: the released one.
+    `out`: folder of the figures; default: `released`. Raises `ValueError` for an unknown name, `DataError` if a file is
+    missing or not of its method.
+    """
+    if unknown := [name for name in names if name not in FIGURES]:
+        raise ValueError(f"the card must be one of {', '.join(FIGURES)}, got {unknown[0]!r}")
+    paths = []
+    for name in names:
+        path = (out or released) / f"{name}.png"
+        save(FIGURES[name](released / f"{name}.safetensors", generator or released / "cgan.safetensors"), path)
         image = Image.open(path).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
         image.save(path, optimize=True)
-        print(f"{display_path(path)}, {path.stat().st_size / 1000:.0f} kB", flush=True)
-
-
-if __name__ == "__main__":
-    main()
+        paths.append(path)
+    return paths

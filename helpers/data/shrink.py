@@ -1,0 +1,50 @@
+"""A copy of HAM10000 as small JPEGs, 31 MB at 128 px, to carry to another machine or to Drive.
+
+HAM10000 is licensed CC BY-NC 4.0.
+"""
+
+import shutil
+from pathlib import Path
+from types import SimpleNamespace
+
+import cv2
+from tqdm.auto import tqdm
+
+from helpers.data.files import DataError
+from helpers.data.layouts import open_dataset
+
+JPEG_QUALITY = 80
+
+
+def shrink_ham10000(out: str | Path, size: int, cfg: SimpleNamespace) -> int:
+    """Write the central squares of HAM10000 at `size` pixels to the folder `out`, in the published layout: images as
+    JPEG, masks as PNG, and the metadata. Returns the bytes in `out`.
+
+    A network of `size` pixels is trained on the copy as on the original, except for the JPEG artifacts. Raises
+    `DataError` if the config's data set is another one or unreadable.
+    """
+    if cfg.dataset != "ham10000":
+        raise DataError(f"only ham10000 can be shrunk, got {cfg.dataset}")
+    out = Path(out)
+    images, masks = out / "HAM10000_images_part_1", out / "HAM10000_segmentations_lesion_tschandl"
+    for folder in (images, masks):
+        folder.mkdir(parents=True, exist_ok=True)
+    for row in tqdm(open_dataset(cfg).table.itertuples(), unit="images"):
+        image = read_square(row.path, size, cv2.INTER_AREA)
+        cv2.imwrite(str(images / f"{row.image_id}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        if isinstance(row.mask_path, str):
+            mask = read_square(row.mask_path, size, cv2.INTER_NEAREST)
+            cv2.imwrite(str(masks / f"{row.image_id}_segmentation.png"), mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
+    shutil.copy(cfg.data_root / "HAM10000_metadata.csv", out)
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+def read_square(path: str | Path, size: int, interpolation: int) -> cv2.typing.MatLike:
+    """The central square of an image file, as stored (BGR or gray), resized to `size` pixels. Raises `DataError` if it
+    cannot be read."""
+    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    if image is None:
+        raise DataError(f"{Path(path).name} cannot be read")
+    side = min(image.shape[:2])
+    top, left = ((length - side) // 2 for length in image.shape[:2])
+    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=interpolation)

@@ -1,0 +1,112 @@
+"""What the evaluations of generator, segmenter, classifier and artifact detector share: the table and its print.
+
+An evaluation is a `DataFrame` with a row per measure, so that it can be printed, written as CSV or JSON, and compared.
+"""
+
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from helpers.data.files import DataError
+from helpers.metrics.stats import bootstrap_ci
+from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
+from helpers.models.gan import GANConfig, load_gan, sample_batch
+
+Generate = Callable[[dict[str, np.ndarray], int], np.ndarray]  # batch of the store, seed -> images
+
+# protocol: how the images were sampled; compared: what the value is of ("synthetic", "floor", ...); low, high: 95 %
+# interval; n_real: images compared with; floor, real, majority: the same measure between real images, of real images,
+# and of always predicting the most frequent class.
+COLUMNS = ("protocol", "extractor", "compared", "class", "measure", "value", "low", "high", "n", "n_real", "floor",
+           "real", "majority")  # fmt: skip
+ALWAYS = ("measure", "value", "low", "high", "n")
+PRINTED = (
+    "measure",
+    "class",
+    "compared",
+    "extractor",
+    "value",
+    "n",
+    "n_real",
+    "real",
+    "majority",
+)  # where a measure has a line
+
+
+def load_generator(checkpoint: str | Path) -> tuple[Generate, GANConfig | DCGANConfig]:
+    """Sampling function and config of a CGAN, or of a DCGAN, which ignores the sketches. Raises `DataError` if the file
+    is neither."""
+    try:
+        generator, config = load_gan(checkpoint)
+        return partial(sample_batch, generator), config
+    except DataError:
+        generator, config = load_dcgan(checkpoint)
+        return lambda batch, seed: sample_dcgan(generator, batch["labels"], seed), config
+
+
+def mean_row(measure: str, values: np.ndarray, groups: Sequence | None = None, **other) -> dict:
+    """Table row of the mean of `values (N,)` with its 95 % bootstrap interval, over `groups` (one id per value) if
+    given. `other`: further columns."""
+    low, high = bootstrap_ci(values, groups)
+    return {"measure": measure, "value": float(np.mean(values)), "low": low, "high": high, "n": len(values)} | other
+
+
+def to_table(rows: Iterable[dict], header: Iterable = (), notes: Iterable[str] = ()) -> pd.DataFrame:
+    """Table of an evaluation with those of `COLUMNS` that have a value, at least `ALWAYS`.
+
+    `header` (data set, config; any objects) and `notes` (what was not measured, and why) are kept as lists of strings
+    in `table.attrs`, for `format_table`.
+    """
+    table = pd.DataFrame(list(rows)).reindex(columns=list(COLUMNS))
+    table = table[[name for name in COLUMNS if name in ALWAYS or table[name].notna().any()]]
+    counts = {name: "Int64" for name in ("n", "n_real") if name in table}
+    table = table.astype(counts | {name: float for name in ("value", "low", "high")})
+    table.attrs = {"header": [str(line) for line in header], "notes": list(dict.fromkeys(notes))}
+    return table
+
+
+def format_table(table: pd.DataFrame) -> str:
+    """Text of a table of `to_table`: header, every protocol, notes. Distances of an extractor have a line per
+    comparison and class, every other measure has a line of its own."""
+    header, notes = table.attrs["header"], table.attrs["notes"]
+    table = table.reindex(columns=list(COLUMNS)).assign(value=[_interval(row) for row in table.itertuples()])
+    blocks = list(header)
+    for protocol, part in table.groupby("protocol", sort=False, dropna=False):
+        blocks += [] if pd.isna(protocol) else [f"\n{protocol} mix"]
+        is_distance = part["extractor"].notna() & part["class"].notna()
+        if is_distance.any():
+            blocks.append(_to_text(_a_line_per_comparison(part[is_distance])))
+        if not is_distance.all():
+            blocks.append(_to_text(part.loc[~is_distance, list(PRINTED)]))
+    return "\n".join([*blocks, *(f"! {note}" for note in notes)])
+
+
+def _a_line_per_comparison(rows: pd.DataFrame) -> pd.DataFrame:
+    """The measures of each comparison side by side; floors have lines of their own."""
+    keys = ["extractor", "compared", "class", "n", "n_real"]
+    groups = rows.groupby(keys, sort=False)
+    return pd.DataFrame(
+        [dict(zip(keys, key, strict=True)) | dict(zip(g["measure"], g["value"], strict=True)) for key, g in groups]
+    )
+
+
+def _interval(row) -> str:
+    """`0.8123 (0.7991 to 0.8240)`, or the value alone if it has no interval."""
+    value = _number(row.value)
+    return value if pd.isna(row.low) else f"{value} ({_number(row.low)} to {_number(row.high)})"
+
+
+def _number(value: float) -> str:
+    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.4f}"
+
+
+def _to_text(table: pd.DataFrame) -> str:
+    """The columns that have a value, as text; numbers in the form of `_number`."""
+
+    def cell(x) -> str:
+        return "" if pd.isna(x) else _number(x) if isinstance(x, float) else str(x)
+
+    return table.dropna(axis=1, how="all").astype(object).map(cell).to_string(index=False)

@@ -1,0 +1,128 @@
+"""Predicted class probabilities of real images as a table with a row per image, and the scores of such tables."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from helpers.data.files import DataError
+from helpers.data.store import Store
+from helpers.metrics import classification
+from helpers.models.classifier import Classifier, ids_of, predict_logits, predict_proba
+
+
+def predict_table(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
+    """Calibrated probabilities for `rows` of a store: columns `image_id group label`, then `p_<class>`. `group` is the
+    lesion id, or the image id if it is not known.
+
+    Raises `DataError` if classifier and store differ in their classes, if the classifier was trained on one of these
+    images or lesions, or if a label is missing.
+    """
+    if tuple(classifier.classes) != tuple(store.classes):
+        raise DataError(f"classifier and {store.name} must have the same classes, got {' '.join(classifier.classes)} "
+                        f"and {' '.join(store.classes)}")  # fmt: skip
+    check_not_trained_on(classifier, store, rows)
+    check_labeled(store, rows)
+    return _as_table(store, rows, store.labels[rows], predict_proba(classifier, store.images[rows]), store.classes)
+
+
+def predict_cross_dataset(
+    classifier: Classifier, store: Store, rows: np.ndarray, class_map: dict[str, str] | None = None
+) -> pd.DataFrame:
+    """Calibrated probabilities for `rows` of a data set with other classes, in the columns of `predict_table`.
+
+    Only the classes that both have are used: images of other classes are left out, and probabilities sum to 1 over the
+    shared ones. `class_map` renames the store's classes, such as {"SK": "BKL"}.
+
+    Raises `DataError` if fewer than two classes are shared, if the classifier was trained on one of these images or
+    lesions, or if a label is missing.
+    """
+    check_not_trained_on(classifier, store, rows)
+    check_labeled(store, rows)
+    names = [(class_map or {}).get(name, name) for name in store.classes]
+    shared = [name for name in classifier.classes if name in names]
+    if len(shared) < 2:
+        raise DataError(f"classifier and {store.name} must share at least two classes, got "
+                        f"{' '.join(classifier.classes)} and {' '.join(names)}")  # fmt: skip
+    labels = np.array([shared.index(name) if name in shared else -1 for name in names])[store.labels[rows]]
+    rows, labels = rows[labels >= 0], labels[labels >= 0]
+    logits = predict_logits(classifier, store.images[rows])[:, [classifier.classes.index(name) for name in shared]]
+    return _as_table(store, rows, labels, softmax(logits / classifier.temperature, axis=1), shared)
+
+
+def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray, classes: Sequence[str]):
+    table = store.table.iloc[rows]
+    metadata = {"image_id": table["image_id"], "group": table["lesion_id"].fillna(table["image_id"]), "label": labels}
+    columns = metadata | {f"p_{name}": p[:, k] for k, name in enumerate(classes)}
+    return pd.DataFrame(columns).reset_index(drop=True)
+
+
+def check_not_trained_on(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` if the classifier was trained on one of these images or on another image of their lesions."""
+    if leaked := sorted(set(ids_of(store.table.iloc[rows])) & set(classifier.trained_on)):
+        raise DataError(f"{len(leaked)} test images or lesions are in the classifier's training set "
+                        f"({', '.join(leaked[:5])}): test it on others")  # fmt: skip
+
+
+def check_labeled(store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` if there are no rows, or a label is missing."""
+    if not len(rows) or (store.labels[rows] < 0).any():
+        unlabeled = int((store.labels[rows] < 0).sum())
+        raise DataError(f"{store.name}: need labeled test images, got {len(rows)} images, {unlabeled} without label")
+
+
+def probabilities(table: pd.DataFrame) -> np.ndarray:
+    """The probabilities `(N, K)` in a table of `predict_table`."""
+    return table.filter(regex="^p_").to_numpy()
+
+
+def balanced_accuracy(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Mean recall over classes `(R,)` of a table of `predict_table`, for bootstrap `weights (R, N)`."""
+    return classification.balanced_accuracy(probabilities(table), table["label"].to_numpy(), weights)
+
+
+def auc(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Mean one-vs-rest ROC AUC `(R,)` of a table of `predict_table`, for bootstrap `weights (R, N)`."""
+    return classification.auc(probabilities(table), table["label"].to_numpy(), weights)
+
+
+def average_precision(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+    """Mean one-vs-rest average precision `(R,)` of a table of `predict_table`, for bootstrap `weights (R, N)`."""
+    return classification.average_precision(probabilities(table), table["label"].to_numpy(), weights)
+
+
+def score_table(table: pd.DataFrame) -> pd.DataFrame:
+    """Scores of a table of `predict_table`: a row per measure and per class's recall, with `value`, 95 % interval
+    (bootstrap over lesions), N, and the score of always predicting the `majority` class."""
+    p, labels = probabilities(table), table["label"].to_numpy()
+    measures = [
+        classification.balanced_accuracy,
+        classification.accuracy,
+        classification.auc,
+        classification.average_precision,
+    ]
+    scores = classification.with_intervals(measures, p, labels, table["group"])
+    names = {f"recall {k}": f"recall {name}" for k, name in enumerate(classes_of(table))}
+    majority_p = np.zeros_like(p)
+    majority_p[:, np.bincount(labels).argmax()] = 1
+    majority = [measure(majority_p, labels, np.ones((1, len(labels)))).item() for measure in measures]
+    return scores.rename(index=names).assign(majority=[*majority, *[np.nan] * (len(scores) - len(measures))])
+
+
+def recalls_by_arm(results: pd.DataFrame) -> pd.DataFrame:
+    """Recall per class (columns), mean over seeds: a row per fraction and arm, below the number of images N and the
+    recalls of always predicting the majority class."""
+    classes = classes_of(results)
+    images = results[results["seed"] == results["seed"].iloc[0]].drop_duplicates("image_id")
+    counts = np.bincount(images["label"], minlength=len(classes))
+    rows = {("", "N"): counts, ("", "majority"): (counts == counts.max()).astype(float)}
+    for (fraction, arm), runs in results.groupby(["fraction", "arm"], sort=False):
+        weights = np.ones((1, len(runs)))
+        rows[f"{fraction:.0%}", arm] = classification.recalls(probabilities(runs), runs["label"].to_numpy(), weights)[0]
+    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["fraction", "arm"]), classes)
+
+
+def classes_of(table: pd.DataFrame) -> list[str]:
+    """Class names in a table of `predict_table`."""
+    return [column.removeprefix("p_") for column in table.columns if column.startswith("p_")]

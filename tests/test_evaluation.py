@@ -1,0 +1,204 @@
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from factories import MeanPoolExtractor, isic2016
+
+from helpers.config import ROOT
+from helpers.data.files import DataError
+from helpers.data.layouts import ARTIFACTS
+from helpers.experiments import evaluate_generator as generator_module
+from helpers.experiments.evaluate_artifacts import ArtifactEvaluation, evaluate_artifacts
+from helpers.experiments.evaluate_classifier import ClassifierEvaluation, evaluate_classifier
+from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator, sample_rows
+from helpers.experiments.evaluate_segmenter import MEASURES, SegmenterEvaluation, evaluate_segmenter
+from helpers.experiments.evaluation import format_table, load_generator, mean_row, to_table
+from helpers.metrics.extractors import FeatureExtractor
+from helpers.metrics.prediction_tables import predict_table, score_table
+from helpers.models.artifacts import ArtifactConfig, train_artifacts
+from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
+from helpers.models.dcgan import DCGANConfig, train_dcgan
+from helpers.models.gan import GANConfig, train_gan
+from helpers.models.segmenter import SegmenterConfig, train_segmenter
+from helpers.models.trainer import TrainConfig
+
+
+@pytest.fixture(scope="module")
+def cfg(phantoms, tmp_path_factory) -> SimpleNamespace:
+    """As from `get_config`, with the small sample."""
+    root = tmp_path_factory.mktemp("evaluation")
+    cfg = SimpleNamespace(profile="smoke", dataset="phantoms", data_root=phantoms, seed=0, workers=1)
+    cfg.sample, cfg.released = {"images": 120, "size": 64}, ROOT / "data" / "released"
+    for name in ("stores", "features", "outputs"):
+        setattr(cfg, name, root / name)
+    return cfg
+
+
+@pytest.fixture(scope="module")
+def outputs(cfg, phantom_store):
+    """Folder with a CGAN, a segmenter, a classifier and an artifact detector after one training step each."""
+    classes, train_config = tuple(phantom_store.classes), TrainConfig(1, 4)
+    torch.manual_seed(0)
+    train_gan(phantom_store, GANConfig(64, classes, base_channels=8), cfg.outputs / "cgan", train_config)
+    train_classifier(phantom_store, ClassifierConfig(64, classes), cfg.outputs / "classifier", train_config)
+    segmenter = SegmenterConfig(64, "Unet", "tu-test_efficientnet", decoder_channels=32, pretrained=False, tta=False)
+    train_segmenter(phantom_store, segmenter, cfg.outputs / "segmenter", train_config)
+    train_artifacts(phantom_store, ArtifactConfig(64, pretrained=False), cfg.outputs / "artifacts", train_config)
+    return cfg.outputs
+
+
+def test_load_generator_cgan_and_dcgan_only_the_cgan_depends_on_sketches(phantom_store, tmp_path):
+    classes, rows = tuple(phantom_store.classes), phantom_store.rows("train", ["sketch", "label"])
+    train_gan(phantom_store, GANConfig(64, classes, base_channels=8), tmp_path / "cgan", TrainConfig(1, 4))
+    train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
+    batch = phantom_store.batch(rows[:3])
+    blank = batch | {"sketches": np.zeros_like(batch["sketches"])}
+    for method, uses_sketches in (("cgan", True), ("dcgan", False)):
+        generate, config = load_generator(tmp_path / method / "checkpoint.pt")
+        images = generate(batch, 0)
+        assert config.size == 64 and images.shape == (3, 64, 64, 3) and images.dtype == np.uint8
+        assert np.array_equal(images, generate(batch, 0)), "repeatable by seed"
+        assert not np.array_equal(images, generate(batch, 1))
+        assert np.array_equal(images, generate(blank, 0)) != uses_sketches
+
+
+def test_load_generator_other_file_raises(tmp_path):
+    (tmp_path / "none.pt").write_bytes(b"not a checkpoint")
+    with pytest.raises(DataError, match=r"none\.pt"):
+        load_generator(tmp_path / "none.pt")
+
+
+def test_sample_rows_like_other_rows_returns_as_many_of_each_class(phantom_store):
+    measured = sample_rows(phantom_store, "test", "balanced")
+    floor = sample_rows(phantom_store, "train", "balanced", measured)
+    counts = [np.bincount(phantom_store.labels[rows], minlength=7) for rows in (measured, floor)]
+    assert np.array_equal(*counts) and len(set(measured)) == len(measured)
+    natural = sample_rows(phantom_store, "test", "natural")
+    assert set(natural) == set(phantom_store.rows("test", ["sketch", "label"]))
+    assert len(sample_rows(phantom_store, "train", "natural", natural)) == len(natural)
+
+
+# --------------------------------------------------------------------------------------------------------------- table
+
+
+def test_mean_row_and_table_have_value_interval_and_n():
+    values = np.array([0.0, 1.0, 1.0, 1.0])
+    table = to_table([mean_row("accuracy", values, compared="real"), {"measure": "gap", "value": -12.5}], ["header"])
+    assert list(table) == ["compared", "measure", "value", "low", "high", "n"]
+    assert table["value"].to_list() == [0.75, -12.5] and 0 <= table["low"][0] < 0.75 < table["high"][0] == 1
+    assert table["n"][0] == 4 and pd.isna(table["n"][1])
+    lines = format_table(table).splitlines()
+    assert lines[0] == "header" and "0.7500 (" in lines[2] and lines[3].split() == ["gap", "-12.5"]
+    assert len(json.loads(table.to_json(orient="records"))) == 2
+
+
+def test_format_table_names_what_was_not_measured():
+    table = to_table([{"measure": "dice", "value": 0.5, "n": 3}], notes=["no weights", "no weights"])
+    assert [line.split() for line in format_table(table).splitlines()[1:]] == [
+        ["dice", "0.5000", "3"],
+        ["!", "no", "weights"],
+    ]
+
+
+# ---------------------------------------------------------------------------------------------------------- generator
+
+
+@pytest.fixture
+def extractor(monkeypatch) -> FeatureExtractor:
+    extractor = FeatureExtractor("mean-pool", MeanPoolExtractor())
+    monkeypatch.setattr(generator_module, "available_extractors", lambda checkpoint: ([extractor], ["no inception"]))
+    monkeypatch.setattr(generator_module, "DIVERSITY_SKETCHES", 4)
+    return extractor
+
+
+def test_evaluate_generator_has_every_measure_beside_its_reference(cfg, outputs, phantom_store, extractor):
+    table = evaluate_generator(outputs / "cgan" / "checkpoint.pt", GeneratorEvaluation(), cfg)
+    rows = phantom_store.rows("val", ["sketch", "label"])
+    for protocol in ("natural", "balanced"):
+        part = table[table["protocol"] == protocol]
+        distances = part[(part["class"] == "all") & (part["compared"] == "synthetic")].set_index("measure")
+        assert list(distances.index) == ["kid", "fd", "precision", "recall", "density", "coverage"]
+        assert (distances["n"] == len(rows)).all() and (distances["n_real"] == len(rows)).all()
+        floors = part[(part["class"] == "all") & (part["compared"] == "floor")].set_index("measure")["value"]
+        assert distances["floor"].to_dict() == floors.to_dict() and distances.loc["kid", "value"] > floors["kid"]
+        assert distances.loc["kid", "low"] < distances.loc["kid", "value"] < distances.loc["kid", "high"]
+        assert "blurred real" in set(part["compared"])
+        for measure in ("label_accuracy", "sketch_dice"):
+            real, synthetic = part[part["measure"] == measure].to_dict("records")
+            assert (real["compared"], synthetic["compared"]) == ("real", "synthetic")
+            assert synthetic["real"] == real["value"] and real["low"] <= real["value"] <= real["high"]
+    natural = table[table["protocol"] == "natural"]
+    for measure, count in {"diversity": 1, "structure": 1, "artifact_rate": 7, "copies": 2, "authenticity": 2}.items():
+        assert (natural["measure"] == measure).sum() == count and measure not in set(part["measure"])
+    assert "position" not in set(table["measure"]), "needs 100 images"
+    text = format_table(table)
+    assert all(
+        word in text for word in ("natural mix", "balanced mix", "! no inception", "held-out real images", *ARTIFACTS)
+    )
+    assert not table["value"].isna().any()
+
+
+def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, outputs, extractor, tmp_path):
+    alone = SimpleNamespace(**vars(cfg) | {"outputs": tmp_path, "released": tmp_path})
+    table = evaluate_generator(outputs / "cgan" / "checkpoint.pt", GeneratorEvaluation("test"), alone)
+    assert not {"label_accuracy", "sketch_dice", "artifact_rate"} & set(table["measure"])
+    assert {"no Dice of the sketches: there is no checkpoint of `train segmenter`",
+            "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------------- segmenter, classifier, flags
+
+
+def test_evaluate_segmenter_scores_classes_and_compares_with_another_file(cfg, outputs, tmp_path):
+    checkpoint, file = outputs / "segmenter" / "checkpoint.pt", tmp_path / "new" / "scores.csv"
+    table = evaluate_segmenter(checkpoint, SegmenterEvaluation(csv=file), cfg)
+    scores = pd.read_csv(file)
+    means = table[table["class"].isna()].set_index("measure")
+    assert list(means.index) == list(MEASURES) and (means["n"] == len(scores)).all()
+    assert means["value"].to_dict() == pytest.approx(scores[list(MEASURES)].mean().to_dict())
+    by_class = table[table["class"].notna()]
+    assert by_class["n"].sum() == len(scores) and set(by_class["measure"]) == {"jaccard"}
+    scores.assign(jaccard=scores["jaccard"] - 0.1).to_csv(tmp_path / "old.csv", index=False)
+    table = evaluate_segmenter(checkpoint, SegmenterEvaluation(against=tmp_path / "old.csv"), cfg)
+    difference = table.iloc[-1]
+    assert difference[["value", "low", "high"]].to_list() == pytest.approx([0.1, 0.1, 0.1])
+    assert "jaccard_difference" in format_table(table) and "against old.csv" in format_table(table)
+    scores.iloc[1:].to_csv(tmp_path / "old.csv", index=False)
+    with pytest.raises(DataError, match=rf"lacks 1 of the {len(scores)} images, such as {scores['image_id'][0]}"):
+        evaluate_segmenter(checkpoint, SegmenterEvaluation(against=tmp_path / "old.csv"), cfg)
+
+
+def test_evaluate_classifier_has_scores_calibration_and_gap(cfg, outputs, phantom_store):
+    checkpoint = outputs / "classifier" / "checkpoint.pt"
+    table = evaluate_classifier(checkpoint, ClassifierEvaluation("test"), cfg).set_index("measure")
+    classifier, _ = load_classifier(checkpoint)
+    expected = score_table(predict_table(classifier, phantom_store, phantom_store.rows("test", ["label"])))
+    row, accuracy = expected.loc["balanced accuracy"], table.loc["balanced_accuracy"]
+    assert accuracy[["value", "low", "high", "n", "majority"]].to_list() == pytest.approx(row.to_list())
+    assert table.loc["recall", "n"].sum() == len(phantom_store.rows("test", ["label"]))
+    assert table.loc["temperature", "value"] == classifier.temperature
+    real, synthetic = table.loc["label_accuracy"].to_dict("records")
+    assert table.loc["label_accuracy_gap", "value"] == pytest.approx(real["value"] - synthetic["value"])
+    assert {"calibration_error", "calibration_error_before", "balanced_label_accuracy"} < set(table.index)
+
+
+def test_evaluate_classifier_across_data_sets_uses_shared_classes(cfg, outputs, tmp_path):
+    options = ClassifierEvaluation("test", across="isic2016", across_root=isic2016(tmp_path, 6))
+    with pytest.raises(DataError, match="must share at least two classes"):
+        evaluate_classifier(outputs / "classifier" / "checkpoint.pt", options, cfg)
+    with pytest.raises(ValueError, match=r"the data set must be one of phantoms, .*, got 'isic'"):
+        evaluate_classifier(outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation(across="isic"), cfg)
+
+
+def test_evaluate_artifacts_uses_annotated_images_only(cfg, outputs, phantom_store):
+    table = evaluate_artifacts(outputs / "artifacts" / "checkpoint.pt", ArtifactEvaluation(), cfg)
+    rows = phantom_store.rows("val")
+    rows = rows[phantom_store.artifacts_known[rows]]
+    rates = table[table["measure"] == "artifact_rate"].set_index("class")
+    assert list(rates.index) == list(ARTIFACTS) and (table["n"] == len(rows)).all()
+    assert rates["real"].to_list() == pytest.approx(phantom_store.artifacts[rows].mean(axis=0).tolist())
+    assert (table["measure"] == "average_precision").sum() == 7
+    assert "of which trained on 0" in format_table(table)
