@@ -5,18 +5,18 @@ HAM10000 is licensed CC BY-NC 4.0.
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 from tqdm.auto import tqdm
 
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 
 JPEG_QUALITY = 80
 
 
-def shrink_ham10000(out: str | Path, size: int, cfg: SimpleNamespace) -> int:
+def shrink_ham10000(out: str | Path, size: int, cfg: Config) -> int:
     """Write the central squares of HAM10000 at `size` pixels to the folder `out`, in the published layout: images as
     JPEG, masks as PNG, and the metadata. Returns the bytes in `out`.
 

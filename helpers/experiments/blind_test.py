@@ -12,11 +12,11 @@ Never publish the images: half of them are photographs of patients.
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
 
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import StoreConfig, prepare
@@ -26,7 +26,7 @@ from helpers.experiments.synthetic import check_same_classes
 NUM_IMAGES, ENLARGED = 32, 384  # images; pixels per side
 
 
-def write_blind_test(checkpoint: str | Path, out: str | Path, seed: int, cfg: SimpleNamespace) -> list[int]:
+def write_blind_test(checkpoint: str | Path, out: str | Path, seed: int, cfg: Config) -> list[int]:
     """Write 32 numbered images of the val split, `out/images/00.png` to `31.png`, and the answers, `out/key.json`.
 
     Half of them are real, half are generated from the sketches of other images of the split, with their labels and

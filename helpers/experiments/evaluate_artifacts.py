@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS, open_dataset
 from helpers.data.store import StoreConfig, prepare
@@ -23,7 +23,7 @@ class ArtifactEvaluation:
     flags: Path | None = None  # CSV with annotations: image_id and seven flags; default: those of the data set
 
 
-def evaluate_artifacts(checkpoint: str | Path, options: ArtifactEvaluation, cfg: SimpleNamespace) -> pd.DataFrame:
+def evaluate_artifacts(checkpoint: str | Path, options: ArtifactEvaluation, cfg: Config) -> pd.DataFrame:
     """Table of the average precision of every artifact, beside its prevalence, and of how often it is detected.
 
     Raises `DataError` if the file is no detector, if the annotations are unreadable, or if no image is annotated.

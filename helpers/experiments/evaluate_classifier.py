@@ -4,16 +4,15 @@
 """
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from helpers.config import DATASETS, ROOT, display_path
+from helpers.config import DATASETS, ROOT, Config, display_path
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import Store, StoreConfig, prepare
@@ -37,7 +36,7 @@ class ClassifierEvaluation:
     cgan: Path | None = None  # generator of the synthetic images; default: the one of `train cgan`
 
 
-def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, cfg: SimpleNamespace) -> pd.DataFrame:
+def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, cfg: Config) -> pd.DataFrame:
     """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, and if
     there is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
 
@@ -62,12 +61,12 @@ def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, c
     return to_table([*rows, *real_against_synthetic(classifier, config, store, options.split, generator)], header)
 
 
-def other_dataset(cfg: SimpleNamespace, name: str, data_root: Path | None) -> SimpleNamespace:
+def other_dataset(cfg: Config, name: str, data_root: Path | None) -> Config:
     """The config with another data set and its folder. Raises `ValueError` for an unknown name."""
     if name not in DATASETS:
         raise ValueError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
     folder = Path(data_root).resolve() if data_root else ROOT / "data" / name
-    return SimpleNamespace(**vars(cfg) | {"dataset": name, "data_root": folder})
+    return replace(cfg, dataset=name, data_root=folder)
 
 
 def scores(predictions: pd.DataFrame) -> Iterable[dict]:

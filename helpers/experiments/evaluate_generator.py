@@ -11,12 +11,12 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import numpy as np
 import pandas as pd
 
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS, open_dataset
 from helpers.data.store import Store, StoreConfig, prepare
@@ -62,7 +62,7 @@ class Generated:
     images: np.ndarray  # uint8 (N, S, S, 3)
 
 
-def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg: SimpleNamespace) -> pd.DataFrame:
+def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg: Config) -> pd.DataFrame:
     """Table of a CGAN or DCGAN by protocol: distances to real images beside their floor and ceilings, label accuracy,
     Dice of the sketches; for the natural mix also diversity, position, structure, artifact rates and memorization.
 

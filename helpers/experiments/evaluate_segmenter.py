@@ -3,11 +3,11 @@
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Literal
 
 import pandas as pd
 
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import StoreConfig, prepare
@@ -28,7 +28,7 @@ class SegmenterEvaluation:
     against: Path | None = None  # such a file of another checkpoint: adds the paired difference of the Jaccard index
 
 
-def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg: SimpleNamespace) -> pd.DataFrame:
+def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg: Config) -> pd.DataFrame:
     """Table of mean scores with intervals (over lesions), the Jaccard index of every class, and the paired difference
     to the scores in `options.against`.
 

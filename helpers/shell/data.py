@@ -10,7 +10,7 @@ import tyro
 from helpers.config import display_path
 from helpers.data.audit import audit
 from helpers.data.layouts import open_dataset, read
-from helpers.data.shrink import shrink
+from helpers.data.shrink import shrink_ham10000
 from helpers.data.store import UNKNOWN, StoreConfig, prepare
 from helpers.models.artifacts import ensure_artifacts
 from helpers.shell.base import Command, DataCommand, preset, print_problems
@@ -54,4 +54,17 @@ class Prepare(DataCommand):
         print_problems(store.problems)
         print(f"{store}\n{display_path(store.folder)}")
         print(f"{time.perf_counter() - started:.0f} s")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shrink(DataCommand):
+    """The copy has the published layout: it is prepared and trained on like the original."""
+
+    out: Path  # folder for the copy
+    size: int = 128  # pixels per side
+
+    def run(self) -> int:
+        num_bytes = shrink_ham10000(self.out, self.size, self.config())
+        print(f"{num_bytes / 1e6:.1f} MB in {display_path(self.out)}")
         return 0

@@ -4,11 +4,21 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+import tyro
+
 from helpers.config import display_path
 from helpers.data.files import DataError
+from helpers.experiments.blind_test import write_blind_test
+from helpers.experiments.evaluate_artifacts import ArtifactEvaluation, evaluate_artifacts
+from helpers.experiments.evaluate_classifier import ClassifierEvaluation, evaluate_classifier
+from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator
+from helpers.experiments.evaluate_segmenter import SegmenterEvaluation, evaluate_segmenter
+from helpers.experiments.evaluation import format_table
 from helpers.metrics.extractors import ImageSet, available_extractors, load_extractor
 from helpers.metrics.quality import quality
-from helpers.shell.base import Command
+from helpers.shell.base import Command, DataCommand, Flat
+from helpers.views.cards import FIGURES, write_cards
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,4 +46,83 @@ class EvaluateFolders(Command):
             result.notes.append(f"the classifier is {display_path(self.extractor or checkpoint)}")
         result.notes += missing
         print(json.dumps(result.summary()) if self.json else result)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateCommand(DataCommand):
+    """Prints a table with a row per measure."""
+
+    checkpoint: tyro.conf.Positional[Path]  # checkpoint.pt or released weights
+    json: bool = False  # print the table as JSON, a list of rows
+
+    def show(self, table: pd.DataFrame) -> int:
+        """Print the table; returns the exit status."""
+        print(table.to_json(orient="records") if self.json else format_table(table))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateGenerator(EvaluateCommand):
+    """See `evaluate_generator`."""
+
+    options: Flat[GeneratorEvaluation] = GeneratorEvaluation()
+
+    def run(self) -> int:
+        return self.show(evaluate_generator(self.checkpoint, self.options, self.config()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateSegmenter(EvaluateCommand):
+    """See `evaluate_segmenter`."""
+
+    options: Flat[SegmenterEvaluation] = SegmenterEvaluation()
+
+    def run(self) -> int:
+        return self.show(evaluate_segmenter(self.checkpoint, self.options, self.config()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateClassifier(EvaluateCommand):
+    """See `evaluate_classifier`."""
+
+    options: Flat[ClassifierEvaluation] = ClassifierEvaluation()
+
+    def run(self) -> int:
+        return self.show(evaluate_classifier(self.checkpoint, self.options, self.config()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateArtifacts(EvaluateCommand):
+    """See `evaluate_artifacts`."""
+
+    options: Flat[ArtifactEvaluation] = ArtifactEvaluation()
+
+    def run(self) -> int:
+        return self.show(evaluate_artifacts(self.checkpoint, self.options, self.config()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlindTest(DataCommand):
+    """Never publish the folder: it has images of patients."""
+
+    checkpoint: tyro.conf.Positional[Path]  # checkpoint.pt or released weights of a generator
+    out: Path  # folder for 32 images and key.json
+    seed: int = 0  # of images, order and latents
+
+    def run(self) -> int:
+        numbers = write_blind_test(self.checkpoint, self.out, self.seed, self.config())
+        print(f"32 images in {display_path(self.out / 'images')}, {len(numbers)} of them generated: key.json")
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cards(Command):
+    """Each NAME.png next to NAME.safetensors in data/released."""
+
+    names: tyro.conf.Positional[tuple[str, ...]] = ()  # such as cgan segmenter; default: all
+
+    def run(self) -> int:
+        for path in write_cards(self.config().released, self.names or tuple(FIGURES)):
+            print(display_path(path))
         return 0

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
-from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -14,7 +13,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from helpers.config import display_path
+from helpers.config import Config, display_path
 from helpers.data import phantoms
 from helpers.data.files import DataError, center_crop, extract_lines, list_images, read_image, to_rgb
 from helpers.data.sketches import MAX_INK, contour, deform, fill, stroke_width
@@ -49,7 +48,7 @@ def display_name(class_name: str) -> str:
     return DISPLAY_NAMES.get(class_name, class_name)
 
 
-def find_weights(cfg: SimpleNamespace, checkpoints: dict[str, Path | None] | None = None) -> dict[str, Path]:
+def find_weights(cfg: Config, checkpoints: dict[str, Path | None] | None = None) -> dict[str, Path]:
     """Paths by method: for each of `LOADERS` the given checkpoint, else the released weights in `cfg.released`. Methods
     with neither are left out. Raises `DataError` if a given checkpoint does not exist."""
     weights = {}
