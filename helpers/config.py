@@ -22,11 +22,6 @@ DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders")
 
 # Part of the project -> profile -> settings that differ between the profiles.
 SIZES = {
-    "sample": {
-        "smoke": {"images": 120, "size": 64},
-        "demo": {"images": 1000, "size": 128},
-        "full": {"images": 4000, "size": 256},
-    },
     "data": {
         "smoke": {"size": 64, "batch_size": 16},
         "demo": {"size": 128, "batch_size": 64},
@@ -145,7 +140,7 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
     """Configuration of one part ("data", "sketches", ...) for the profile and data set that the environment selects.
 
     `dataset` and `data_root` override the environment; a relative `data_root` starts at the working directory.
-    Fields: `profile dataset data_root stores released features outputs seed projected workers sample`, then those of
+    Fields: `profile dataset data_root stores released features outputs seed projected workers`, then those of
     `SIZES[part]`.
     Raises `ValueError` if `part`, `dataset` or a variable has an unknown value.
     """
@@ -167,7 +162,6 @@ def get_config(part: str, dataset: str | None = None, data_root: str | Path | No
         outputs=ROOT / "outputs" / f"{name}-{profile}",
         seed=0,
         workers=cpu_count(),
-        sample=SIZES["sample"][profile],
         **{"projected": False} | SIZES[part][profile],  # projected: kind of discriminator, see `models/projected.py`
     )
 

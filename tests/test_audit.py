@@ -21,7 +21,7 @@ from helpers.data.audit import (
 )
 from helpers.data.files import DataError, read_image
 from helpers.data.layouts import read
-from helpers.data.phantoms import render
+from helpers.phantoms.photo import render
 
 
 @pytest.fixture(scope="module")

@@ -51,7 +51,7 @@ def test_get_config_unknown_value_raises(monkeypatch, variable):
 
 
 def test_get_config_unknown_part_raises():
-    with pytest.raises(ValueError, match=r"part must be one of sample, .*, got 'soup'"):
+    with pytest.raises(ValueError, match=r"part must be one of data, .*, got 'soup'"):
         get_config("soup")
 
 

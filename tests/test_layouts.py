@@ -7,8 +7,9 @@ import pytest
 from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, write_image, write_lines, write_mask
 
 from helpers.config import get_config
-from helpers.data.files import DataError
+from helpers.data.files import DataError, read_image
 from helpers.data.layouts import ARTIFACTS, COLUMNS, images_by_id, open_dataset, read
+from helpers.phantoms.sample import SAMPLE_SIZES
 
 
 def check_contract(dataset):
@@ -319,6 +320,14 @@ def test_images_by_id_repeated_id_is_reported(tmp_path):
         "ISIC_2": "sketch_ISIC_2.png",
     }
     assert problems == ["1 (ISIC_1_downsampled.jpg) have the id of another file and are left out"]
+
+
+def test_open_dataset_generates_the_sample_of_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    dataset = open_dataset(get_config("data", dataset="phantoms", data_root=tmp_path / "sample"))
+    images, size = SAMPLE_SIZES["smoke"]
+    assert (dataset.name, len(dataset.table)) == ("phantoms", images)
+    assert read_image(dataset.table["path"][0]).shape == (size, size, 3)
 
 
 def test_open_dataset_other_content_than_expected_is_reported(tmp_path):

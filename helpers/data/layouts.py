@@ -16,10 +16,10 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.config import display_path
-from helpers.data import sample
 from helpers.data.download import download, is_unfinished
 from helpers.data.files import IMAGE_SUFFIXES, DataError, list_images
-from helpers.data.phantoms import ARTIFACTS
+from helpers.phantoms import sample
+from helpers.phantoms.photo import ARTIFACTS
 
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
@@ -121,7 +121,7 @@ def open_dataset(cfg, classes: list[str] | None = None) -> DatasetTable:
     """Read the data set of a config from `get_config`, after generating it (the embedded sample) or downloading it (a
     published set) if its folder does not exist. Raises `DataError` if that is not possible."""
     if cfg.dataset == "phantoms":
-        sample.write(cfg.data_root, seed=cfg.seed, **cfg.sample)
+        sample.write(cfg.data_root, *sample.SAMPLE_SIZES[cfg.profile], cfg.seed)
     elif not cfg.data_root.is_dir() or is_unfinished(cfg.data_root):
         download(cfg.dataset, cfg.data_root)
     dataset = read(cfg.data_root, classes)
