@@ -19,7 +19,8 @@ from PIL import Image
 from helpers.config import DATASETS, display_path, get_config
 from helpers.data.audit import audit
 from helpers.data.files import DataError, image_shape, read_image
-from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read, read_labels
+from helpers.data.labels import read_labels
+from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read
 from helpers.data.sketches import MAX_INK
 from helpers.data.store import UNKNOWN, Store, StoreConfig, load_sketch, prepare, resize
 
