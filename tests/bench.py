@@ -36,8 +36,6 @@ from factories import random_inception  # noqa: E402
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402
 from helpers.data.layouts import ARTIFACTS, DatasetTable, open_dataset  # noqa: E402
-from helpers.data.phantoms import CLASSES, render  # noqa: E402
-from helpers.data.sample import CLASS_FREQUENCIES  # noqa: E402
 from helpers.data.sketches import contour, hand_drawn, structure  # noqa: E402
 from helpers.data.store import ImageSource, Store, StoreConfig, labeled_batches, prepare  # noqa: E402
 from helpers.metrics import extractors  # noqa: E402
@@ -48,6 +46,9 @@ from helpers.models.classifier import Backbone, ClassifierConfig, ClassifierTask
 from helpers.models.gan import CGAN, GANConfig  # noqa: E402
 from helpers.models.pix2pix import PatchGAN, UNet  # noqa: E402
 from helpers.models.segmenter import SegmenterConfig, SegmenterTask, jaccard_loss, probabilities  # noqa: E402
+from helpers.phantoms.classes import CLASSES  # noqa: E402
+from helpers.phantoms.photo import render  # noqa: E402
+from helpers.phantoms.sample import CLASS_FREQUENCIES  # noqa: E402
 
 # Operations that change no memory.
 VIEWS = re.compile(

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from helpers.data import sample
 from helpers.data.layouts import read
 from helpers.data.store import Store, StoreConfig, prepare
+from helpers.phantoms import sample
 
 # Results are equal bit for bit on a CPU only: on a GPU some backward passes add in varying order.
 os.environ["ACCELERATE_USE_CPU"] = "true"

@@ -25,8 +25,8 @@ from gradio_client.exceptions import AppError
 from PIL import Image
 
 from helpers.config import ROOT, get_config
-from helpers.data import phantoms
 from helpers.data.files import DataError
+from helpers.phantoms.photo import render
 from helpers.views import demo, uploads
 from helpers.views.demo import Handlers, build_page, canvas_with, launch_page, sketch_from_canvas
 from helpers.views.predictor import Predictor, example_sketches, find_weights
@@ -94,7 +94,7 @@ def test_generate_clips_count_seed_and_variation(predictor):
 
 def test_describe_without_a_segmenter_does_not_claim_that_there_is_no_lesion(predictor):
     without = Predictor({name: path for name, path in predictor.weights.items() if name != "segmenter"})
-    text = Handlers(without).describe(without.analyze(phantoms.render(1, 4)[0]))
+    text = Handlers(without).describe(without.analyze(render(1, 4)[0]))
     assert demo.NO_SEGMENTER in text and demo.NO_LESION not in text and demo.PROBABILITY_NOTE in text
 
 
@@ -161,7 +161,7 @@ def test_api_sample_without_sketch_returns_dcgan_images(client, predictor):
 
 
 def test_api_analyze_returns_a_sketch_that_generate_accepts(client, tmp_path):
-    Image.fromarray(phantoms.render(1, 4, size=200)[0]).save(tmp_path / "photo.png")
+    Image.fromarray(render(1, 4, size=200)[0]).save(tmp_path / "photo.png")
     outlined, text, probabilities, heatmap, sketch = client.predict(
         handle_file(tmp_path / "photo.png"), api_name="/analyze"
     )
@@ -254,7 +254,7 @@ def analyze_path(address: str, path: str) -> str:
 
 def test_analyze_accepts_only_uploaded_files(address, tmp_path):
     file = tmp_path / "own.png"
-    Image.fromarray(phantoms.render(1, 4)[0]).save(file)
+    Image.fromarray(render(1, 4)[0]).save(file)
     uploaded = httpx.post(f"{address}gradio_api/upload", files={"files": file.open("rb")}).json()[0]
     answer = analyze_path(address, uploaded)
     assert "event: complete" in answer and "The lesion covers" in answer
@@ -284,7 +284,7 @@ def test_uploads_are_limited_in_size_and_not_listed_to_other_visitors(address, c
     large.write_bytes(b"\0" * 21 * 2**20)
     with large.open("rb") as file:
         assert httpx.post(f"{address}gradio_api/upload", files={"files": file}).status_code == 413
-    Image.fromarray(phantoms.render(2, 4)[0]).save(tmp_path / "somebodys-mole.png")
+    Image.fromarray(render(2, 4)[0]).save(tmp_path / "somebodys-mole.png")
     client.predict(handle_file(tmp_path / "somebodys-mole.png"), api_name="/analyze")
     assert any(path.is_file() for path in Path(uploads.UPLOAD_DIR).rglob("*somebodys-mole*"))
     for route in ("", "config", "gradio_api/info", "gradio_api/startup-events"):
@@ -297,7 +297,7 @@ def test_purge_old_uploads_deletes_uploads_and_keeps_examples(predictor, tmp_pat
     page = build_page(predictor)
     try:
         address = launch_page(page, quiet=True)
-        Image.fromarray(phantoms.render(3, 4)[0]).save(tmp_path / "short-lived.png")
+        Image.fromarray(render(3, 4)[0]).save(tmp_path / "short-lived.png")
         with (tmp_path / "short-lived.png").open("rb") as file:
             (path,) = httpx.post(f"{address}gradio_api/upload", files={"files": file}).json()
         assert Path(path).is_relative_to(uploads.UPLOAD_DIR)
@@ -344,7 +344,7 @@ ALL_LOADED = "[...document.querySelectorAll('img')].every(i => i.complete && i.n
 
 
 def test_browser_draw_generate_analyze_and_reuse_the_sketch(address, browser, figures, tmp_path):
-    Image.fromarray(phantoms.render(0, 12, size=300)[0]).save(tmp_path / "photo.png")
+    Image.fromarray(render(0, 12, size=300)[0]).save(tmp_path / "photo.png")
     page = open_page(browser, address)
     box = page.locator("canvas").first.bounding_box()
     center = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])

@@ -7,8 +7,9 @@ import pytest
 from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, write_image, write_lines, write_mask
 
 from helpers.config import get_config
-from helpers.data.files import DataError
+from helpers.data.files import DataError, read_image
 from helpers.data.layouts import ARTIFACTS, COLUMNS, images_by_id, open_dataset, read
+from helpers.phantoms.sample import SAMPLE_SIZES
 
 
 def check_contract(dataset):
@@ -196,27 +197,6 @@ def test_read_folders_not_named_after_classes_raise(tmp_path, names):
         read(tmp_path)
 
 
-def test_read_label_file_with_byte_order_mark_loses_nothing(tmp_path):
-    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
-    labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes())
-    assert read(tmp_path).table["lesion_id"].nunique() == 7
-
-
-def test_read_isic2017_blank_cells_are_unknown_not_a_nevus(tmp_path):
-    labels = isic2017(tmp_path) / "ISIC-2017_Training_Part3_GroundTruth.csv"
-    labels.write_text(labels.read_text().replace("ISIC_0000002,0.0,0.0", "ISIC_0000002,,"))
-    assert read(tmp_path).table.set_index("image_id").loc["ISIC_0000002"].isna()["label"]
-
-
-@pytest.mark.parametrize(
-    ("content", "message"), [("", "cannot be read"), ("image_id,diagnosis\nISIC_0024306,nv", "no column dx, .*, got ")]
-)
-def test_read_unusable_label_file_raises(tmp_path, content, message):
-    (ham10000(tmp_path) / "HAM10000_metadata.csv").write_text(content)
-    with pytest.raises(DataError, match=message):
-        read(tmp_path)
-
-
 def test_read_unknown_layout_raises_with_the_known_ones(tmp_path):
     write_lines(tmp_path / "readme.txt", "nothing here")
     with pytest.raises(
@@ -257,42 +237,6 @@ def test_read_unlabeled_image_is_kept_and_reported(tmp_path):
     assert any("ISIC_0000099" in p and "not in the label file" in p for p in dataset.problems)
 
 
-def test_read_repeated_id_is_reported_or_raises_by_its_labels(tmp_path):
-    labels = isic2016(tmp_path) / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
-    write_lines(labels, *labels.read_text().split(), "ISIC_0000001,benign")
-    dataset = read(tmp_path)
-    assert len(dataset.table) == 20
-    assert dataset.problems == ["1 (ISIC_0000001) are listed in the label file more than once"]
-    write_lines(labels, *labels.read_text().split(), "ISIC_0000001,malignant")
-    with pytest.raises(DataError, match=r"ISIC_0000001.*under different labels"):
-        read(tmp_path)
-
-
-def test_read_unknown_label_becomes_na_and_is_reported(tmp_path):
-    labels = isic2016(tmp_path) / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
-    labels.write_text(labels.read_text().replace("ISIC_0000001,benign", "ISIC_0000001,wart"))
-    dataset = read(tmp_path)
-    assert dataset.table.set_index("image_id").loc["ISIC_0000001"].isna()["label"]
-    assert any("ISIC_0000001" in p and "expected benign malignant" in p for p in dataset.problems)
-
-
-def test_read_one_hot_row_of_zeros_becomes_na_and_is_reported(tmp_path):
-    labels = course(tmp_path) / "Train_labels.csv"
-    lines = labels.read_text().split()
-    lines[1] = lines[1].replace("1.0", "0.0")
-    write_lines(labels, *lines)
-    dataset = read(tmp_path)
-    assert dataset.table["label"].isna().sum() == 1
-    assert any("no single label" in problem for problem in dataset.problems)
-
-
-def test_read_one_hot_missing_column_raises(tmp_path):
-    labels = course(tmp_path) / "Train_labels.csv"
-    write_lines(labels, *[line.rsplit(",", 1)[0] for line in labels.read_text().split()])
-    with pytest.raises(DataError, match="no column VASC"):
-        read(tmp_path)
-
-
 def test_subset_renumbers_labels_in_the_given_order(tmp_path):
     dataset = read(ham10000(tmp_path), classes=["BKL", "MEL"])
     assert dataset.classes == ["BKL", "MEL"]
@@ -319,6 +263,14 @@ def test_images_by_id_repeated_id_is_reported(tmp_path):
         "ISIC_2": "sketch_ISIC_2.png",
     }
     assert problems == ["1 (ISIC_1_downsampled.jpg) have the id of another file and are left out"]
+
+
+def test_open_dataset_generates_the_sample_of_the_profile(tmp_path, monkeypatch):
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    dataset = open_dataset(get_config("data", dataset="phantoms", data_root=tmp_path / "sample"))
+    images, size = SAMPLE_SIZES["smoke"]
+    assert (dataset.name, len(dataset.table)) == ("phantoms", images)
+    assert read_image(dataset.table["path"][0]).shape == (size, size, 3)
 
 
 def test_open_dataset_other_content_than_expected_is_reported(tmp_path):

@@ -7,7 +7,8 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.data.phantoms import ARTIFACTS, CLASSES, _hairs, _light, artifact_flags, render, render_with_flags
+from helpers.phantoms.classes import CLASSES
+from helpers.phantoms.photo import ARTIFACTS, _hairs, _light, artifact_flags, render, render_with_flags
 
 LESIONS = 30  # per class, for the statistics below
 MEL, NV, BCC, AKIEC, BKL, DF, VASC = range(7)

@@ -7,9 +7,9 @@ import pytest
 from PIL import Image, ImageDraw
 
 from helpers.config import get_config
-from helpers.data import phantoms
 from helpers.data.files import DataError
 from helpers.data.sketches import contour
+from helpers.phantoms.photo import render
 from helpers.views.predictor import (
     Predictor,
     display_name,
@@ -105,7 +105,7 @@ def test_parse_drawing_of_large_images_keeps_fine_lines():
 def test_parse_drawing_of_an_image_with_shades_raises():
     for label in range(7):
         with pytest.raises(DataError, match="Expected a line drawing or a mask"):
-            parse_drawing(Image.fromarray(phantoms.render(label, 0, size=128)[0]), 64)
+            parse_drawing(Image.fromarray(render(label, 0, size=128)[0]), 64)
 
 
 def test_parse_drawing_mostly_ink_raises():
@@ -207,7 +207,7 @@ def test_predictor_with_only_a_cgan_explains_how_to_get_a_dcgan_and_analyzes_not
     cgan_only = Predictor({"cgan": predictor.weights["cgan"]})
     with pytest.raises(DataError, match="train dcgan"):
         cgan_only.sample_without_sketch("MEL")
-    analysis = cgan_only.analyze(phantoms.render(0, 3)[0])
+    analysis = cgan_only.analyze(render(0, 3)[0])
     assert (analysis.lesion_fraction, analysis.outside_fraction, analysis.probabilities) == (0, 0, {})
     assert analysis.heatmap is None and analysis.sketch is None
 
@@ -245,7 +245,7 @@ def test_sample_from_several_threads_equals_sample_from_one(predictor):
 
 
 def test_analyze_gives_outline_probabilities_heatmap_and_sketch(predictor):
-    image, mask = phantoms.render(1, 4, size=200)
+    image, mask = render(1, 4, size=200)
     analysis = predictor.analyze(image)
     assert analysis.image.shape == image.shape and not np.array_equal(analysis.image, image)
     assert abs(analysis.lesion_fraction - mask.mean()) < 0.15 and analysis.outside_fraction == 0
@@ -256,7 +256,7 @@ def test_analyze_gives_outline_probabilities_heatmap_and_sketch(predictor):
 
 
 def test_analyze_lesion_beside_the_central_square_reports_the_outside_fraction(predictor):
-    image, _ = phantoms.render(1, 4, size=200)
+    image, _ = render(1, 4, size=200)
     wide = np.concatenate([image, np.broadcast_to(image[:1, :1], (200, 300, 3))], axis=1)
     analysis = predictor.analyze(wide)
     assert analysis.image.shape == wide.shape and analysis.outside_fraction > 0.2
@@ -276,8 +276,8 @@ def test_heatmap_overlay_changes_only_warm_pixels():
 
 def test_predict_folder_gives_a_row_per_readable_image_and_the_other_files_as_problems(predictor, tmp_path):
     for seed in range(3):
-        Image.fromarray(phantoms.render(1, seed)[0]).save(tmp_path / f"{seed}.png")
-    Image.fromarray(phantoms.render(2, 1)[0]).save(tmp_path / "1.jpg")
+        Image.fromarray(render(1, seed)[0]).save(tmp_path / f"{seed}.png")
+    Image.fromarray(render(2, 1)[0]).save(tmp_path / "1.jpg")
     Image.new("RGB", (64, 64), "pink").save(tmp_path / "uniform.png")
     (tmp_path / "broken.jpg").write_text("not an image")
     table, analyses, problems = predict_folder(predictor, tmp_path)

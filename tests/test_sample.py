@@ -9,11 +9,13 @@ import cv2
 import numpy as np
 import pytest
 
+from helpers.config import PROFILES
 from helpers.data.audit import audit
 from helpers.data.files import DataError
 from helpers.data.layouts import read
-from helpers.data.phantoms import ARTIFACTS, CLASSES, artifact_flags, render_with_flags
-from helpers.data.sample import _VERSION, _lesions, write
+from helpers.phantoms.classes import CLASSES
+from helpers.phantoms.photo import ARTIFACTS, artifact_flags, render_with_flags
+from helpers.phantoms.sample import _VERSION, SAMPLE_SIZES, _lesions, write
 
 
 @pytest.fixture(scope="module")
@@ -82,7 +84,7 @@ def test_write_artifacts_are_the_flags_of_the_phantoms(tmp_path, monkeypatch):
         calls.append(" ".join(name for name, flag in zip(ARTIFACTS, flags, strict=True) if flag))
         return render_with_flags(label, seed, size, view)
 
-    monkeypatch.setattr("helpers.data.sample.render_with_flags", record)
+    monkeypatch.setattr("helpers.phantoms.sample.render_with_flags", record)
     folder = write(tmp_path / "sample", images=60, size=64, seed=2)
     faults = json.loads((folder / "injected_faults.json").read_text())
     sources = dict(pair for name in ("exact_conflict", "near_duplicate_across_splits") for pair in faults[name])
@@ -137,6 +139,11 @@ def test_audit_sample_finds_exactly_the_injected_copies(sample, injected_faults)
         (report.exact_duplicates, injected_faults["exact_conflict"]),
     ):
         assert {frozenset(pair) for pair in pairs} == {frozenset(pair) for pair in expected}
+
+
+def test_sample_sizes_has_every_profile():
+    assert tuple(SAMPLE_SIZES) == PROFILES
+    assert all(images >= 60 and 64 <= size <= 512 for images, size in SAMPLE_SIZES.values())
 
 
 def test_lesions_class_frequencies_follow_ham10000():

@@ -2,7 +2,6 @@ import cv2
 import numpy as np
 import pytest
 
-from helpers.data.phantoms import render
 from helpers.data.sketches import (
     contour,
     deform,
@@ -14,6 +13,7 @@ from helpers.data.sketches import (
     stroke_width,
     structure,
 )
+from helpers.phantoms.photo import render
 
 
 def disc(size: int = 128, radius: float = 0.3, center: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

@@ -5,7 +5,6 @@ Layouts: ISIC challenges 2016, 2017 and 2018 task 3 (challenge.isic-archive.com)
 folders.
 """
 
-import csv
 import json
 import os
 import re
@@ -16,12 +15,24 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.config import display_path
-from helpers.data import sample
 from helpers.data.download import download, is_unfinished
-from helpers.data.files import IMAGE_SUFFIXES, DataError, list_images
-from helpers.data.phantoms import ARTIFACTS
+from helpers.data.files import DataError, list_images
+from helpers.data.labels import (
+    HAM_CLASSES,
+    ISIC2016_CLASSES,
+    ISIC2017_CLASSES,
+    drop_repeated_ids,
+    id_from_stem,
+    read_ham10000_metadata,
+    read_isic2016_labels,
+    read_isic2017_labels,
+    read_isic2018_labels,
+    read_table,
+    report_ids,
+)
+from helpers.phantoms import sample
+from helpers.phantoms.photo import ARTIFACTS
 
-HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
@@ -121,7 +132,7 @@ def open_dataset(cfg, classes: list[str] | None = None) -> DatasetTable:
     """Read the data set of a config from `get_config`, after generating it (the embedded sample) or downloading it (a
     published set) if its folder does not exist. Raises `DataError` if that is not possible."""
     if cfg.dataset == "phantoms":
-        sample.write(cfg.data_root, seed=cfg.seed, **cfg.sample)
+        sample.write(cfg.data_root, *sample.SAMPLE_SIZES[cfg.profile], cfg.seed)
     elif not cfg.data_root.is_dir() or is_unfinished(cfg.data_root):
         download(cfg.dataset, cfg.data_root)
     dataset = read(cfg.data_root, classes)
@@ -164,10 +175,6 @@ def _csv(folder: Path, pattern: str) -> Path | None:
     return _find(path, pattern + r"\.(csv|tab|txt)") if path and path.is_dir() else path
 
 
-# Publishers' additions to an image id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
-_DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
-
-
 def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
     """Image files in `folder`, or in the folders inside it if it has none, by image id; without superpixel files.
 
@@ -178,98 +185,11 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
     paths = list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
     by_id, repeated = {}, []
     for path in paths:
-        if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(_image_id(path.stem), path) != path:
+        if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(id_from_stem(path.stem), path) != path:
             repeated.append(path.name)
     if problems is not None:
-        _report(problems, "have the id of another file and are left out", repeated)
+        report_ids(problems, "have the id of another file and are left out", repeated)
     return by_id
-
-
-def _image_id(stem: str) -> str:
-    return _DECORATION.sub("", stem)
-
-
-def clean_id(text: str) -> str:
-    """The image id in a cell of a table: without spaces, file ending and what publishers put around ids."""
-    return _image_id(_ENDING.sub("", text.strip()))
-
-
-# --------------------------------------------------------------------------------------------------- label tables
-
-
-def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> dict[str, str]:
-    """Read a label file with columns `image_id,label` or one-hot columns -> the class name of every id.
-
-    Ids with no single known label go to `problems`. Raises `DataError` if the file cannot be used.
-    """
-    path = Path(path)
-    table = _read_labels(path, [])
-    if "label" in table:
-        table["diagnosis"] = table["label"].str.strip()
-    elif hot := [c for c in classes if c in table]:
-        table = _one_hot(table, path, hot, problems)
-    else:
-        raise DataError(
-            f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
-        )
-    table["image_id"] = table["image_id"].map(_image_id)
-    table = _drop_repeated_ids(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
-    unknown = ~table["diagnosis"].isin(classes)
-    _report(problems, f"have an unknown label in {path.name}, expected {' '.join(classes)}", table["image_id"][unknown])
-    return dict(table[~unknown].itertuples(index=False))
-
-
-_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
-
-
-def _read_labels(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
-    """Read a label file as strings, with at least the columns `needs`; a file without header has exactly these.
-
-    If there is no column `image_id`, the first column becomes it. File endings are removed from ids.
-    """
-    kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
-    try:  # utf-8-sig: Excel writes a byte order mark before the first column's name
-        table = pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", **kwargs)
-    except (OSError, ValueError, csv.Error) as error:
-        raise DataError(f"label file {path} cannot be read ({error})") from error
-    table = table.rename(columns={table.columns[0]: "image_id"} if "image_id" not in table else {})
-    absent = [column for column in needs if column not in table]
-    if absent:
-        raise DataError(f"label file {path} has no column {', '.join(absent)}, got {', '.join(map(str, table))}")
-    table["image_id"] = table["image_id"].str.strip().str.replace(_ENDING, "", regex=True)
-    return table.dropna(subset="image_id")
-
-
-def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list[str]) -> pd.DataFrame:
-    """One-hot columns -> column `diagnosis`; rows with none or several ones get `<NA>` and are reported."""
-    hot = table[classes].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
-    table["diagnosis"] = pd.Series([classes[i] for i in hot.argmax(axis=1)], index=table.index, dtype="string")
-    table.loc[hot.sum(axis=1) != 1, "diagnosis"] = pd.NA
-    _report(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
-    return table
-
-
-def _drop_repeated_ids(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
-    """Keep each id once. Repeated ids with one diagnosis are reported; with several, `DataError` is raised."""
-    _report(problems, "are listed in the label file more than once", table["image_id"][table["image_id"].duplicated()])
-    table = table.drop_duplicates(["image_id", "diagnosis"])
-    conflicting = table["image_id"][table["image_id"].duplicated()]
-    if len(conflicting):
-        ids = _format_ids(conflicting)
-        raise DataError(f"{ids} are listed in the label file under different labels; keep one row for each id")
-    return table
-
-
-def _format_ids(ids: pd.Series | list) -> str:
-    """Number of different ids and the first five."""
-    ids = list(dict.fromkeys(ids))
-    return f"{len(ids)} ({', '.join(map(str, ids[:5]))}{', ...' if len(ids) > 5 else ''})"
-
-
-def _report(problems: list[str], text: str, ids: pd.Series | list) -> None:
-    """Add "<number> (<ids>) <text>" to `problems` if there are ids."""
-    if len(ids):
-        problems.append(f"{_format_ids(ids)} {text}")
 
 
 def _build_table(
@@ -281,7 +201,7 @@ def _build_table(
     """
     rows = rows.reindex(columns=[*rows.columns, *(c for c in COLUMNS if c not in rows)])
     exists = rows["path"].notna()
-    _report(problems, "are listed in the label file but have no image file", rows["image_id"][~exists])
+    report_ids(problems, "are listed in the label file but have no image file", rows["image_id"][~exists])
     if len(rows) == 0 or (~exists).mean() > MISSING_LIMIT:
         raise DataError(
             f"{root}: {int((~exists).sum())} of {len(rows)} {name} images are missing, "
@@ -289,9 +209,9 @@ def _build_table(
         )
     rows = rows[exists].reset_index(drop=True)
     unknown = ~rows["diagnosis"].isin(classes) & rows["diagnosis"].notna()
-    _report(problems, f"have an unknown diagnosis, expected {' '.join(classes)}", rows["image_id"][unknown])
+    report_ids(problems, f"have an unknown diagnosis, expected {' '.join(classes)}", rows["image_id"][unknown])
     rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-    _report(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
+    report_ids(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
     rows["source"] = rows["source"].astype("string").fillna(name)
     for column in COLUMNS:
         if column != "label":
@@ -305,7 +225,7 @@ def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
     if no_mask.all():
         problems.append("no masks: contour sketches and segmentation need them, structure sketches do not")
     else:
-        _report(problems, "have no mask", rows["image_id"][no_mask])
+        report_ids(problems, "have no mask", rows["image_id"][no_mask])
 
 
 def _join(
@@ -314,7 +234,7 @@ def _join(
     """Join images, labels and other files (`mask_path=`, `sketch_path=`) by id: one row per id of image or label."""
     labels = pd.DataFrame({"image_id": sorted(images), "diagnosis": pd.NA}) if labels is None else labels
     unlabeled = sorted(set(images) - set(labels["image_id"]))
-    _report(problems, "are in the image folder but not in the label file", unlabeled)
+    report_ids(problems, "are in the image folder but not in the label file", unlabeled)
     rows = pd.concat([labels, pd.DataFrame({"image_id": unlabeled})], ignore_index=True)
     rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(images))
     rows = rows.assign(**{column: rows["image_id"].map(by_id) for column, by_id in files.items()})
@@ -322,12 +242,7 @@ def _join(
 
 
 def _challenge_split(
-    folder: Path,
-    images: Path | None,
-    masks: Path | None,
-    labels: pd.DataFrame | None,
-    split: str,
-    problems: list[str],
+    folder: Path, images: Path | None, masks: Path | None, labels: pd.DataFrame | None, split: str, problems: list[str]
 ) -> pd.DataFrame | None:
     """Rows of one official split of an ISIC challenge; None if its image folder does not exist, which is reported."""
     if images is None:
@@ -344,51 +259,36 @@ def _challenge_split(
 def _read_phantoms(folder: Path) -> DatasetTable:
     settings = json.loads((folder / "phantoms.json").read_text())
     problems: list[str] = []
-    labels = _read_labels(folder / "metadata.csv", ["diagnosis", "lesion_id", "split", "artifacts"])
+    labels = read_table(folder / "metadata.csv", ["diagnosis", "lesion_id", "split", "artifacts"])
     labels["artifacts"] = labels["artifacts"].fillna("")  # an empty field means none, not unknown
-    unknown = set(" ".join(labels["artifacts"]).split()) - set(ARTIFACTS)
-    if unknown:
+    if unknown := set(" ".join(labels["artifacts"]).split()) - set(ARTIFACTS):
         raise DataError(f"artifacts in {folder / 'metadata.csv'} must be {' '.join(ARTIFACTS)}, got {min(unknown)}")
-    labels = _drop_repeated_ids(labels, problems)
+    labels = drop_repeated_ids(labels, problems)
     files = {"path": images_by_id(folder / "images"), "mask_path": images_by_id(folder / "masks")}
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
     return _build_table("phantoms", folder, rows, settings["classes"], problems)
 
 
 def _read_isic2016(folder: Path) -> DatasetTable:
-    problems: list[str] = []
-    splits = []
-    # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
-    class_names = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"}
+    problems, splits = [], []
     for published, split in (("Training", "train"), ("Test", "test")):
         images = _find(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
         masks = _find(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
         path = _find(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
-        labels = _read_labels(path, ["image_id", "diagnosis"], header=False) if path else None
-        if labels is not None:
-            labels["diagnosis"] = labels["diagnosis"].str.strip().replace(class_names)
-            labels = _drop_repeated_ids(labels, problems)
+        labels = read_isic2016_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
-    return _build_table("isic2016", folder, pd.concat(splits), ["benign", "malignant"], problems)
+    return _build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
 
 
 def _read_isic2017(folder: Path) -> DatasetTable:
-    problems: list[str] = []
-    splits = []
+    problems, splits = [], []
     for published, split in (("Training", "train"), ("Validation", "val"), ("Test(_v2)?", "test")):
         images = _find(folder, f"ISIC-2017_{published}_Data")
         masks = _find(folder, f"ISIC-2017_{published}_Part1_GroundTruth")
         path = _csv(folder, f"ISIC-2017_{published}_Part3_GroundTruth")
-        labels = None
-        if path:
-            # Two binary columns; a lesion that is neither is a benign nevus.
-            labels = _read_labels(path, ["melanoma", "seborrheic_keratosis"])
-            binary = labels[["melanoma", "seborrheic_keratosis"]].apply(pd.to_numeric, errors="coerce")
-            nevus = (binary.sum(axis=1, skipna=False) == 0).astype(float)
-            labels = labels.rename(columns={"melanoma": "MEL", "seborrheic_keratosis": "SK"}).assign(NV=nevus)
-            labels = _drop_repeated_ids(_one_hot(labels, path, ["MEL", "SK", "NV"], problems), problems)
+        labels = read_isic2017_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
-    return _build_table("isic2017", folder, pd.concat(splits), ["MEL", "SK", "NV"], problems)
+    return _build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
 
 
 def _ham_metadata(folder: Path) -> Path | None:
@@ -397,8 +297,7 @@ def _ham_metadata(folder: Path) -> Path | None:
 
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
-    labels = _read_labels(_ham_metadata(folder), ["dx", "lesion_id"])
-    labels = _drop_repeated_ids(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
+    labels = read_ham10000_metadata(_ham_metadata(folder), problems)
     images: dict[str, Path] = {}
     for inner in _folders(folder):
         if re.match(r"ham10000_images", inner.name, re.IGNORECASE):
@@ -409,26 +308,19 @@ def _read_ham10000(folder: Path) -> DatasetTable:
 
 
 def _read_isic2018(folder: Path) -> DatasetTable:
-    problems: list[str] = []
-    splits = []
+    problems, splits = [], []
     for published, split in (("Training", "train"), ("Validation", "val"), ("Test", "test")):
         images = _find(folder, f"ISIC2018_Task3_{published}_Input")
         path = _csv(folder, f"ISIC2018_Task3_{published}_GroundTruth")
         if images is None and path is None:
             continue
-        labels = _read_ham_labels(path, problems) if path else None
+        labels = read_isic2018_labels(path, problems) if path else None
         masks = _find(folder, "HAM10000_segmentations_lesion_tschandl")
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if len(splits) == 1:  # the training set alone has no official test split
         rows["split"] = pd.NA
     return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
-
-
-def _read_ham_labels(path: Path, problems: list[str]) -> pd.DataFrame:
-    """One-hot label file with the columns `HAM_CLASSES` -> `image_id`, `diagnosis`."""
-    labels = _one_hot(_read_labels(path, HAM_CLASSES), path, HAM_CLASSES, problems)
-    return _drop_repeated_ids(labels, problems)
 
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
@@ -440,7 +332,7 @@ def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> p
             "ISIC2018_Task3_Training_LesionGroupings.csv to the folder"
         )
         return rows
-    groups = _read_labels(path, ["lesion_id"]).drop_duplicates("image_id")
+    groups = read_table(path, ["lesion_id"]).drop_duplicates("image_id")
     return rows.assign(lesion_id=rows["image_id"].map(groups.set_index("image_id")["lesion_id"]))
 
 
@@ -466,19 +358,18 @@ def _course_files(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
         name = Path(inner).relative_to(folder).as_posix().lower()
         kind = "unpaired" if "unpaired" in name else "sketch" if re.search("sketch|contour", name) else "image"
         split = "test" if re.search("(^|[/_ -])test", name) else "train"
-        by_id = {_image_id(path.stem): path for path in list_images(Path(inner))}
+        by_id = {id_from_stem(path.stem): path for path in list_images(Path(inner))}
         files.setdefault((split, kind), {}).update(by_id)
     return files
 
 
 def _read_course(folder: Path) -> DatasetTable:
-    problems: list[str] = []
+    problems, splits, unpaired = [], [], []
     files = _course_files(folder)
-    splits, unpaired = [], []
     for split in ("train", "test"):
         images, sketches = files.get((split, "image"), {}), files.get((split, "sketch"), {})
         path = _course_csv(folder, split)
-        labels = _read_ham_labels(path, problems) if path else None
+        labels = read_isic2018_labels(path, problems) if path else None
         if labels is None and images:
             problems.append(f"the {split} labels are not in {folder.name}")
         if path or images:
@@ -522,7 +413,7 @@ def _read_folders(folder: Path) -> DatasetTable:
     repeated = rows["image_id"].duplicated(keep=False)
     full_names = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))
     rows["image_id"] = rows["image_id"].where(~repeated, full_names)
-    _report(problems, "share their file name with others; the folder is added to the id", rows["image_id"][repeated])
+    report_ids(problems, "share their file name with others; the folder is added to the id", rows["image_id"][repeated])
     return _build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
 
 

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 from helpers import config as project
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.layouts import ARTIFACTS, clean_id
+from helpers.data.labels import clean_id
+from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, to_tensors
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint

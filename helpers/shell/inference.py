@@ -13,7 +13,8 @@ from PIL import Image
 
 from helpers.config import display_path
 from helpers.data.files import DataError, image_shape, read_image
-from helpers.data.layouts import ARTIFACTS, images_by_id, read_labels
+from helpers.data.labels import read_labels
+from helpers.data.layouts import ARTIFACTS, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba

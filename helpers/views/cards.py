@@ -13,13 +13,14 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
-from helpers.data.phantoms import ARTIFACTS, CLASSES, render, render_with_flags
 from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.dcgan import load_dcgan, sample_dcgan
 from helpers.models.gan import GANConfig, load_gan, sample
 from helpers.models.segmenter import load_segmenter, segment
+from helpers.phantoms.classes import CLASSES
+from helpers.phantoms.photo import ARTIFACTS, render, render_with_flags
 from helpers.views.plots import grid, overlay, save
 
 CELL, CGAN_CELL = 0.92, 1.2  # inches per image side, 110 pixels each

@@ -14,7 +14,6 @@ import torch
 from PIL import Image
 
 from helpers.config import Config, display_path
-from helpers.data import phantoms
 from helpers.data.files import DataError, center_crop, extract_lines, list_images, read_image, to_rgb
 from helpers.data.sketches import MAX_INK, contour, deform, fill, stroke_width
 from helpers.data.store import INK_THRESHOLD, StoreConfig, resize, resize_sketch
@@ -23,6 +22,8 @@ from helpers.models.dcgan import load_dcgan, sample_dcgan
 from helpers.models.gan import load_gan, sample
 from helpers.models.gradcam import grad_cam
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
+from helpers.phantoms.classes import CLASSES
+from helpers.phantoms.photo import render
 from helpers.views.plots import overlay
 
 DISPLAY_NAMES = {
@@ -168,7 +169,7 @@ def read_photo(path: str | Path) -> np.ndarray:
 
 def example_sketches(size: int, count: int = 5) -> list[np.ndarray]:
     """Outlines of `count` phantoms, each `uint8 (size, size)` in {0, 255}."""
-    return [contour(phantoms.render(k % len(phantoms.CLASSES), seed=k, size=size)[1]) for k in range(count)]
+    return [contour(render(k % len(CLASSES), seed=k, size=size)[1]) for k in range(count)]
 
 
 @dataclass(frozen=True)

@@ -1,22 +1,26 @@
 """The embedded sample: a folder of phantoms with splits, and with injected faults that the audit must find."""
 
-import csv
 import json
+import shutil
 from collections import Counter
 from itertools import pairwise
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from helpers.data.files import DataError, atomic_folder
-from helpers.data.phantoms import ARTIFACTS, CLASSES, render_with_flags
+from helpers.phantoms.classes import CLASSES
+from helpers.phantoms.photo import ARTIFACTS, render_with_flags
 
+SAMPLE_SIZES = {"smoke": (120, 64), "demo": (1000, 128), "full": (4000, 256)}  # images, pixels per side
 # Fractions of the images of HAM10000.
 CLASS_FREQUENCIES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
 _MIN_LESIONS = 4  # per class: one for val, one for test, two for training
 _VERSION = 4  # raise it when images or tables change, then samples on disk are generated again
 _COLUMNS = ["image_id", "lesion_id", "diagnosis", "split", "artifacts"]  # of metadata.csv
+_FAULTS = ("exact_conflict", "near_duplicate_across_splits", "empty_mask")  # see `_inject_faults`
 _FILES = {"phantoms.json", "metadata.csv", "injected_faults.json", "images", "masks"}
 
 
@@ -38,28 +42,24 @@ def write(folder: str | Path, images: int = 400, size: int = 128, seed: int = 0)
         raise ValueError(f"seed must not be negative, got {seed}")
     folder = Path(folder)
     settings = {"version": _VERSION, "images": images, "size": size, "seed": seed, "classes": CLASSES}
-    if _read_settings(folder) == settings and _is_complete(folder, images):
+    if _read_settings(folder) == settings:
         return folder
     with atomic_folder(folder) as temporary:
         (temporary / "images").mkdir()
         (temporary / "masks").mkdir()
         rows, injected_faults = _write_images(temporary, images, size, seed)
-        with open(temporary / "metadata.csv", "w", newline="", encoding="utf-8") as file:
-            table = csv.DictWriter(file, _COLUMNS, lineterminator="\n")
-            table.writeheader()
-            table.writerows(sorted(rows, key=lambda row: row["image_id"]))
+        table = pd.DataFrame(rows, columns=_COLUMNS).sort_values("image_id")
+        table.to_csv(temporary / "metadata.csv", index=False, lineterminator="\n")
         (temporary / "injected_faults.json").write_text(json.dumps(injected_faults, indent=1), encoding="utf-8")
         (temporary / "phantoms.json").write_text(json.dumps(settings, indent=1), encoding="utf-8")
     return folder
 
 
 def _read_settings(folder: Path) -> dict | None:
-    """Settings of the sample in `folder`, None if it is absent or empty. Raises `DataError` for any other content."""
-    if not folder.exists():
-        return None
-    if not folder.is_dir():
+    """Settings of the complete sample in `folder`, None if there is none. Raises `DataError` for any other content."""
+    if folder.exists() and not folder.is_dir():
         raise DataError(f"{folder} is a file, expected a folder for phantoms; choose another path")
-    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    names = {path.name for path in folder.glob("*") if not path.name.startswith(".")}
     if not names:
         return None
     foreign = names - _FILES
@@ -75,13 +75,9 @@ def _read_settings(folder: Path) -> dict | None:
             f"{folder} is not a sample of phantoms of this version ({reason}) and is not overwritten; choose an empty "
             "folder, or delete this one if it is an older sample"
         )
-    return settings
-
-
-def _is_complete(folder: Path, images: int) -> bool:
-    """Whether the tables exist and all images and masks are still in the sample's folder."""
-    tables = all((folder / name).is_file() for name in ("metadata.csv", "injected_faults.json"))
-    return tables and all(len(list((folder / name).glob("PH_*"))) == images for name in ("images", "masks"))
+    complete = all((folder / name).is_file() for name in ("metadata.csv", "injected_faults.json"))
+    counts = [len(list((folder / name).glob("PH_*"))) for name in ("images", "masks")]
+    return settings if complete and counts == 2 * [settings.get("images")] else None
 
 
 def _lesions(rng: np.random.Generator, images: int) -> list[dict]:
@@ -101,9 +97,8 @@ def _lesions(rng: np.random.Generator, images: int) -> list[dict]:
         if lesion["num_images"] < 4:
             lesion["num_images"] += 1
             remaining -= 1
-    for lesion, number in zip(lesions, rng.permutation(total), strict=True):
-        lesion["lesion_id"] = f"PL_{number:06d}"
-    return lesions
+    numbers = rng.permutation(total)
+    return [lesion | {"lesion_id": f"PL_{number:06d}"} for lesion, number in zip(lesions, numbers, strict=True)]
 
 
 def _shuffled(rng: np.random.Generator, lesions: list[dict]) -> list[tuple[dict, int]]:
@@ -118,8 +113,8 @@ def _shuffled(rng: np.random.Generator, lesions: list[dict]) -> list[tuple[dict,
 def _write_images(folder: Path, images: int, size: int, seed: int) -> tuple[list[dict], dict[str, list]]:
     """Render and save all images and masks; returns the rows of `metadata.csv` and the injected faults."""
     rng = np.random.default_rng([seed, images])
-    num_faults = (1, 2, 1) if images < 200 else (2, 3, 2)  # conflicts, near duplicates, empty masks
-    num_copies = num_faults[0] + num_faults[1]
+    kinds = np.repeat(_FAULTS, (1, 2, 1) if images < 200 else (2, 3, 2)).tolist()
+    num_copies = len(kinds) - kinds.count("empty_mask")
     lesions = _lesions(rng, images - num_copies)
     ids = [f"PH_{number:06d}" for number in range(images)]
     copy_ids = [ids.pop(i) for i in sorted(rng.choice(images, num_copies, replace=False), reverse=True)]
@@ -136,35 +131,36 @@ def _write_images(folder: Path, images: int, size: int, seed: int) -> tuple[list
     count = Counter(row["lesion_id"] for row in rows)
     sources = [r for r in rows if r["split"] == "train" and r["diagnosis"] in classes and count[r["lesion_id"]] == 1]
     sources.sort(key=lambda row: contrast[row["image_id"]])
-    copies, injected_faults = _inject_faults(folder, sources[-sum(num_faults) :], copy_ids, num_faults, len(lesions))
+    copies, injected_faults = _inject_faults(folder, kinds, sources[-len(kinds) :], copy_ids, len(lesions))
     return rows + copies, injected_faults
 
 
 def _inject_faults(
-    folder: Path, sources: list[dict], copy_ids: list[str], num_faults: tuple[int, int, int], num_lesions: int
+    folder: Path, kinds: list[str], sources: list[dict], copy_ids: list[str], num_lesions: int
 ) -> tuple[list[dict], dict[str, list]]:
-    """Copy the images of the first `sources` to `copy_ids` and empty the masks of the others.
+    """Give each row of `sources` a fault: an exact copy of its image with another label, a near duplicate in another
+    split, both under the next of `copy_ids`, or an empty mask.
 
-    num_faults: exact copies with another label, near duplicates in another split, empty masks. Returns the rows of the
-    copies and the ids of all faults.
+    kinds: fault of every row, empty masks last. Returns the rows of the copies and the ids of all faults by kind.
     """
-    num_conflicts, num_near, _ = num_faults
-    injected_faults, rows = {"exact_conflict": [], "near_duplicate_across_splits": [], "empty_mask": []}, []
-    for number, (row, image_id) in enumerate(zip(sources, copy_ids, strict=False)):
-        copy = row | {"image_id": image_id, "lesion_id": f"PL_{num_lesions + number:06d}"}
-        if number < num_conflicts:
-            _copy_exactly(folder, row["image_id"], image_id)
+    rows, injected_faults = [], {kind: [] for kind in _FAULTS}
+    for number, (kind, row) in enumerate(zip(kinds, sources, strict=True)):
+        source = row["image_id"]
+        if kind == "empty_mask":
+            path = folder / "masks" / f"{source}.png"
+            cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
+            injected_faults[kind].append(source)
+            continue
+        copy = row | {"image_id": copy_ids[number], "lesion_id": f"PL_{num_lesions + number:06d}"}
+        if kind == "exact_conflict":
             copy["diagnosis"] = "BKL" if row["diagnosis"] == "MEL" else "MEL"
-            injected_faults["exact_conflict"].append([row["image_id"], image_id])
+            for name in ("images/{}.jpg", "masks/{}.png"):
+                shutil.copyfile(folder / name.format(source), folder / name.format(copy["image_id"]))
         else:
-            _copy_nearly(folder, row["image_id"], image_id)
             copy["split"] = "test"
-            injected_faults["near_duplicate_across_splits"].append([row["image_id"], image_id])
+            _copy_nearly(folder, source, copy["image_id"])
+        injected_faults[kind].append([source, copy["image_id"]])
         rows.append(copy)
-    for row in sources[num_conflicts + num_near :]:
-        path = folder / "masks" / f"{row['image_id']}.png"
-        cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
-        injected_faults["empty_mask"].append(row["image_id"])
     return rows, injected_faults
 
 
@@ -175,11 +171,6 @@ def _save(folder: Path, image_id: str, image: np.ndarray, mask: np.ndarray) -> N
     written &= cv2.imwrite(str(folder / "masks" / f"{image_id}.png"), mask * 255)
     if not written:  # OpenCV does not raise if the disk is full
         raise OSError(f"could not write {image_id} into {folder}")
-
-
-def _copy_exactly(folder: Path, source: str, target: str) -> None:
-    for name in ("images/{}.jpg", "masks/{}.png"):
-        (folder / name.format(target)).write_bytes((folder / name.format(source)).read_bytes())
 
 
 def _copy_nearly(folder: Path, source: str, target: str) -> None:

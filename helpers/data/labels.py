@@ -1,0 +1,131 @@
+"""Label tables of published data sets -> one table with `image_id` and `diagnosis`, and image ids without additions."""
+
+import csv
+import re
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.data.files import IMAGE_SUFFIXES, DataError
+
+HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+ISIC2016_CLASSES = ["benign", "malignant"]
+ISIC2017_CLASSES = ["MEL", "SK", "NV"]
+
+# Publishers' additions to an image id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
+_DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
+_ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
+
+
+def id_from_stem(stem: str) -> str:
+    """The image id in a file name without ending."""
+    return _DECORATION.sub("", stem)
+
+
+def clean_id(text: str) -> str:
+    """The image id in a cell of a table: without spaces, file ending and what publishers put around ids."""
+    return id_from_stem(_ENDING.sub("", text.strip()))
+
+
+def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> dict[str, str]:
+    """Read a label file with columns `image_id,label` or one-hot columns -> the class name of every id.
+
+    Ids with no single known label go to `problems`. Raises `DataError` if the file cannot be used.
+    """
+    path = Path(path)
+    table = read_table(path, [])
+    if "label" in table:
+        table["diagnosis"] = table["label"].str.strip()
+    elif hot := [c for c in classes if c in table]:
+        table = _one_hot(table, path, hot, problems)
+    else:
+        raise DataError(
+            f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
+        )
+    table["image_id"] = table["image_id"].map(id_from_stem)
+    table = drop_repeated_ids(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
+    known = table["diagnosis"].isin(classes)
+    text = f"have an unknown label in {path.name}, expected {' '.join(classes)}"
+    report_ids(problems, text, table["image_id"][~known])
+    return dict(table[known].itertuples(index=False))
+
+
+def read_isic2016_labels(path: Path, problems: list[str]) -> pd.DataFrame:
+    """Label file of ISIC 2016 without header -> `image_id`, `diagnosis` (`ISIC2016_CLASSES`)."""
+    # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
+    class_names = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"}
+    labels = read_table(path, ["image_id", "diagnosis"], header=False)
+    labels["diagnosis"] = labels["diagnosis"].str.strip().replace(class_names)
+    return drop_repeated_ids(labels, problems)
+
+
+def read_isic2017_labels(path: Path, problems: list[str]) -> pd.DataFrame:
+    """Label file of ISIC 2017 with two binary columns -> `image_id`, `diagnosis` (`ISIC2017_CLASSES`)."""
+    labels = read_table(path, ["melanoma", "seborrheic_keratosis"])
+    binary = labels[["melanoma", "seborrheic_keratosis"]].apply(pd.to_numeric, errors="coerce")
+    nevus = (binary.sum(axis=1, skipna=False) == 0).astype(float)  # a lesion that is neither is a benign nevus
+    labels = labels.rename(columns={"melanoma": "MEL", "seborrheic_keratosis": "SK"}).assign(NV=nevus)
+    return drop_repeated_ids(_one_hot(labels, path, ISIC2017_CLASSES, problems), problems)
+
+
+def read_ham10000_metadata(path: Path, problems: list[str]) -> pd.DataFrame:
+    """Metadata of HAM10000 with the columns `dx` and `lesion_id` -> also `diagnosis` (`HAM_CLASSES`)."""
+    labels = read_table(path, ["dx", "lesion_id"])
+    return drop_repeated_ids(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
+
+
+def read_isic2018_labels(path: Path, problems: list[str]) -> pd.DataFrame:
+    """One-hot label file with the columns `HAM_CLASSES` -> `image_id`, `diagnosis`."""
+    return drop_repeated_ids(_one_hot(read_table(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems)
+
+
+def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
+    """Read a label file as strings, with at least the columns `needs`; a file without header has exactly these.
+
+    If there is no column `image_id`, the first column becomes it. File endings are removed from ids. Raises `DataError`
+    if the file cannot be read or lacks a column.
+    """
+    kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
+    try:  # utf-8-sig: Excel writes a byte order mark before the first column's name
+        table = pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", **kwargs)
+    except (OSError, ValueError, csv.Error) as error:
+        raise DataError(f"label file {path} cannot be read ({error})") from error
+    table = table.rename(columns={table.columns[0]: "image_id"} if "image_id" not in table else {})
+    absent = [column for column in needs if column not in table]
+    if absent:
+        raise DataError(f"label file {path} has no column {', '.join(absent)}, got {', '.join(map(str, table))}")
+    table["image_id"] = table["image_id"].str.strip().str.replace(_ENDING, "", regex=True)
+    return table.dropna(subset="image_id")
+
+
+def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list[str]) -> pd.DataFrame:
+    """One-hot columns -> column `diagnosis`; rows with none or several ones get `<NA>` and are reported."""
+    hot = table[classes].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
+    table["diagnosis"] = pd.Series([classes[i] for i in hot.argmax(axis=1)], index=table.index, dtype="string")
+    table.loc[hot.sum(axis=1) != 1, "diagnosis"] = pd.NA
+    report_ids(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
+    return table
+
+
+def drop_repeated_ids(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:
+    """Keep each id once. Repeated ids with one diagnosis are reported; with several, `DataError` is raised."""
+    ids = table["image_id"]
+    report_ids(problems, "are listed in the label file more than once", ids[ids.duplicated()])
+    table = table.drop_duplicates(["image_id", "diagnosis"])
+    conflicting = table["image_id"][table["image_id"].duplicated()]
+    if len(conflicting):
+        text = "are listed in the label file under different labels; keep one row for each id"
+        raise DataError(f"{_format_ids(conflicting)} {text}")
+    return table
+
+
+def _format_ids(ids: pd.Series | list) -> str:
+    """Number of different ids and the first five."""
+    ids = list(dict.fromkeys(ids))
+    return f"{len(ids)} ({', '.join(map(str, ids[:5]))}{', ...' if len(ids) > 5 else ''})"
+
+
+def report_ids(problems: list[str], text: str, ids: pd.Series | list) -> None:
+    """Add "<number> (<ids>) <text>" to `problems` if there are ids."""
+    if len(ids):
+        problems.append(f"{_format_ids(ids)} {text}")

@@ -1,0 +1,1 @@
+"""The embedded sample: procedural dermoscopic images of seven diagnoses."""
