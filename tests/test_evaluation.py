@@ -149,6 +149,14 @@ def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, out
             "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
 
 
+def test_sketch_dices_without_masks_says_so(outputs, phantom_store, monkeypatch):
+    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
+    generate, notes = lambda batch, seed: np.zeros_like(batch["images"]), []
+    generated = generator_module.sample_images(generate, phantom_store, "val", "natural")
+    assert generator_module.sketch_dices(generated, outputs / "segmenter" / "checkpoint.pt", notes) == []
+    assert notes == ["natural: no Dice of the sketches: 0 images have a mask"]
+
+
 # ---------------------------------------------------------------------------------------- segmenter, classifier, flags
 
 

@@ -1,4 +1,4 @@
-"""A copy of HAM10000 as small JPEGs, 31 MB at 128 px, to carry to another machine or to Drive.
+"""A copy of HAM10000 as small JPEGs, 31 MiB at 128 px, to carry to another machine or to Drive.
 
 HAM10000 is licensed CC BY-NC 4.0.
 """

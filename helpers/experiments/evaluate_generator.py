@@ -179,15 +179,18 @@ def sketch_dices(generated: Generated, checkpoint: Path, notes: list[str]) -> li
         notes.append("no Dice of the sketches: there is no checkpoint of `train segmenter`")
         return []
     has_mask = generated.store.has_mask[generated.rows]
+    if has_mask.sum() < 2:
+        notes.append(f"{generated.protocol}: no Dice of the sketches: {has_mask.sum()} images have a mask")
+        return []
     segment_lesions = partial(segment, load_segmenter(checkpoint)[0])
     sets, masks = (generated.batch["images"], generated.images), generated.batch["masks"][has_mask]
     return real_and_synthetic("sketch_dice", *(sketch_dice(s[has_mask], masks, segment_lesions) for s in sets))
 
 
 def diversities(generated: Generated, extractors: Sequence[FeatureExtractor]) -> list[dict]:
-    """Row per extractor of `latent_diversity`."""
+    """Row per extractor of `latent_diversity`; none if it has fewer than two values."""
     ratios = {e.name: latent_diversity(generated.generate, generated.store, generated.batch, e) for e in extractors}
-    return [mean_row("diversity", np.array(values), extractor=name) for name, values in ratios.items()]
+    return [mean_row("diversity", np.array(values), extractor=k) for k, values in ratios.items() if len(values) > 1]
 
 
 def latent_diversity(generate: Generate, store: Store, batch: dict, extractor: FeatureExtractor) -> list[float]:

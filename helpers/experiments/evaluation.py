@@ -23,17 +23,8 @@ Generate = Callable[[dict[str, np.ndarray], int], np.ndarray]  # batch of the st
 COLUMNS = ("protocol", "extractor", "compared", "class", "measure", "value", "low", "high", "n", "n_real", "floor",
            "real", "majority")  # fmt: skip
 ALWAYS = ("measure", "value", "low", "high", "n")
-PRINTED = (
-    "measure",
-    "class",
-    "compared",
-    "extractor",
-    "value",
-    "n",
-    "n_real",
-    "real",
-    "majority",
-)  # where a measure has a line
+# Where a measure has a line of its own.
+PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", "real", "majority")
 
 
 def load_generator(checkpoint: str | Path) -> tuple[Generate, GANConfig | DCGANConfig]:
