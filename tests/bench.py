@@ -35,11 +35,12 @@ from factories import random_inception  # noqa: E402
 
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402
+from helpers.data.batches import ImageSource, labeled_batches  # noqa: E402
 from helpers.data.layouts import ARTIFACTS, DatasetTable, open_dataset  # noqa: E402
 from helpers.data.phantoms import CLASSES, render  # noqa: E402
 from helpers.data.sample import CLASS_FREQUENCIES  # noqa: E402
 from helpers.data.sketches import contour, hand_drawn, structure  # noqa: E402
-from helpers.data.store import ImageSource, Store, StoreConfig, labeled_batches, prepare  # noqa: E402
+from helpers.data.store import Store, StoreConfig, prepare  # noqa: E402
 from helpers.metrics import extractors  # noqa: E402
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, optimize_for_inference  # noqa: E402
 from helpers.metrics.quality import compute_metrics, quality  # noqa: E402

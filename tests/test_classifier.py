@@ -1,12 +1,10 @@
-import socket
-
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource
 from helpers.metrics.classification import calibration_error
 from helpers.models import classifier as module
 from helpers.models.classifier import (
@@ -16,15 +14,14 @@ from helpers.models.classifier import (
     ClassifierTask,
     build_classifier,
     class_weights,
-    download_timeout,
     fit_temperature,
-    imagenet_weights,
     load_classifier,
     predict_logits,
     predict_proba,
     train_classifier,
 )
 from helpers.models.trainer import TrainConfig
+from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
@@ -44,7 +41,7 @@ def test_backbone_mobilenet_v2_normalizes_image_and_averages_feature_map():
     torch.manual_seed(0)
     backbone = Backbone("mobilenet_v2", pretrained=False).eval()
     image = torch.rand(1, 3, 96, 96) * 2 - 1
-    mean, std = (torch.tensor(x)[:, None, None] for x in (module.IMAGENET_MEAN, module.IMAGENET_STD))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
     feature_map = backbone.network.features(((image + 1) / 2 - mean) / std)
     assert torch.allclose(backbone(image), feature_map.mean(dim=(2, 3)), atol=1e-6)
 
@@ -71,43 +68,6 @@ def test_build_classifier_any_arch_returns_logit_per_class(arch):
 def test_classifier_config_invalid_value_raises(changes, message):
     with pytest.raises(ValueError, match=message):
         ClassifierConfig(**{"size": 64, "classes": CLASSES} | changes)
-
-
-def test_imagenet_weights_prefers_folder_and_is_none_offline(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setenv("LESION_WEIGHTS_DIR", str(tmp_path))
-    downloads = []
-
-    def offline(url, **_):
-        downloads.append(url)
-        raise OSError("no connection")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    arch, key = "mobilenet_v3_small", "features.0.0.weight"
-    assert imagenet_weights(arch) is None and Backbone(arch).init == "random init" and len(downloads) == 2
-    published = module.torchvision_network(arch).state_dict()
-    torch.save(published, tmp_path / "mobilenet_v3_small-047dcff4.pth")  # torchvision's file name
-    assert torch.equal(imagenet_weights(arch)[key], published[key])
-    torch.save(published | {key: published[key] + 1}, tmp_path / "mobilenet_v3_small-imagenet.pth")  # takes precedence
-    backbone = Backbone(arch)
-    assert backbone.init == "ImageNet" and len(downloads) == 2
-    assert torch.equal(backbone.network.state_dict()[key], published[key] + 1)
-
-
-def test_fix_densenet_keys_published_names_match_modules():
-    weights = module.torchvision_network("densenet121").state_dict()
-    published = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): w for k, w in weights.items()}
-    assert list(published) != list(weights) and list(module.fix_densenet_keys(published)) == list(weights)
-
-
-def test_download_timeout_error_inside_restores_default_and_prints_nothing(capsys):
-    before = socket.getdefaulttimeout()
-    with pytest.raises(OSError, match="no connection"), download_timeout():
-        assert socket.getdefaulttimeout() == module.DOWNLOAD_TIMEOUT
-        print("/home/someone/.cache")
-        raise OSError("no connection")
-    assert socket.getdefaulttimeout() == before and capsys.readouterr().out == ""
 
 
 # ---------------------------------------------------------------------------------------------------------- training

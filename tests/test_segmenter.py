@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2
 
+from helpers.data.batches import ImageSource, pair_batches
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, pair_batches
 from helpers.models import segmenter as module
 from helpers.models.segmenter import (
     Segmenter,

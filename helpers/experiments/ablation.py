@@ -18,9 +18,10 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers.data.batches import SketchSampling, balanced_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.sketches import hand_drawn
-from helpers.data.store import SketchSampling, Store, balanced_batches, to_tensors
+from helpers.data.store import Store
 from helpers.experiments.runner import Arm, check_fractions, fraction_of_rows, plan_fingerprint, run_grid
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.fidelity import (

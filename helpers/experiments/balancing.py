@@ -14,8 +14,9 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, Store
+from helpers.data.store import Store
 from helpers.experiments.real_vs_synthetic import predict_table, probabilities
 from helpers.experiments.runner import Arm, plan_fingerprint, run_grid
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions

@@ -11,8 +11,9 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, Store
+from helpers.data.store import Store
 from helpers.experiments.runner import (
     NO_AUGMENTATION,
     Arm,

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pandas as pd
 
 from helpers.config import get_config
+from helpers.data.batches import ImageSource
 from helpers.data.files import image_shape, read_image, read_mask
-from helpers.data.store import ImageSource, Store, StoreConfig, resize
+from helpers.data.store import Store, StoreConfig, resize
 from helpers.experiments.runner import (
     NO_AUGMENTATION,
     Arm,

@@ -4,10 +4,11 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
 from helpers.data.sketches import contour, deform, fill
-from helpers.data.store import ImageSource, Store
+from helpers.data.store import Store
 from helpers.models.dcgan import load_dcgan, sample_dcgan
 from helpers.models.gan import load_gan, sample_batch
 

@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from helpers import config as project
 from helpers.config import display_path
+from helpers.data.batches import to_tensors
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS, clean_id
-from helpers.data.store import UNKNOWN, Store, to_tensors
+from helpers.data.store import UNKNOWN, Store
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint
-from helpers.models.projected import load_lite_weights
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
+from helpers.models.weights import load_lite_weights
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
 INFERENCE_BATCH_SIZE = 64

@@ -4,12 +4,8 @@ Inference uses the EMA weights with the best balanced accuracy on the val split.
 """
 
 import pickle
-import re
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,17 +18,16 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-from helpers.config import display_path, find_weights_file
+from helpers.config import display_path
+from helpers.data.batches import ImageSource, labeled_batches, to_tensors
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, Store, labeled_batches, to_tensors
+from helpers.data.store import Store
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
+from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
 
 SMALL_CNN = "small_cnn"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # normalization that torchvision's weights expect
-IMAGENET_STD = (0.229, 0.224, 0.225)
-DOWNLOAD_TIMEOUT = 20.0  # seconds
 PATIENCE = 8  # validations without improvement before training stops
 MAX_VAL_IMAGES = 1_000  # images per validation
 INFERENCE_BATCH_SIZE = 64
@@ -151,42 +146,6 @@ def torchvision_network(arch: str) -> nn.Module:
     if arch not in archs:
         raise ValueError(f"arch must be one of {SMALL_CNN}, {', '.join(archs)}, got {arch!r}")
     return torchvision.models.get_model(arch, weights=None)
-
-
-def imagenet_weights(arch: str, file: Path | None = None) -> dict[str, Tensor] | None:
-    """ImageNet weights of a torchvision network as a state dict, or None if they are not available.
-
-    They come from `file`, else from LESION_WEIGHTS_DIR (`<arch>-imagenet.pth` or torchvision's file name), else from a
-    download. Raises `DataError` if the file is missing or holds no weights.
-    """
-    published = torchvision.models.get_model_weights(arch)
-    if path := file or find_weights_file(f"{arch}-imagenet.pth", *(w.url.split("/")[-1] for w in published)):
-        try:
-            return fix_densenet_keys(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-            raise DataError(f"{display_path(path)} is missing or holds no weights ({error})"[:300]) from error
-    try:
-        with download_timeout():
-            return fix_densenet_keys(published.DEFAULT.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError):  # no connection, or a wrong checksum
-        return None
-
-
-def fix_densenet_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys of torchvision's DenseNet files to those of its modules: `norm.1` -> `norm1`."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): w for name, w in weights.items()}
-
-
-@contextmanager
-def download_timeout() -> Iterator[None]:
-    """Set a socket timeout (some firewalls drop packets silently) and silence output, which would show local paths."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
 
 
 # ---------------------------------------------------------------------------------------------------------- training

@@ -20,8 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.config import display_path
+from helpers.data.batches import ImageSource, labeled_batches
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, Store, labeled_batches
+from helpers.data.store import Store
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.gan import CGAN, R1_GAMMA, save_grid, to_uint8
 from helpers.models.networks import MIN_SIZE, Encoder, LatentStats, StyledConvBlock, conv

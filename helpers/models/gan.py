@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torchvision.utils import save_image
 
 from helpers.config import display_path
+from helpers.data.batches import SketchSampling, balanced_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
-from helpers.data.store import UNKNOWN, SketchSampling, Store, balanced_batches, to_tensors
+from helpers.data.store import UNKNOWN, Store
 from helpers.models.augment import augment, random_d4_translate
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.losses import (

@@ -18,7 +18,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 MIN_SIZE = 8  # pixels per side of the generator's bottleneck
 
@@ -381,20 +380,3 @@ def minibatch_std(x: Tensor, num_groups: int = 1) -> Tensor:
     variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # (G, C, H, W)
     std = variance.add(1e-8).sqrt().mean(dim=(1, 2, 3))  # (G,)
     return std.repeat_interleave(groups.shape[1])[:, None, None, None]
-
-
-# ---------------------------------------------------------------------------------------------- pretrained networks
-
-
-def fuse_batchnorm(module: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it, in place; returns `module`.
-
-    timm's batch norm layers include the activation, which stays.
-    """
-    for (name, conv), (next_name, norm) in pairwise(list(module.named_children())):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
-            setattr(module, name, fuse_conv_bn_eval(conv, norm))
-            setattr(module, next_name, getattr(norm, "act", nn.Identity()))
-    for child in module.children():
-        fuse_batchnorm(child)
-    return module

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.data.store import Store, balanced_batches
+from helpers.data.batches import balanced_batches
+from helpers.data.store import Store
 from helpers.models.augment import augment
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, train
 

@@ -19,13 +19,14 @@ import torchvision
 from torch import Tensor, nn
 
 from helpers.config import display_path
+from helpers.data.batches import ImageSource, pair_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.sketches import fill
-from helpers.data.store import ImageSource, Store, StoreConfig, pair_batches, resize, to_tensors
+from helpers.data.store import Store, StoreConfig, resize
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_checkpoint
-from helpers.models.classifier import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
+from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
 
 # smp's networks, and which of their arguments `decoder_channels` sets; 256 gives smp's defaults.
 ARCHS = {
