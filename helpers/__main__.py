@@ -193,9 +193,8 @@ def train_config(args: argparse.Namespace, cfg):
     from helpers.models.trainer import TrainConfig
 
     steps = args.steps or cfg.steps
-    save_every = args.save_every or min(500, max(1, steps // 12))
     batch_size = args.batch_size or cfg.batch_size
-    return TrainConfig(steps, batch_size, args.seed, save_every=save_every, minutes=args.minutes)
+    return TrainConfig(steps, batch_size, args.seed, save_every=args.save_every, minutes=args.minutes)
 
 
 def export_command(args: argparse.Namespace, cfg) -> int:

@@ -236,7 +236,7 @@ def ablation_experiment(
             batch_size=1,
             seed=seed,
             ema_nimg=0,
-            save_every=plan.train_config.save_every * images_per_step,
+            save_every=plan.train_config.checkpoint_interval * images_per_step,
         )
         train_pix2pix(store, Pix2PixConfig(plan.generator.size, plan.generator.classes), work, train_config)
         seconds = time.perf_counter() - start

@@ -1,20 +1,25 @@
-"""Weights for release: safetensors in half precision, with config and training ids in the file's header.
-
-Unlike a checkpoint, such a file holds no optimizer state, and reading it cannot run code.
+"""Networks of checkpoints, and weights for release: safetensors in half precision, with config and training ids in the
+header. Unlike a checkpoint, such a file holds no optimizer state, and reading it cannot run code.
 """
 
 import json
+import pickle
 import zlib
 from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.config import display_path
 from helpers.data.files import DataError
+from helpers.models.trainer import best_device
+
+Network, Config = TypeVar("Network", bound=nn.Module), TypeVar("Config")
 
 
 def export_weights(
@@ -75,6 +80,29 @@ def read_checkpoint(path: str | Path) -> dict:
         return {"config": config, "extra_state": extra_state, "ema_models": ema_models, "networks": networks}
     extra_state["best_state_dict"] = weights
     return {"config": config, "extra_state": extra_state, "ema_models": {"generator": weights}}
+
+
+def read_network(
+    path: str | Path, what: str, config_class: type[Config], build: Callable[[dict, Config], Network]
+) -> tuple[Network, Config]:
+    """The network of a checkpoint or released file, in eval mode on the best device, and its config.
+
+    `build(saved, config)` makes the network and loads its weights. Raises `DataError` if the file is not `what`.
+    """
+    try:
+        saved = read_checkpoint(path)
+        fields = {name: value for name, value in saved["config"].items() if name != "steps"}
+        config = config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        network = build(saved, config)
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{display_path(path)} is not {what} of this version ({error})"[:400]) from error
+    return network.to(best_device()).eval().requires_grad_(False), config
+
+
+def check_held_out(path: str | Path, trained_on: Iterable[str], held_out: Iterable[str], name: str) -> None:
+    """Raise `DataError` if weights of the file `path` were trained on images that the data set `name` holds out."""
+    if leaked := set(held_out) & set(trained_on):
+        raise DataError(f"{display_path(path)} was trained on {len(leaked)} images that are held out in {name}")
 
 
 def pack_ids(ids: list[str]) -> str:

@@ -11,8 +11,8 @@ import math
 import os
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, TypedDict
 
@@ -21,6 +21,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from helpers.data.store import Store
 
 
 class Batch(TypedDict, total=False):
@@ -46,9 +48,14 @@ class TrainConfig:
     batch_size: int = 16  # images per process
     seed: int = 0
     ema_nimg: int = 20_000  # EMA half-life in images, less in the first 300,000 images; 0 disables the EMA
-    save_every: int = 500  # steps between checkpoints
+    save_every: int | None = None  # steps between checkpoints; None: 12 per run, at least every 500 steps
     log_every: int = 50  # steps between entries of the history
     minutes: float | None = None  # time budget that replaces `steps`
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or min(500, max(1, self.steps // 12))
 
 
 class TrainTask:
@@ -85,6 +92,20 @@ class TrainTask:
     def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
         """Called before every checkpoint, on the main process: True stops the training early."""
         return False
+
+
+def fit_config(config: Any, store: Store, ignore: Sequence[str] = ()) -> Any:
+    """A method's `config`, with the classes of the store if it has none.
+
+    Raises `ValueError` if its size, classes or sketch style are not the store's; names in `ignore` are not compared.
+    """
+    has = {"size": store.config.size, "style": store.config.style, "classes": tuple(store.classes)}
+    if getattr(config, "classes", None) == ():
+        config = replace(config, classes=has["classes"])
+    given = {name: getattr(config, name) for name in has if hasattr(config, name) and name not in ignore}
+    if differing := [f"{name} {has[name]!r}, the config {v!r}" for name, v in given.items() if v != has[name]]:
+        raise ValueError(f"the store has {'; '.join(differing)}")
+    return config
 
 
 def precision() -> str:
@@ -161,7 +182,7 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
         bar.update(global_batch_size)
         if state.step % train_config.log_every == 0:
             bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
-        if state.step % train_config.save_every == 0 or task.progress == 1:
+        if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
             if accelerator.is_main_process:
                 task.on_checkpoint(state.ema_models, out, state.step)
                 if task.validate(state.ema_models, state.step):
