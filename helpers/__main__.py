@@ -11,6 +11,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,7 @@ def prepare_command(args: argparse.Namespace, cfg) -> int:
 
 
 def train_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.trainer import peak_memory
+    from helpers.models.device import peak_memory
 
     status = args.train(args, cfg)
     print(peak_memory())
@@ -112,17 +113,16 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
 
 
 def train_dcgan_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.dcgan import DCGANConfig, train_dcgan
+    from helpers.models.gan import dcgan_config, train_gan
 
     store, out = training_store(args, cfg), training_folder(args, cfg)
-    config = DCGANConfig(
+    config = dcgan_config(
         store.config.size,
-        tuple(store.classes),
-        args.base_channels or cfg.base_channels,
+        base_channels=args.base_channels or cfg.base_channels,
         projected=args.projected,
         d4_augment=args.d4_augment,
     )
-    train_dcgan(store, config, out, train_config(args, cfg))
+    train_gan(store, config, out, train_config(args, cfg))
     print(f"trained; generated images: {display_path(out)}/grid-*.png")
     return 0
 
@@ -201,12 +201,11 @@ def export_command(args: argparse.Namespace, cfg) -> int:
     from helpers.models.artifacts import load_artifacts
     from helpers.models.checkpoint import export_weights
     from helpers.models.classifier import load_classifier
-    from helpers.models.dcgan import load_dcgan
     from helpers.models.gan import load_gan
     from helpers.models.segmenter import load_segmenter
 
-    load = {"cgan": load_gan, "dcgan": load_dcgan, "segmenter": load_segmenter, "classifier": load_classifier}
-    load |= {"artifacts": load_artifacts}
+    load = {"cgan": load_gan, "dcgan": partial(load_gan, sketch=False), "segmenter": load_segmenter}
+    load |= {"classifier": load_classifier, "artifacts": load_artifacts}
     checkpoint = args.checkpoint or cfg.outputs / args.method / "checkpoint.pt"
     if not checkpoint.is_file():
         raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {args.method}` writes it")
@@ -238,7 +237,8 @@ def find_checkpoint(method: str, args: argparse.Namespace, cfg) -> Path:
 
 
 def generate_command(args: argparse.Namespace, cfg) -> int:
-    from helpers.models.gan import NOT_CONDITIONED, load_gan, random_artifacts, sample
+    from helpers.models.gan import load_gan
+    from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 
     checkpoint = find_checkpoint("cgan", args, cfg)
     generator, config = load_gan(checkpoint)

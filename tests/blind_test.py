@@ -25,7 +25,8 @@ sys.path.insert(0, str(ROOT))
 from helpers.config import get_config  # noqa: E402
 from helpers.data.layouts import open_dataset  # noqa: E402
 from helpers.data.store import StoreConfig, prepare  # noqa: E402
-from helpers.models.gan import load_gan, sample_batch  # noqa: E402
+from helpers.models.gan import load_gan  # noqa: E402
+from helpers.models.sampling import sample_batch  # noqa: E402
 
 NUM_IMAGES, ENLARGED = 32, 384
 

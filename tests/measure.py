@@ -42,8 +42,8 @@ from helpers.metrics.quality import quality
 from helpers.metrics.stats import bootstrap_ci
 from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
-from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
-from helpers.models.gan import GANConfig, load_gan, sample_batch
+from helpers.models.gan import GANConfig, load_gan
+from helpers.models.sampling import sample_batch
 from helpers.models.segmenter import load_segmenter, segment
 
 Generate = Callable[[dict[str, np.ndarray], int], np.ndarray]  # batch of the store, seed -> images
@@ -60,14 +60,13 @@ def sample_rows(store: Store, split: str, protocol: str, like: np.ndarray | None
     return np.concatenate([rows[store.labels[rows] == k][:n] for k, n in enumerate(counts)])
 
 
-def load_generator(checkpoint: Path) -> tuple[Generate, GANConfig | DCGANConfig]:
+def load_generator(checkpoint: Path) -> tuple[Generate, GANConfig]:
     """Sampling function and config of a CGAN, or of a DCGAN, which ignores the sketches."""
     try:
         generator, config = load_gan(checkpoint)
-        return partial(sample_batch, generator), config
     except DataError:
-        generator, config = load_dcgan(checkpoint)
-        return lambda batch, seed: sample_dcgan(generator, batch["labels"], seed), config
+        generator, config = load_gan(checkpoint, sketch=False)
+    return partial(sample_batch, generator), config
 
 
 def take(batch: dict[str, np.ndarray], index: list[int] | slice) -> dict[str, np.ndarray]:
@@ -95,7 +94,7 @@ def print_mean(name: str, values: np.ndarray) -> None:
     print(f"{name}: {np.mean(values):.3f} ({low:.3f} to {high:.3f}), N {len(values)}", flush=True)
 
 
-def print_label_accuracy(checkpoint: Path, config: GANConfig | DCGANConfig, batch: dict, generated: np.ndarray) -> None:
+def print_label_accuracy(checkpoint: Path, config: GANConfig, batch: dict, generated: np.ndarray) -> None:
     """Of real and generated images, both with gray surroundings if the classifier was trained on such images."""
     classifier, classifier_config = load_classifier(checkpoint)
     if classifier_config.classes != config.classes:

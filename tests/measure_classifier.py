@@ -22,7 +22,8 @@ from helpers.metrics.classification import calibration_error
 from helpers.metrics.fidelity import label_accuracy
 from helpers.metrics.stats import bootstrap_ci, paired_difference
 from helpers.models.classifier import load_classifier, predict_proba
-from helpers.models.gan import load_gan, sample_batch
+from helpers.models.gan import load_gan
+from helpers.models.sampling import sample_batch
 
 SAME_CLASS = {"SK": "BKL"}
 

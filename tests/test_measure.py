@@ -3,15 +3,14 @@ import pytest
 from measure import load_generator, sample_rows
 
 from helpers.data.files import DataError
-from helpers.models.dcgan import DCGANConfig, train_dcgan
-from helpers.models.gan import GANConfig, train_gan
+from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.trainer import TrainConfig
 
 
 def test_load_generator_cgan_and_dcgan_only_the_cgan_depends_on_sketches(phantom_store, tmp_path):
     classes, rows = tuple(phantom_store.classes), phantom_store.rows("train", ["sketch", "label"])
     train_gan(phantom_store, GANConfig(64, classes, base_channels=8), tmp_path / "cgan", TrainConfig(1, 4))
-    train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
+    train_gan(phantom_store, dcgan_config(64, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
     batch = phantom_store.batch(rows[:3])
     blank = batch | {"sketches": np.zeros_like(batch["sketches"])}
     for method, uses_sketches in (("cgan", True), ("dcgan", False)):

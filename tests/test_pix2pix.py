@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from helpers.models.gan import sample
 from helpers.models.pix2pix import PatchGAN, Pix2Pix, Pix2PixConfig, UNet, concat_label, load_pix2pix, train_pix2pix
+from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")

@@ -13,17 +13,9 @@ import torch
 from factories import LinearTask, get_linear_batch, load_checkpoint
 from torch import nn
 
-from helpers.models.trainer import (
-    TrainConfig,
-    best_device,
-    fit_config,
-    peak_memory,
-    precision,
-    set_gan_lr,
-    set_warmup_cosine_lr,
-    train,
-    update_ema,
-)
+from helpers.data.store import fit_config
+from helpers.models.device import best_device, peak_memory
+from helpers.models.trainer import TrainConfig, precision, set_gan_lr, set_warmup_cosine_lr, train, update_ema
 
 ROOT = Path(__file__).parents[1]
 
@@ -128,7 +120,8 @@ def test_train_progress_is_the_fraction_of_the_steps(tmp_path, monkeypatch):
 def test_train_minutes_replace_the_steps_and_are_continued_after_a_resume(tmp_path, monkeypatch):
     for minutes, expected in ((0.25, [k / 15 for k in range(15)]), (0.25, []), (0.5, [k / 30 for k in range(15, 30)])):
         task = TimedTask(monkeypatch)
-        history = train(task, get_linear_batch, tmp_path, TrainConfig(3, 8, save_every=500, log_every=5, minutes=minutes))
+        train_config = TrainConfig(3, 8, save_every=500, log_every=5, minutes=minutes)
+        history = train(task, get_linear_batch, tmp_path, train_config)
         assert task.progresses == pytest.approx(expected) and task.progress == 1
         assert task.checkpoint_steps == ([round(60 * minutes)] if expected else [])
     saved = load_checkpoint(tmp_path)

@@ -34,10 +34,11 @@ class SketchSampling:
     hand_drawn_prob: float = 0.0  # probability that a sketch is replaced by its `hand_drawn` version
     paired: bool = True  # True: each image's own sketch; False: a random one
     unpaired_sketches: np.ndarray | None = None  # uint8 (M, H, W) in {0, 255} if not paired; None: the store's
+    required: bool = True  # False: images without a sketch are used too
 
     def needs(self) -> list[str]:
         """What images must have to be used, for `Store.rows`."""
-        return ["label"] if self.unpaired_sketches is not None else ["sketch", "label"]
+        return ["sketch", "label"] if self.required and self.unpaired_sketches is None else ["label"]
 
 
 def balanced_batches(

@@ -8,12 +8,13 @@ loaded, so memory does not grow with N.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -21,15 +22,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.data.audit import Report, audit, clean
-from helpers.data.files import (
-    DataError,
-    atomic_folder,
-    center_crop,
-    image_shape,
-    read_image,
-    read_mask,
-    read_sketch,
-)
+from helpers.data.files import DataError, atomic_folder, center_crop, image_shape, read_image, read_mask, read_sketch
 from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import STYLES, sketch
 
@@ -133,6 +126,20 @@ class Store:
         """One epoch: each row once, in the given order or shuffled by `rng`; the last batch may be smaller."""
         rows = rows if rng is None else rng.permutation(rows)
         return (self.batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
+
+
+def fit_config(config: Any, store: Store, ignore: Sequence[str] = ()) -> Any:
+    """A method's `config`, with the classes of the store if it has none.
+
+    Raises `ValueError` if its size, classes or sketch style are not the store's; names in `ignore` are not compared.
+    """
+    has = {"size": store.config.size, "style": store.config.style, "classes": tuple(store.classes)}
+    if getattr(config, "classes", None) == ():
+        config = replace(config, classes=has["classes"])
+    given = {name: getattr(config, name) for name in has if hasattr(config, name) and name not in ignore}
+    if differing := [f"{name} {has[name]!r}, the config {v!r}" for name, v in given.items() if v != has[name]]:
+        raise ValueError(f"the store has {'; '.join(differing)}")
+    return config
 
 
 # ---------------------------------------------------------------------------------------------------------- writing

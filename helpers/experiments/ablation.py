@@ -32,11 +32,12 @@ from helpers.metrics.fidelity import (
 )
 from helpers.metrics.memorization import memorization, thumbnails
 from helpers.metrics.quality import compute_metrics
-from helpers.models.gan import CGAN, GANConfig, load_gan, sample_batch, train_gan
-from helpers.models.losses import otsu_separability
+from helpers.models.gan import GAN, GANConfig, load_gan, train_gan
 from helpers.models.networks import Generator, soft_fill
 from helpers.models.pix2pix import Pix2PixConfig, load_pix2pix, train_pix2pix
+from helpers.models.sampling import sample_batch
 from helpers.models.trainer import Batch, TrainConfig, train
+from helpers.models.unpaired import otsu_separability
 
 FULL_RECIPE, FLOOR = "full recipe", "real images"
 # Config fields that an arm changes in the full recipe; `ablation_experiment` adds arms that need other code.
@@ -86,7 +87,7 @@ def ablation_plan(cfg: SimpleNamespace, store: Store) -> AblationPlan:
     )
 
 
-class AblatedCGAN(CGAN):
+class AblatedCGAN(GAN):
     """CGAN whose generator gets no label or no z; the discriminator is still conditioned on the label."""
 
     def __init__(self, config: GANConfig, use_label: bool = True, use_z: bool = True):

@@ -22,8 +22,7 @@ from helpers.experiments.runner import Arm, plan_fingerprint, run_grid
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
-from helpers.models.dcgan import DCGANConfig, train_dcgan
-from helpers.models.gan import GANConfig, train_gan
+from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.trainer import TrainConfig
 
 RARE_FRACTION = 0.05  # of the labeled images, at most
@@ -55,7 +54,7 @@ class BalancingPlan:
 
     classifier: ClassifierConfig
     cgan: GANConfig
-    dcgan: DCGANConfig
+    dcgan: GANConfig
     train_config: TrainConfig  # of the classifiers
     gan_train_config: TrainConfig  # of the CGANs
     dcgan_train_config: TrainConfig
@@ -71,7 +70,7 @@ def balancing_plan(cfg: SimpleNamespace, store: Store) -> BalancingPlan:
     return BalancingPlan(
         classifier=ClassifierConfig(cfg.size, classes, cfg.arch),
         cgan=GANConfig(cfg.size, classes, store.config.style, cfg.base_channels, projected=cfg.projected),
-        dcgan=DCGANConfig(cfg.size, classes, cfg.base_channels, projected=cfg.projected),
+        dcgan=dcgan_config(cfg.size, classes=classes, base_channels=cfg.base_channels, projected=cfg.projected),
         train_config=TrainConfig(cfg.steps, cfg.batch_size),
         gan_train_config=TrainConfig(cfg.gan_steps, cfg.gan_batch_size),
         dcgan_train_config=TrainConfig(cfg.dcgan_steps, cfg.dcgan_batch_size),
@@ -129,7 +128,7 @@ def balancing_experiment(
         rare_rows = train if method == "DCGAN" else masked
         rare_rows = rare_rows[np.isin(store.labels[rare_rows], rare)]
         if method == "DCGAN":
-            train_dcgan(store, plan.dcgan, folder, plan.dcgan_train_config, train)
+            train_gan(store, plan.dcgan, folder, plan.dcgan_train_config, train)
             return dcgan_images(folder / "checkpoint.pt", store, rare_rows, plan.num_synthetic, seed)
         if method == "CGAN":
             train_gan(store, plan.cgan, folder, plan.gan_train_config, masked)

@@ -27,18 +27,11 @@ from helpers.config import display_path
 from helpers.data.batches import to_tensors
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS, clean_id
-from helpers.data.store import UNKNOWN, Store
+from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_network
 from helpers.models.early_stopping import ValidatedTask
-from helpers.models.trainer import (
-    Backward,
-    Batch,
-    TrainConfig,
-    fit_config,
-    set_warmup_cosine_lr,
-    train,
-)
+from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import load_lite_weights
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels

@@ -3,6 +3,7 @@ header. Unlike a checkpoint, such a file holds no optimizer state, and reading i
 """
 
 import json
+import os
 import pickle
 import zlib
 from base64 import b64decode, b64encode
@@ -17,9 +18,37 @@ from torch import Tensor, nn
 
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.models.trainer import best_device
+from helpers.models.device import best_device
 
 Network, Config = TypeVar("Network", bound=nn.Module), TypeVar("Config")
+
+
+def write_state(state: dict, out: Path) -> None:
+    """Write `checkpoint.pt` and `history.json` to temporary names and rename them: a kill leaves the previous files
+    intact. Raises `OSError` if the disk is full."""
+    temporary = out / "checkpoint.pt.part"
+    try:
+        torch.save(state, temporary)
+    except RuntimeError as error:  # PyTorch's error for a full disk
+        raise OSError(f"cannot write {temporary}; the previous checkpoint is kept ({error})") from error
+    os.replace(temporary, out / "checkpoint.pt")
+    temporary = out / "history.json.part"
+    temporary.write_text(json.dumps(state["history"]))
+    os.replace(temporary, out / "history.json")
+
+
+def read_state(path: Path, config: dict, train_config: dict) -> dict:
+    """A checkpoint to resume from. Raises `ValueError` if it has another config than these."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
+        raise ValueError(f"{path} was written by another version: delete it or choose another folder")
+    # `steps` may be raised to train longer; these may not change.
+    fixed = ("batch_size", "seed", "ema_nimg")
+    given = config | {k: train_config[k] for k in fixed}
+    there = saved["config"] | {k: saved["train_config"][k] for k in fixed}
+    if differing := [f"{k} is {there.get(k)!r} there, {v!r} here" for k, v in given.items() if there.get(k) != v]:
+        raise ValueError(f"{path} has another config ({'; '.join(differing)}): choose another folder or delete it")
+    return saved
 
 
 def export_weights(

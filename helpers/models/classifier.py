@@ -19,18 +19,11 @@ from torch import Tensor, nn
 
 from helpers.data.batches import ImageSource, labeled_batches, to_tensors
 from helpers.data.files import DataError
-from helpers.data.store import Store
+from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_network
 from helpers.models.early_stopping import ValidatedTask
-from helpers.models.trainer import (
-    Backward,
-    Batch,
-    TrainConfig,
-    fit_config,
-    set_warmup_cosine_lr,
-    train,
-)
+from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
 
 SMALL_CNN = "small_cnn"

@@ -14,17 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from helpers.data.batches import balanced_batches
-from helpers.data.store import Store
+from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_network
-from helpers.models.trainer import (
-    Backward,
-    Batch,
-    TrainConfig,
-    TrainTask,
-    fit_config,
-    train,
-)
+from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, train
 
 
 @dataclass(frozen=True)
@@ -72,6 +65,7 @@ class UNet(nn.Module):
     """
 
     z_dim = 1
+    takes_sketch = True
     num_artifacts = 0
 
     def __init__(self, size: int, num_classes: int, base_channels: int = 64):

@@ -21,18 +21,11 @@ from helpers.config import display_path
 from helpers.data.batches import ImageSource, pair_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.sketches import fill
-from helpers.data.store import Store, StoreConfig, resize
+from helpers.data.store import Store, StoreConfig, fit_config, resize
 from helpers.models.augment import augment
 from helpers.models.checkpoint import check_held_out, read_network
 from helpers.models.early_stopping import ValidatedTask
-from helpers.models.trainer import (
-    Backward,
-    Batch,
-    TrainConfig,
-    fit_config,
-    set_warmup_cosine_lr,
-    train,
-)
+from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
 
 # smp's networks, and which of their arguments `decoder_channels` sets; 256 gives smp's defaults.
