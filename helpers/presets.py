@@ -49,9 +49,7 @@ SMOKE = {
     ),
     "features": FeatureExperiment("mobilenet_v2", 24),
     "ablation": AblationExperiment(replace(SMALL_CGAN, projected=True), TrainConfig(2, 4), 12),
-    "small_data": SmallDataExperiment(
-        replace(SMALL_CGAN, projected=True), TrainConfig(2, 4), 12, fractions=(0.5, 1.0)
-    ),
+    "small_data": SmallDataExperiment(replace(SMALL_CGAN, projected=True), TrainConfig(2, 4), 12, fractions=(0.5, 1.0)),
 }
 SMOKE |= {f"{name}_notebook": SMOKE[name] for name in ("segmentation", "real_vs_synthetic", "balancing")}
 

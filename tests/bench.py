@@ -35,15 +35,17 @@ from factories import random_inception  # noqa: E402
 
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402
+from helpers.data.batches import ImageSource, labeled_batches  # noqa: E402
 from helpers.data.layouts import ARTIFACTS, DatasetTable, open_dataset  # noqa: E402
 from helpers.data.sketches import contour, hand_drawn, structure  # noqa: E402
-from helpers.data.store import ImageSource, Store, StoreConfig, labeled_batches, prepare  # noqa: E402
+from helpers.data.store import Store, StoreConfig, prepare  # noqa: E402
 from helpers.metrics import extractors  # noqa: E402
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, optimize_for_inference  # noqa: E402
 from helpers.metrics.quality import compute_metrics, quality  # noqa: E402
 from helpers.models import trainer  # noqa: E402
 from helpers.models.classifier import Backbone, ClassifierConfig, ClassifierTask  # noqa: E402
-from helpers.models.gan import CGAN, GANConfig  # noqa: E402
+from helpers.models.device import best_device  # noqa: E402
+from helpers.models.gan import GAN, GANConfig  # noqa: E402
 from helpers.models.pix2pix import PatchGAN, UNet  # noqa: E402
 from helpers.models.segmenter import SegmenterConfig, SegmenterTask, jaccard_loss, probabilities  # noqa: E402
 from helpers.phantoms.classes import CLASSES  # noqa: E402
@@ -198,7 +200,7 @@ def cgan_rate(steps: int, batch_size: int = 4) -> float:
         "labels": torch.arange(batch_size) % len(CLASSES),
         "artifacts": torch.zeros(batch_size, len(ARTIFACTS)),
     }
-    return loop_rate(CGAN(config), lambda *_: dict(batch), steps, batch_size)
+    return loop_rate(GAN(config), lambda *_: dict(batch), steps, batch_size)
 
 
 def loop_rate(task: trainer.TrainTask, get_batch: trainer.GetBatch, steps: int, batch_size: int) -> float:
@@ -206,7 +208,7 @@ def loop_rate(task: trainer.TrainTask, get_batch: trainer.GetBatch, steps: int, 
     starts, training_step = [], task.training_step
     task.training_step = lambda *args: starts.append(time.perf_counter()) or training_step(*args)
     with tempfile.TemporaryDirectory() as out:
-        trainer.train(task, get_batch, out, trainer.TrainConfig(steps, batch_size))
+        trainer.train(task, get_batch, out, trainer.TrainConfig(steps, batch_size, save_every=steps))
     return batch_size * (steps - 4) / (starts[-1] - starts[3])
 
 
@@ -233,7 +235,7 @@ def bench_steps() -> None:
 def count_operations(size: int = 128, batch_size: int = 64) -> int:
     """Tensor operations dispatched in a step of the projected CGAN with its EMA, without views and R1: what a GPU has
     to start. Operations that another one calls are not counted."""
-    task = CGAN(GANConfig(size, tuple(CLASSES), projected=True))
+    task = GAN(GANConfig(size, tuple(CLASSES), projected=True))
     ema = copy.deepcopy(task.networks["generator"])
     batch = {
         "images": torch.rand(batch_size, 3, size, size) * 2 - 1,
@@ -392,7 +394,7 @@ def baseline_classification_rate(dataset: DatasetTable, steps: int, batch_size: 
     table = dataset.table[dataset.table["label"].notna()].head(steps * batch_size)
     transform = Compose([Resize(128), CenterCrop(128), ToTensor()])
     files = DecodedFiles(table["path"].tolist(), table["label"].tolist(), transform)
-    loader, device, starts = DataLoader(files, batch_size, num_workers=2), trainer.best_device(), []
+    loader, device, starts = DataLoader(files, batch_size, num_workers=2), best_device(), []
     network = torchvision.models.resnet18(num_classes=len(dataset.classes)).to(device)
     optimizer = torch.optim.AdamW(network.parameters(), fused=False)
     for images, labels in loader:

@@ -37,12 +37,12 @@ def get_points(step: int, rank: int) -> dict[str, Tensor]:
 
 def cgan_gradients(projected: bool, get_batch: GetBatch, out: Path) -> dict[str, Tensor]:
     """Gradients of one CGAN step, by network and parameter; without augmentation, and the weights do not change."""
-    from helpers.models.gan import CGAN, GANConfig  # takes seconds, and the line does not need it
+    from helpers.models.gan import GAN, GANConfig  # takes seconds, and the line does not need it
 
     torch.manual_seed(0)
     config = GANConfig(64, ("NV", "MEL", "BCC"), base_channels=8, lr=0.0, color_jitter=0.0, translate=0.0,
                         d4_augment=False, projected=projected)  # fmt: skip
-    task, gradients = CGAN(config), {}
+    task, gradients = GAN(config), {}
     optimizer_step = task._optimizer_step
 
     def record_gradients(name: str, loss: Tensor, backward) -> None:

@@ -1,5 +1,6 @@
 import json
 import shutil
+from functools import partial
 from types import SimpleNamespace
 
 import cv2
@@ -14,8 +15,8 @@ from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.models.checkpoint import export_weights, pack_ids, read_checkpoint, unpack_ids
 from helpers.models.classifier import ClassifierConfig, load_classifier, predict_proba, train_classifier
-from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan, train_dcgan
-from helpers.models.gan import GANConfig, load_gan, sample, train_gan
+from helpers.models.gan import GANConfig, dcgan_config, load_gan, train_gan
+from helpers.models.sampling import sample
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, segment, train_segmenter
 from helpers.models.trainer import TrainConfig
 
@@ -46,7 +47,7 @@ def test_export_weights_other_methods_predict_nearly_equal(phantom_store, tmp_pa
     classes = tuple(phantom_store.classes)
     train_classifier(phantom_store, ClassifierConfig(64, classes), tmp_path / "classifier", ONE_STEP)
     train_segmenter(phantom_store, SegmenterConfig(64, pretrained=False), tmp_path / "segmenter", ONE_STEP)
-    train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", ONE_STEP)
+    train_gan(phantom_store, dcgan_config(64, base_channels=8), tmp_path / "dcgan", ONE_STEP)
 
     def load_both(method: str, load) -> list:
         checkpoint = tmp_path / method / "checkpoint.pt"
@@ -59,8 +60,8 @@ def test_export_weights_other_methods_predict_nearly_equal(phantom_store, tmp_pa
     a, b = load_both("segmenter", load_segmenter)
     agreement = [np.mean(x == y) for x, y in zip(segment(a, images), segment(b, images), strict=True)]
     assert min(agreement) > 0.95 and a.trained_on == b.trained_on != []
-    a, b = load_both("dcgan", load_dcgan)
-    assert nearly_equal(sample_dcgan(a, [0, 1]), sample_dcgan(b, [0, 1]))
+    a, b = load_both("dcgan", partial(load_gan, sketch=False))
+    assert nearly_equal(sample(a, None, [0, 1]), sample(b, None, [0, 1]))
     with pytest.raises(DataError, match="is not a checkpoint of a classifier"):
         load_classifier(tmp_path / "segmenter.safetensors")
 

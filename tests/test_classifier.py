@@ -1,12 +1,10 @@
-import socket
-
 import numpy as np
 import pytest
 import torch
 from scipy.special import softmax
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource
 from helpers.metrics.classification import calibration_error
 from helpers.models import classifier as module
 from helpers.models.classifier import (
@@ -16,15 +14,14 @@ from helpers.models.classifier import (
     ClassifierTask,
     build_classifier,
     class_weights,
-    download_timeout,
     fit_temperature,
-    imagenet_weights,
     load_classifier,
     predict_logits,
     predict_proba,
     train_classifier,
 )
 from helpers.models.trainer import TrainConfig
+from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
@@ -44,7 +41,7 @@ def test_backbone_mobilenet_v2_normalizes_image_and_averages_feature_map():
     torch.manual_seed(0)
     backbone = Backbone("mobilenet_v2", pretrained=False).eval()
     image = torch.rand(1, 3, 96, 96) * 2 - 1
-    mean, std = (torch.tensor(x)[:, None, None] for x in (module.IMAGENET_MEAN, module.IMAGENET_STD))
+    mean, std = (torch.tensor(x)[:, None, None] for x in (IMAGENET_MEAN, IMAGENET_STD))
     feature_map = backbone.network.features(((image + 1) / 2 - mean) / std)
     assert torch.allclose(backbone(image), feature_map.mean(dim=(2, 3)), atol=1e-6)
 
@@ -73,43 +70,6 @@ def test_classifier_config_invalid_value_raises(changes, message):
         ClassifierConfig(**{"size": 64, "classes": CLASSES} | changes)
 
 
-def test_imagenet_weights_prefers_folder_and_is_none_offline(tmp_path, monkeypatch):
-    torch.manual_seed(0)
-    monkeypatch.setenv("LESION_WEIGHTS_DIR", str(tmp_path))
-    downloads = []
-
-    def offline(url, **_):
-        downloads.append(url)
-        raise OSError("no connection")
-
-    monkeypatch.setattr(torch.hub, "load_state_dict_from_url", offline)
-    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
-    arch, key = "mobilenet_v3_small", "features.0.0.weight"
-    assert imagenet_weights(arch) is None and Backbone(arch).init == "random init" and len(downloads) == 2
-    published = module.torchvision_network(arch).state_dict()
-    torch.save(published, tmp_path / "mobilenet_v3_small-047dcff4.pth")  # torchvision's file name
-    assert torch.equal(imagenet_weights(arch)[key], published[key])
-    torch.save(published | {key: published[key] + 1}, tmp_path / "mobilenet_v3_small-imagenet.pth")  # takes precedence
-    backbone = Backbone(arch)
-    assert backbone.init == "ImageNet" and len(downloads) == 2
-    assert torch.equal(backbone.network.state_dict()[key], published[key] + 1)
-
-
-def test_fix_densenet_keys_published_names_match_modules():
-    weights = module.torchvision_network("densenet121").state_dict()
-    published = {k.replace("norm1.", "norm.1.").replace("conv2.", "conv.2."): w for k, w in weights.items()}
-    assert list(published) != list(weights) and list(module.fix_densenet_keys(published)) == list(weights)
-
-
-def test_download_timeout_error_inside_restores_default_and_prints_nothing(capsys):
-    before = socket.getdefaulttimeout()
-    with pytest.raises(OSError, match="no connection"), download_timeout():
-        assert socket.getdefaulttimeout() == module.DOWNLOAD_TIMEOUT
-        print("/home/someone/.cache")
-        raise OSError("no connection")
-    assert socket.getdefaulttimeout() == before and capsys.readouterr().out == ""
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 
@@ -134,7 +94,7 @@ def test_validate_without_improvement_keeps_first_best_and_stops(monkeypatch):
     labels = np.array([0, 1] * 4)
     correct, constant = 8.0 * np.eye(2)[labels], np.tile([8.0, 0.0], (8, 1))
     logits = iter([constant, correct, correct, constant])
-    monkeypatch.setattr(module, "PATIENCE", 2)
+    monkeypatch.setattr(ClassifierTask, "patience", 2)
     monkeypatch.setattr(module, "predict_logits", lambda classifier, images: next(logits))
     val = {"images": np.zeros((8, 64, 64, 3), np.uint8), "labels": labels}
     task = ClassifierTask(ClassifierConfig(64, ("a", "b")), 9, val=val)
@@ -202,11 +162,21 @@ def test_train_classifier_one_labeled_class_raises(phantom_store, tmp_path, monk
         train_classifier(phantom_store, ClassifierConfig(64, CLASSES), tmp_path, TrainConfig(1))
 
 
-@pytest.mark.parametrize(("size", "classes"), [(128, CLASSES), (64, CLASSES[:2])])
-def test_train_classifier_config_of_other_store_raises(size, classes, phantom_store, tmp_path):
-    message = f"the store has size 64 and classes MEL, .*VASC; the config {size} and {', '.join(classes)}$"
+@pytest.mark.parametrize(
+    ("size", "classes", "message"),
+    [
+        (128, CLASSES, "the store has size 64, the config 128"),
+        (64, CLASSES[:2], "the store has classes .*, the config"),
+    ],
+)
+def test_train_classifier_config_of_other_store_raises(size, classes, message, phantom_store, tmp_path):
     with pytest.raises(ValueError, match=message):
         train_classifier(phantom_store, ClassifierConfig(size, classes), tmp_path, TrainConfig(1))
+
+
+def test_train_classifier_without_classes_takes_those_of_the_store(phantom_store, tmp_path):
+    train_classifier(phantom_store, ClassifierConfig(64), tmp_path, TrainConfig(1, 4))
+    assert load_classifier(tmp_path / "checkpoint.pt")[1].classes == tuple(phantom_store.classes)
 
 
 # --------------------------------------------------------------------------------------------------------- inference

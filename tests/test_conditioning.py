@@ -10,8 +10,9 @@ from helpers.__main__ import main
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN
-from helpers.models.gan import CGAN, GANConfig, load_gan, random_artifacts, sample, sample_batch, train_gan
+from helpers.models.gan import GAN, GANConfig, load_gan, train_gan
 from helpers.models.networks import Generator
+from helpers.models.sampling import random_artifacts, sample
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -56,7 +57,7 @@ def test_config_conditions_on_artifacts_code_and_maps_by_default():
 
 def test_training_step_updates_the_artifact_embedding_of_every_network():
     torch.manual_seed(0)
-    task = CGAN(SMALL)
+    task = GAN(SMALL)
     discriminator = task.networks["discriminator"]
     modules = [*(task.networks[name] for name in ("generator", "encoder", "discriminator")), *discriminator.heads]
     before = [module.artifact_embed.weight.clone() for module in modules]
@@ -72,18 +73,6 @@ def test_generator_without_artifacts_and_with_none_of_them_are_equal():
         torch.manual_seed(0)
         images.append(generator(sketch, label, z, artifacts))
     assert torch.equal(images[0], images[1]) and not torch.allclose(images[0], images[2], atol=1e-3)
-
-
-def test_sample_artifacts_change_the_image_and_wrong_ones_raise():
-    generator = conditioned_generator()
-    none, hair = sample(generator, circle()[None], [1]), sample(generator, circle()[None], [1], artifacts=HAIR)
-    assert np.array_equal(none, sample(generator, circle()[None], [1], artifacts=0 * HAIR))
-    assert not np.array_equal(none, hair)
-    with pytest.raises(ValueError, match=r"artifacts must be \(1, 7\), got \(2, 7\)"):
-        sample(generator, circle()[None], [1], artifacts=HAIR.repeat(2, axis=0))
-    plain = replace(SMALL, artifacts=False).generator().eval().requires_grad_(False)
-    with pytest.raises(ValueError, match="was not conditioned on artifacts"):
-        sample(plain, circle()[None], [1], artifacts=HAIR)
 
 
 @pytest.mark.parametrize("changes", [{"code_channels": 0, "noise_channels": 8}, {"noise_channels": 0}])
@@ -106,7 +95,7 @@ def test_random_maps_or_code_change_the_layout_of_an_image_with_equal_z(changes)
 
 def test_encode_half_of_the_batch_gets_the_code_of_its_real_images():
     torch.manual_seed(0)
-    task = CGAN(SMALL)
+    task = GAN(SMALL)
     mu, logvar, latents = task.encode(random_batch(), num_encoded=2)
     assert mu.shape == logvar.shape == (2, 16 + 4 * 64) and latents.shape == (4, 16 + 4 * 64)
     (gradient,) = torch.autograd.grad(latents[:, 16:].sum(), task.networks["encoder"].code_out[0].bias)
@@ -114,35 +103,6 @@ def test_encode_half_of_the_batch_gets_the_code_of_its_real_images():
     latents = latents.detach().requires_grad_()
     (gradient,) = torch.autograd.grad(task.generate(random_batch(), latents).square().sum(), latents)
     assert (gradient != 0).float().mean() > 0.9, "every part of the latents reaches the images"
-
-
-def test_sample_keep_returns_the_kept_region_exactly_and_changes_the_rest():
-    generator, keep = conditioned_generator(), np.zeros((2, 64, 64), np.uint8)
-    keep[:, :, :32] = 1
-    sketches, labels = np.stack([circle()] * 2), [1, 4]
-    original = sample(generator, sketches, labels, seed=3)
-    changed = sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3)
-    assert np.array_equal(changed[:, :, :32], original[:, :, :32])
-    assert np.abs(changed[:, :, 36:].astype(int) - original[:, :, 36:]).mean() > 1
-    assert not np.array_equal(changed, sample(generator, sketches, labels, seed=9, keep=keep, keep_seed=3))
-    assert np.array_equal(changed, sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3))
-    everything = sample(generator, sketches, labels, seed=8, keep=np.ones_like(keep), keep_seed=3)
-    assert np.array_equal(everything, original)
-
-
-def test_sample_keep_next_to_the_border_is_nearer_to_the_kept_image_than_another_image():
-    generator, keep = conditioned_generator(), np.zeros((8, 64, 64), np.uint8)
-    keep[:, :, :32] = 1
-    sketches, labels = np.stack([circle()] * 8), [1] * 8
-    original, other = (sample(generator, sketches, labels, seed=seed).astype(int) for seed in (3, 8))
-    joined = sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3)
-    to_joined, to_other = (np.abs(images[:, :, 32:36] - original[:, :, 32:36]).mean() for images in (joined, other))
-    assert to_joined < 0.95 * to_other, "it sees the kept random maps, so that both regions fit"
-
-
-def test_sample_keep_of_other_shape_raises():
-    with pytest.raises(ValueError, match="keep must have the shape of the sketches"):
-        sample(conditioned_generator(), circle()[None], [1], keep=np.ones((1, 32, 32)))
 
 
 def test_train_cgan_unknown_flags_without_a_detector_raise(phantom_store, tmp_path, monkeypatch):
@@ -164,7 +124,7 @@ def test_load_cgan_returns_a_conditioned_generator(trained):
 def test_init_from_unconditioned_checkpoint_adds_the_conditioning(phantom_store, tmp_path):
     plain = replace(SMALL, artifacts=False, noise_channels=0, code_channels=0)
     train_gan(phantom_store, plain, tmp_path, TrainConfig(1, 4))
-    task = CGAN(SMALL)
+    task = GAN(SMALL)
     task.init_from(tmp_path / "checkpoint.pt")
     old, _ = load_gan(tmp_path / "checkpoint.pt")
     assert task.networks["generator"].artifact_embed.weight.abs().max() == 0
@@ -182,7 +142,7 @@ def test_init_from_unconditioned_checkpoint_adds_the_conditioning(phantom_store,
 )
 def test_init_from_checkpoint_with_layers_that_the_config_lacks_raises(trained, change, layer):
     with pytest.raises(ValueError, match=f"has {layer} in its generator, the config has no such layer"):
-        CGAN(replace(SMALL, **change)).init_from(trained / "checkpoint.pt")
+        GAN(replace(SMALL, **change)).init_from(trained / "checkpoint.pt")
 
 
 def test_random_artifacts_are_as_frequent_as_in_the_training_images_of_the_class(phantom_store, trained):
@@ -196,16 +156,6 @@ def test_random_artifacts_are_as_frequent_as_in_the_training_images_of_the_class
     plain = replace(SMALL, artifacts=False).generator()
     with pytest.raises(ValueError, match="was not conditioned on artifacts"):
         random_artifacts(plain, [0])
-
-
-def test_sample_batch_uses_the_artifacts_of_the_images_and_none_where_they_are_unknown():
-    generator = conditioned_generator()
-    batch = {"sketches": np.stack([circle()] * 2), "labels": np.array([1, 1]), "artifacts": HAIR.repeat(2, axis=0)}
-    batch["artifacts"][1] = UNKNOWN
-    expected = sample(generator, batch["sketches"], [1, 1], seed=2, artifacts=np.concatenate([HAIR, 0 * HAIR]))
-    assert np.array_equal(sample_batch(generator, batch, seed=2), expected)
-    plain = replace(SMALL, artifacts=False).generator().eval().requires_grad_(False)
-    assert np.array_equal(sample_batch(plain, batch), sample(plain, batch["sketches"], [1, 1]))
 
 
 def test_main_generate_artifacts_of_a_conditioned_checkpoint(trained, tmp_path, capsys):

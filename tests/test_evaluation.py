@@ -20,8 +20,7 @@ from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.prediction_tables import predict_table, score_table
 from helpers.models.artifacts import ArtifactConfig, train_artifacts
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
-from helpers.models.dcgan import DCGANConfig, train_dcgan
-from helpers.models.gan import GANConfig, train_gan
+from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.segmenter import SegmenterConfig, train_segmenter
 from helpers.models.trainer import TrainConfig
 
@@ -53,7 +52,9 @@ def outputs(cfg, phantom_store):
 def test_load_generator_cgan_and_dcgan_only_the_cgan_depends_on_sketches(phantom_store, tmp_path):
     classes, rows = tuple(phantom_store.classes), phantom_store.rows("train", ["sketch", "label"])
     train_gan(phantom_store, GANConfig(64, classes, base_channels=8), tmp_path / "cgan", TrainConfig(1, 4))
-    train_dcgan(phantom_store, DCGANConfig(64, classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows)
+    train_gan(
+        phantom_store, dcgan_config(64, classes=classes, base_channels=8), tmp_path / "dcgan", TrainConfig(1, 4), rows
+    )
     batch = phantom_store.batch(rows[:3])
     blank = batch | {"sketches": np.zeros_like(batch["sketches"])}
     for method, uses_sketches in (("cgan", True), ("dcgan", False)):

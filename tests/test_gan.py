@@ -10,12 +10,13 @@ from torch import nn
 
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.models.checkpoint import export_weights
-from helpers.models.gan import CGAN, GANConfig, UnpairedCGAN, d4_augment, load_gan, make_preview, sample, train_gan
+from helpers.models.gan import GAN, GANConfig, d4_augment, dcgan_config, load_gan, train_gan
+from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 SMALL = GANConfig(64, CLASSES, base_channels=8)
+DCGAN = dcgan_config(64, classes=CLASSES, base_channels=8)
 
 
 @pytest.fixture
@@ -54,6 +55,8 @@ class RecordingBackward:
 def test_config_unknown_size_raises():
     with pytest.raises(ValueError, match="size must be one of 64, 128, 256, got 96"):
         GANConfig(96, CLASSES)
+    with pytest.raises(ValueError, match="unpaired training needs a sketch style"):
+        GANConfig(64, CLASSES, style="none", paired=False)
 
 
 def test_config_r1_gamma_follows_size_unless_given():
@@ -63,7 +66,7 @@ def test_config_r1_gamma_follows_size_unless_given():
 
 def test_training_step_updates_every_network_with_its_own_loss_only():
     torch.manual_seed(0)
-    task = CGAN(SMALL)
+    task = GAN(SMALL)
     before = {name: [p.clone() for p in network.parameters()] for name, network in task.networks.items()}
     backward = RecordingBackward(task.networks)
     losses = task.training_step(random_batch(), 0, backward)
@@ -82,7 +85,7 @@ def test_training_step_updates_every_network_with_its_own_loss_only():
 
 def test_training_step_projected_updates_heads_and_keeps_the_feature_network():
     torch.manual_seed(0)
-    task = CGAN(replace(SMALL, projected=True))
+    task = GAN(replace(SMALL, projected=True))
     discriminator = task.networks["discriminator"]
     fixed = copy.deepcopy(discriminator.feature_network.state_dict())
     heads = [weight.clone() for weight in discriminator.heads.parameters()]
@@ -93,7 +96,7 @@ def test_training_step_projected_updates_heads_and_keeps_the_feature_network():
 
 
 def test_training_step_learning_rate_is_that_of_step_and_progress():
-    task = CGAN(SMALL)
+    task = GAN(SMALL)
     for step, progress, expected in ((0, 0.0, 0.01), (200, 0.4, 1), (200, 1.0, 0.1)):
         task.progress = progress
         task.training_step(random_batch(), step, lambda loss: loss.backward())
@@ -102,7 +105,7 @@ def test_training_step_learning_rate_is_that_of_step_and_progress():
 
 
 def test_loss_weights_l1_falls_to_its_floor_in_the_first_half_of_the_run():
-    task, unpaired = CGAN(replace(SMALL, lambda_l1=10.0, l1_floor=0.2)), UnpairedCGAN(replace(SMALL, paired=False))
+    task, unpaired = GAN(replace(SMALL, lambda_l1=10.0, l1_floor=0.2)), GAN(replace(SMALL, paired=False))
     weights = {}
     for progress in (0.0, 0.25, 0.4, 0.5, 1.0):
         task.progress = unpaired.progress = progress
@@ -113,7 +116,7 @@ def test_loss_weights_l1_falls_to_its_floor_in_the_first_half_of_the_run():
 
 def test_run_discriminator_two_groups_get_the_same_sketches_labels_and_artifacts():
     torch.manual_seed(0)
-    task, batch = CGAN(replace(SMALL, color_jitter=0.0, translate=0.0)), random_batch()
+    task, batch = GAN(replace(SMALL, color_jitter=0.0, translate=0.0)), random_batch()
     discriminator, fake = task.networks["discriminator"], torch.rand(4, 3, 64, 64)
     batch["sketch_maps"] = task.sketch_maps(batch)
     both = task.run_discriminator(discriminator, torch.cat([batch["images"], fake]), batch).split()
@@ -138,63 +141,7 @@ def test_d4_augment_many_images_gives_all_8_positions_with_their_sketches():
     assert positions == {(0, 1), (1, 0), (0, 6), (6, 0), (7, 1), (1, 7), (7, 6), (6, 7)}
 
 
-# --------------------------------------------------------------------------------------------------- initialization
-
-
-def test_init_from_checkpoint_copies_every_network(trained):
-    task = CGAN(replace(SMALL, projected=True))
-    task.init_from(trained / "checkpoint.pt")
-    for name, saved in load_checkpoint(trained)["networks"].items():
-        weights = task.networks[name].state_dict()
-        assert all(torch.equal(weight, weights[key]) for key, weight in saved.items()), name
-
-
-def test_init_from_released_file_copies_the_generator_only(trained, tmp_path):
-    task = CGAN(replace(SMALL, projected=True))
-    before = {name: copy.deepcopy(task.networks[name].state_dict()) for name in ("encoder", "discriminator")}
-    task.init_from(export_weights(trained / "checkpoint.pt", tmp_path / "cgan.safetensors"))
-    weights = task.networks["generator"].state_dict()
-    ema = load_checkpoint(trained)["ema_models"]["generator"]
-    assert all(torch.allclose(weight, weights[key], atol=1e-3) for key, weight in ema.items())
-    for name, saved in before.items():
-        weights = task.networks[name].state_dict()
-        assert all(torch.equal(weight, weights[key]) for key, weight in saved.items()), name
-    assert task.extra_state["init_from"].endswith("cgan.safetensors") and task.extra_state["trained_on"]
-
-
-def test_init_from_other_config_raises_value_error(trained):
-    changes = {
-        "networks of other sizes": {"base_channels": 16},
-        r"has classes \['MEL'.*, the config says \['VASC'": {"classes": CLASSES[::-1]},
-        "has style 'contour', the config says 'structure'": {"style": "structure"},
-    }
-    for message, change in changes.items():
-        with pytest.raises(ValueError, match=message):
-            CGAN(replace(SMALL, **change)).init_from(trained / "checkpoint.pt")
-
-
-def test_init_from_other_kind_of_checkpoint_raises_data_error(trained, tmp_path):
-    saved = load_checkpoint(trained)
-    for other in ({"networks": {"segmenter": {}}}, saved | {"networks": saved["networks"] | {"encoder": {}}}):
-        torch.save(other, tmp_path / "other.pt")
-        with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
-            CGAN(SMALL).init_from(tmp_path / "other.pt")
-
-
-def test_train_init_from_records_source_and_training_images(store, trained, tmp_path):
-    config = replace(SMALL, projected=True)
-    train_gan(store, config, tmp_path / "second", TrainConfig(1, 4), init_from=trained / "checkpoint.pt")
-    assert load_gan(tmp_path / "second/checkpoint.pt")[1] == config
-    extra_state = load_checkpoint(tmp_path / "second")["extra_state"]
-    assert extra_state["init_from"].endswith("checkpoint.pt")
-    train_ids = store.table["image_id"].iloc[store.rows("train", needs=["sketch", "label"])]
-    assert extra_state["trained_on"] == sorted(train_ids)
-    val_rows = store.rows("val", needs=["sketch", "label"])
-    with pytest.raises(DataError, match=f"was trained on {len(train_ids)} images that are held out"):
-        train_gan(store, SMALL, tmp_path / "third", TrainConfig(1, 4), val_rows, init_from=trained / "checkpoint.pt")
-
-
-# ------------------------------------------------------------------------------------------------ training, sampling
+# ---------------------------------------------------------------------------------------------------------- training
 
 
 def test_train_resumed_equals_uninterrupted_run_and_saves_grids(store, tmp_path):
@@ -240,98 +187,111 @@ def test_train_config_unlike_store_raises(store, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_train_unpaired_sketches_of_wrong_kind_raise(store, tmp_path):
-    lines = np.full((2, 64, 64), 255, np.uint8)
-    for paired, sketches in ((True, lines), (False, lines[:, :32, :32]), (False, 0 * lines)):
-        with pytest.raises(ValueError, match=r"unpaired sketches need paired=False, size \(64, 64\) and lines; got"):
-            train_gan(store, replace(SMALL, paired=paired), tmp_path, TrainConfig(1), sketches=sketches)
-
-
 def test_train_without_images_raises(store, tmp_path):
     with pytest.raises(DataError, match="needs at least one training image with a sketch and a label, got none"):
         train_gan(store, SMALL, tmp_path, TrainConfig(1), rows=np.array([], int))
 
 
-def test_sample_same_seed_repeats_and_latent_fixes_the_noise():
+# ---------------------------------------------------------------------------------------------------- without a sketch
+
+
+@pytest.mark.parametrize("size", [64, 128, 256])
+def test_latent_generator_every_size_returns_images_in_range(size):
     torch.manual_seed(0)
-    generator = SMALL.generator().eval()
-    sketches, labels = np.zeros((5, 64, 64), np.uint8), [0, 1, 2, 3, 4]
-    sketches[:, 20:40, 20:22] = 255
-    random_state = torch.random.get_rng_state()
-    images = sample(generator, sketches, labels, seed=3, batch_size=2)
-    assert images.shape == (5, 64, 64, 3) and images.dtype == np.uint8
-    assert np.array_equal(images, sample(generator, sketches, labels, seed=3, batch_size=2))
-    assert not np.array_equal(images, sample(generator, sketches, labels, seed=4, batch_size=2))
-    assert torch.equal(random_state, torch.random.get_rng_state()), "the global random state is restored"
-    equal = sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16))
-    assert np.array_equal(equal[0], equal[1]), "the same per-pixel noise"
-    assert not np.array_equal(equal, sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16), seed=1))
-    different = sample(generator, sketches[:2], [0, 0], latent=torch.tensor([[-2.0], [2.0]]).expand(2, 16))
-    assert not np.array_equal(different[0], different[1])
+    generator = replace(DCGAN, size=size).generator().eval()
+    images = generator(None, torch.tensor([0, 6]), torch.randn(2, 32))
+    assert generator.size == size and images.shape == (2, 3, size, size) and images.abs().max() <= 1
 
 
-def test_sample_wrong_number_or_size_raises():
-    generator, sketches = SMALL.generator().eval(), np.zeros((5, 64, 64), np.uint8)
-    with pytest.raises(ValueError, match="got 5 sketches, 2 labels, no latents"):
-        sample(generator, sketches, [0, 1])
-    with pytest.raises(ValueError, match="got 5 sketches, 5 labels, 1 latents"):
-        sample(generator, sketches, [0] * 5, latent=torch.zeros(1, 16))
-    with pytest.raises(ValueError, match=r"sketches must be \(64, 64\) pixels, got \(32, 32\)"):
-        sample(generator, sketches[:, :32, :32], [0] * 5)
-
-
-def test_make_preview_has_every_label_and_two_more_latents_per_sketch(store):
-    preview = make_preview(store, SMALL, seed=0, num_sketches=3)
-    assert preview["sketches"].shape == (27, 1, 64, 64) and preview["columns"] == 9
-    assert preview["labels"][:7].tolist() == list(range(7))
-    assert torch.equal(preview["sketches"][0], preview["sketches"][8])
-    assert torch.equal(preview["latents"][0], preview["latents"][6])
-    assert not torch.equal(preview["latents"][0], preview["latents"][7])
-
-
-# ------------------------------------------------------------------------------------------- sketches without a pair
-
-
-def test_train_unpaired_records_sketch_loss_and_loads_like_paired(store, tmp_path):
-    config = replace(SMALL, paired=False)
-    history = train_gan(store, config, tmp_path, TrainConfig(2, batch_size=4, log_every=1))
-    assert history["sketch"][0] > 0 and all(np.isfinite(history["l1"]))
-    generator, loaded = load_gan(tmp_path / "checkpoint.pt")
-    assert loaded == config and sample(generator, store.sketches[:2], [0, 1]).shape == (2, 64, 64, 3)
-
-
-def two_tone_batch() -> tuple[dict[str, torch.Tensor], torch.Tensor]:
-    """Images with a dark square at another position than their sketch's, and the square of the sketch."""
-    square = torch.zeros(2, 1, 64, 64)
-    square[:, :, 20:44, 20:44] = 1
-    sketches = square.clone()
-    sketches[:, :, 22:42, 22:42] = 0
-    images = 0.8 - square.roll(-12, dims=3) + 0.05 * torch.randn(2, 3, 64, 64)
-    return {"images": images, "sketches": sketches, "labels": torch.arange(2)}, square
-
-
-def test_unpaired_reconstruction_losses_dark_region_off_the_sketch_is_penalized():
+def test_training_step_without_sketch_updates_every_network():
     torch.manual_seed(0)
-    task, (batch, square) = UnpairedCGAN(replace(SMALL, paired=False)), two_tone_batch()
-    on_sketch, off_sketch = ((0.8 - s).expand(2, 3, 64, 64) for s in (square, square.roll(12, dims=2)))
-    low, high = (task.reconstruction_losses(fake, batch, num_encoded=1) for fake in (on_sketch, off_sketch))
-    assert low["sketch"] == 0 and high["sketch"] > 0.3
-    assert low["l1"] < 0.05 and high["l1"] > 0.3, "region colors of the real image, wherever its dark region lies"
+    task = GAN(DCGAN)
+    before = {name: [p.clone() for p in network.parameters()] for name, network in task.networks.items()}
+    losses = task.training_step(random_batch(), 0, lambda loss: loss.backward())
+    assert set(losses) == {
+        "loss_d", "loss_g", "real_score", "fake_score", "feature_matching", "l1", "texture", "kl"
+    }  # fmt: skip
+    assert all(torch.isfinite(loss) for loss in losses.values())
+    for name, network in task.networks.items():
+        changed = [not torch.equal(a, b) for a, b in zip(before[name], network.parameters(), strict=True)]
+        assert np.mean(changed) > 0.9, name
+        assert all(p.requires_grad for p in network.parameters())
 
 
-def test_unpaired_discriminator_gets_blank_sketches():
+def test_loss_weights_without_sketch_l1_is_constant():
+    task = GAN(DCGAN)
+    for progress in (0.0, 0.5, 1.0):
+        task.progress = progress
+        assert task.loss_weights()["l1"] == DCGAN.lambda_l1
+
+
+def test_train_dcgan_resumed_equals_uninterrupted_run_and_saves_grids(phantom_store, tmp_path):
+    def run(folder: str, steps: int) -> dict:
+        return train_gan(phantom_store, DCGAN, tmp_path / folder, TrainConfig(steps, 4, save_every=1, log_every=1))
+
+    history = run("once", 2)
+    assert len(history["loss_g"]) == 2 and (tmp_path / "once/grid-000002.png").is_file()
+    run("twice", 1)
+    assert run("twice", 2) == history
+    once, twice = (load_checkpoint(tmp_path / folder)["networks"]["generator"] for folder in ("once", "twice"))
+    assert all(torch.equal(weight, twice[name]) for name, weight in once.items())
+    generator, config = load_gan(tmp_path / "once/checkpoint.pt", sketch=False)
+    assert config == DCGAN and not generator.training
+    assert sample(generator, None, np.arange(7)).shape == (7, 64, 64, 3)
+
+
+def test_train_dcgan_short_run_approaches_the_mean_color(phantom_store, tmp_path):
+    train_gan(phantom_store, replace(DCGAN, lr=2e-3), tmp_path, TrainConfig(20, 8, ema_nimg=100))
+    rows = phantom_store.rows("train", ["label"])
+    images = [phantom_store.images[rows[phantom_store.labels[rows] == label]] for label in range(7)]
+    expected = np.mean([class_images.mean(axis=(0, 1, 2)) for class_images in images], axis=0)
+    labels = np.arange(35) % 7
+    trained = sample(load_gan(tmp_path / "checkpoint.pt", sketch=False)[0], None, labels).mean(axis=(0, 1, 2))
     torch.manual_seed(0)
-    (batch, _), blank = two_tone_batch(), torch.zeros(2, 2, 64, 64)
-    assert torch.equal(UnpairedCGAN(replace(SMALL, paired=False)).sketch_maps(batch), blank)
-    assert CGAN(SMALL).sketch_maps(batch).sum(dim=(2, 3)).min() > 0
+    untrained = sample(DCGAN.generator().eval(), None, labels).mean(axis=(0, 1, 2))
+    assert np.abs(trained - expected).mean() < 0.4 * np.abs(untrained - expected).mean()
 
 
-def test_unpaired_sketch_loss_wants_the_darker_tone_inside():
-    task = UnpairedCGAN(replace(SMALL, paired=False))
-    sketches = torch.zeros(2, 1, 64, 64)
-    sketches[..., 16, 16:48] = sketches[..., 47, 16:48] = sketches[..., 16:48, 16] = sketches[..., 16:48, 47] = 1
-    dark_inside = torch.full((2, 3, 64, 64), 0.5)
-    dark_inside[..., 16:48, 16:48] = -0.5
-    batch = {"images": dark_inside, "sketches": sketches}
-    losses = [float(task.reconstruction_losses(fake, batch, 1)["sketch"]) for fake in (dark_inside, -dark_inside)]
-    assert losses[0] == 0 and losses[1] > task.config.separation_target
+def test_train_dcgan_config_unlike_store_or_no_images_raises(phantom_store, tmp_path):
+    with pytest.raises(ValueError, match="the store has size 64, the config 128"):
+        train_gan(phantom_store, replace(DCGAN, size=128), tmp_path, TrainConfig(1))
+    with pytest.raises(DataError, match="needs at least one training image with a label, got none"):
+        train_gan(phantom_store, DCGAN, tmp_path, TrainConfig(1), rows=np.array([], int))
+
+
+def test_load_dcgan_other_file_raises(tmp_path):
+    torch.save({"config": {"size": 64}}, tmp_path / "other.pt")
+    with pytest.raises(DataError, match=r"other.pt is not a checkpoint of a DCGAN"):
+        load_gan(tmp_path / "other.pt", sketch=False)
+
+
+def test_load_gan_of_the_other_mode_raises(trained, phantom_store, tmp_path):
+    with pytest.raises(DataError, match=r"is not a checkpoint of a DCGAN .* \(its sketch style is 'contour'\)"):
+        load_gan(trained / "checkpoint.pt", sketch=False)
+    train_gan(phantom_store, dcgan_config(64, base_channels=8), tmp_path, TrainConfig(1, 4))
+    with pytest.raises(DataError, match=r"is not a checkpoint of a CGAN .* \(its sketch style is 'none'\)"):
+        load_gan(tmp_path / "checkpoint.pt")
+    assert load_gan(tmp_path / "checkpoint.pt", sketch=False)[1] == DCGAN, "with the classes of the store"
+
+
+def test_without_sketch_the_batch_sketch_changes_nothing():
+    torch.manual_seed(0)
+    task, batch = GAN(DCGAN), random_batch()
+    assert not task.sketch_maps(batch).any()
+    images = []
+    for sketches in (batch["sketches"], 1 - batch["sketches"]):
+        torch.manual_seed(1)
+        images.append(task.generate(batch | {"sketches": sketches}, torch.ones(4, 32)))
+    assert torch.equal(*images)
+
+
+def test_train_without_sketch_but_with_artifacts_and_maps_runs(phantom_store, tmp_path):
+    config = dcgan_config(64, base_channels=8, artifacts=True, noise_channels=4, code_channels=4, d4_augment=True)
+    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))
+    generator, _ = load_gan(tmp_path / "checkpoint.pt", sketch=False)
+    flags = np.ones((2, 7))
+    assert not np.array_equal(sample(generator, None, [0, 1]), sample(generator, None, [0, 1], artifacts=flags))
+    keep = np.zeros((2, 64, 64), np.uint8)
+    keep[:, :, :32] = 1
+    kept = sample(generator, None, [0, 1], seed=1, keep=keep)
+    assert np.array_equal(kept[:, :, :32], sample(generator, None, [0, 1])[:, :, :32])

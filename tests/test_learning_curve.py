@@ -11,8 +11,9 @@ from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import FeatureExtractor
-from helpers.models.gan import GANConfig, sample_batch
+from helpers.models.gan import GANConfig
 from helpers.models.networks import Generator
+from helpers.models.sampling import sample_batch
 
 
 @pytest.fixture

@@ -8,13 +8,9 @@ from helpers.models.losses import (
     g_loss,
     hinge_d_loss,
     hinge_g_loss,
-    inscribed_circle,
     kl_divergence,
     log_gradient_energy,
-    otsu_mask,
-    otsu_separability,
     r1_penalty,
-    region_means,
     texture_loss,
 )
 
@@ -79,46 +75,3 @@ def test_log_gradient_energy_checkerboard_has_known_values():
     assert horizontal_vertical == pytest.approx([math.log(0.2)] * 32, abs=1e-3), "neighbors differ by 0.2"
     assert energy[0, [1, 2, 4, 5]].max() < math.log(0.01), "no color differences in gray"
     assert energy[0, [6, 9]].max() < math.log(0.01), "equal values along the diagonals"
-
-
-# ------------------------------------------------------------------------------------------- sketches without a pair
-
-LESION, SKIN = torch.tensor([-0.2, -0.4, -0.5]), torch.tensor([0.6, 0.4, 0.3])
-
-
-def two_tone_images(size: int = 32) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images with a dark square on light skin, and the region of the square."""
-    region = torch.zeros(2, 1, size, size)
-    region[:, :, 8:20, 8:20] = 1
-    return torch.where(region.bool(), LESION[:, None, None], SKIN[:, None, None]), region
-
-
-def test_region_means_two_tones_are_both_colors():
-    means = region_means(*two_tone_images())
-    assert torch.allclose(means, torch.stack([LESION, SKIN]).expand(2, 2, 3), atol=1e-3)
-
-
-def test_otsu_separability_two_tones_depends_on_region_and_noise():
-    torch.manual_seed(0)
-    image, region = two_tone_images()
-    assert otsu_separability(image, region).tolist() == pytest.approx([1, 1], abs=2e-3)
-    assert otsu_separability(image, region.roll(12, dims=3)).max() < 0.1, "other position"
-    assert otsu_separability(image, torch.zeros_like(region)).max() < 1e-3, "empty region"
-    fraction = 144 / 32**2  # of the image inside the square
-    between, noise = 3 * fraction * (1 - fraction) * 0.8**2, 3 * 0.4**2
-    noisy = otsu_separability(image + 0.4 * torch.randn(2, 3, 32, 32), region)
-    assert noisy.tolist() == pytest.approx([between / (between + noise)] * 2, abs=0.04)
-
-
-def test_otsu_mask_dark_square_is_found():
-    torch.manual_seed(0)
-    image, region = two_tone_images()
-    assert torch.equal(otsu_mask(image + 0.1 * torch.randn_like(image)), region)
-    assert otsu_mask(torch.zeros(1, 3, 8, 8)).shape == (1, 1, 8, 8), "an image of one color"
-
-
-def test_inscribed_circle_disc_is_kept_and_corners_are_dropped():
-    axis = torch.linspace(-1, 1, 33)
-    inside = (axis[:, None].square() + axis.square() <= 1).float()
-    pixels = inscribed_circle(inside.expand(2, 3, 33, 33))
-    assert pixels.shape == (2, 3, int(inside.sum()), 1) and (pixels == 1).all()

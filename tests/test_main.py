@@ -22,7 +22,6 @@ from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
-from helpers.models.dcgan import load_dcgan
 from helpers.models.gan import GANConfig, load_gan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
 from helpers.models.trainer import TrainConfig
@@ -277,7 +276,7 @@ def test_train_cgan_unpaired_uses_unpaired_sketches_or_says_that_there_are_none(
 def test_train_dcgan_with_options_writes_checkpoint_and_grid(phantoms, tmp_path, smoke):
     options = ["--base-channels", "8", "--projected", "--d4-augment"]
     assert main(train_args("dcgan", phantoms, tmp_path, *options)) == 0
-    config = load_dcgan(tmp_path / "checkpoint.pt")[1]
+    config = load_gan(tmp_path / "checkpoint.pt", sketch=False)[1]
     assert (config.base_channels, config.projected, config.d4_augment) == (8, True, True)
     assert (tmp_path / "grid-000001.png").is_file()
 

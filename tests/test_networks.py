@@ -9,7 +9,6 @@ from helpers.models.networks import (
     Encoder,
     Generator,
     box_blur,
-    fuse_batchnorm,
     high_pass,
     line_visibility,
     minibatch_std,
@@ -236,17 +235,6 @@ def test_high_pass_keeps_noise_and_removes_flat_and_sloped_areas():
     assert high_pass(flat).abs().max() < 1e-5
     assert high_pass(ramp)[..., 4:-4].abs().max() < 1e-4
     assert high_pass(noise).std().item() == pytest.approx(0.2, rel=0.1), "10 times as strong"
-
-
-def test_fuse_batchnorm_nested_network_keeps_its_output():
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Sequential(nn.Conv2d(4, 8, 1), nn.BatchNorm2d(8)), nn.ReLU())
-    network(5 + 3 * torch.randn(64, 3, 8, 8))  # running statistics other than 0 and 1
-    x = torch.randn(2, 3, 8, 8)
-    expected = network.eval()(x)
-    fused = fuse_batchnorm(network)
-    assert not any(isinstance(module, nn.BatchNorm2d) for module in fused.modules())
-    assert torch.allclose(fused(x), expected, atol=1e-5)
 
 
 # ------------------------------------------------------------------------------------------------- latent statistics

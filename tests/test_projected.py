@@ -14,8 +14,8 @@ from helpers.models.projected import (
     FeatureHead,
     FeatureNetwork,
     ProjectedDiscriminator,
-    load_lite_weights,
 )
+from helpers.models.weights import load_lite_weights
 
 CLASSES = ("MEL", "NV", "BCC")
 

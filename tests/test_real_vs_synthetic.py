@@ -64,7 +64,11 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
     assert set(trained_with) == {"real", *with_augmentation, "real + synthetic", "synthetic only"}
     for name, (sources, config, train_config, ids) in trained_with.items():
         assert train_config == replace(experiment.train, seed=1)
-        augmented = experiment.classifier if name in with_augmentation else replace(experiment.classifier, **module.NO_AUGMENTATION)
+        augmented = (
+            experiment.classifier
+            if name in with_augmentation
+            else replace(experiment.classifier, **module.NO_AUGMENTATION)
+        )
         assert config == replace(augmented, balance="loss" if name == "class-weighted" else "sampling")
         assert set(ids) == set(ids_of(phantom_store.table.iloc[rows]))
         real, synthetic = name != "synthetic only", "synthetic" in name

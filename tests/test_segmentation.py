@@ -118,7 +118,10 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
     assert [name for name, on in augmentation.items() if on] == [name for name in names if "augmentation" in name]
     for name, (sources, config, train_config) in trained_with.items():
         assert train_config == replace(experiment.train, seed=1)
-        assert replace(config, **{k: getattr(experiment.segmenter, k) for k in module.NO_AUGMENTATION}) == experiment.segmenter
+        assert (
+            replace(config, **{k: getattr(experiment.segmenter, k) for k in module.NO_AUGMENTATION})
+            == experiment.segmenter
+        )
         assert len(sources) == ("real" in name) + ("synthetic" in name)
         if "real" in name:
             assert sources[0].images is phantom_store.images and np.array_equal(sources[0].rows, rows)

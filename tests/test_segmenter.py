@@ -5,8 +5,8 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2
 
+from helpers.data.batches import ImageSource, pair_batches
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, pair_batches
 from helpers.models import segmenter as module
 from helpers.models.segmenter import (
     Segmenter,
@@ -141,7 +141,7 @@ def test_train_segmenter_phantoms_loads_best_weights_and_generalizes(trained, ph
 
 def test_train_segmenter_without_improvement_stops_and_stays_stopped(phantom_store, tmp_path, monkeypatch):
     scores = iter([0.5, 0.7, 0.6, 0.65, 0.9])
-    monkeypatch.setattr(module, "PATIENCE", 2)
+    monkeypatch.setattr(SegmenterTask, "patience", 2)
     monkeypatch.setattr(module, "val_jaccard", lambda *_: next(scores))
     train_config = TrainConfig(10, 2, save_every=1)
     history = train_segmenter(phantom_store, CONFIG, tmp_path, train_config)

@@ -15,6 +15,9 @@ from factories import course, folders, ham10000, isic2016, write_mask
 
 from helpers.data import store as module
 from helpers.data.audit import audit
+from helpers.data.batches import (
+    to_tensors,
+)
 from helpers.data.files import DataError, center_crop, read_image, read_mask
 from helpers.data.layouts import DatasetTable, read
 from helpers.data.sketches import contour
@@ -22,19 +25,13 @@ from helpers.data.store import (
     ARRAYS,
     CHUNK,
     UNKNOWN,
-    ImageSource,
-    SketchSampling,
     Store,
     StoreConfig,
-    balanced_batches,
     build_store,
     data_key,
     flags_to_names,
-    labeled_batches,
     names_to_flags,
-    pair_batches,
     prepare,
-    to_tensors,
     write_store,
 )
 
@@ -355,96 +352,6 @@ def test_map_in_chunks_runs_at_most_one_chunk_ahead():
     assert calls.count == 2000
 
 
-# ----------------------------------------------------------------------------------------------------------- batches
-
-
-def test_balanced_batches_are_balanced_reproducible_and_of_the_training_split(store):
-    get_batch = balanced_batches(store, 200, seed=0)
-    batch = get_batch(3, 0)
-    assert torch.equal(batch["images"], get_batch(3, 0)["images"])
-    assert not torch.equal(batch["images"], get_batch(4, 0)["images"])
-    assert not torch.equal(batch["images"], get_batch(3, 1)["images"]), "every process gets other images"
-    counts = torch.bincount(torch.cat([get_batch(step, 0)["labels"] for step in range(10)]), minlength=7) / 2000
-    assert (counts - 1 / 7).abs().max() < 0.03
-    train = {store.images[row].tobytes() for row in store.rows("train")}
-    assert all(image.tobytes() in train for image in to_uint8(batch["images"][:20]))
-
-
-def test_balanced_batches_of_given_rows_may_come_from_any_split(store):
-    rows = store.rows("test", needs=["sketch", "label"])
-    batch = balanced_batches(store, 50, seed=0, rows=rows)(0, 0)
-    test = {store.images[row].tobytes() for row in rows}
-    assert len(rows) and all(image.tobytes() in test for image in to_uint8(batch["images"]))
-
-
-def test_balanced_batches_change_a_fraction_of_the_sketches_to_hand_drawn(store):
-    original, changed = (
-        balanced_batches(store, 200, seed=0, sketch_sampling=SketchSampling(hand_drawn_prob=prob))(0, 0)
-        for prob in (0.0, 0.3)
-    )
-    differs = (original["sketches"] != changed["sketches"]).flatten(1).any(dim=1)
-    assert torch.equal(original["images"], changed["images"]) and 0.2 < differs.float().mean() < 0.4
-
-
-def test_balanced_batches_unpaired_take_sketches_of_other_images(phantom_store):
-    store, rows = phantom_store, phantom_store.rows("train", needs=["sketch", "label"])
-    batch = balanced_batches(store, 64, 0, sketch_sampling=SketchSampling(paired=False))(0, 0)
-    train = {store.sketches[row].tobytes() for row in rows}
-    assert all((255 * s[0].numpy()).astype(np.uint8).tobytes() in train for s in batch["sketches"])
-    paired = balanced_batches(store, 64, 0)(0, 0)
-    assert torch.equal(paired["images"], batch["images"])
-    assert (paired["sketches"] != batch["sketches"]).flatten(1).any(dim=1).float().mean() > 0.8
-
-
-def test_balanced_batches_unpaired_take_given_sketches(phantom_store):
-    sketches = np.zeros((2, 64, 64), np.uint8)
-    sketches[:, 5] = 255
-    sketch_sampling = SketchSampling(paired=False, unpaired_sketches=sketches)
-    batch = balanced_batches(phantom_store, 8, 0, sketch_sampling=sketch_sampling)(0, 0)
-    assert torch.equal(batch["sketches"], torch.from_numpy(sketches[:1, None] / 255).float().expand(8, 1, 64, 64))
-
-
-def gray_source(value: int, labels) -> ImageSource:
-    """Labeled images of one gray value and masks of ones; the first is not among the rows."""
-    count = len(labels)
-    images, masks = np.full((count, 8, 8, 3), value, np.uint8), np.ones((count, 8, 8), np.uint8)
-    return ImageSource(images, np.arange(1, count), masks, np.array(labels))
-
-
-def test_labeled_batches_balance_classes_then_sources():
-    real, synthetic = gray_source(10, [2, 0, 0, 0, 0, 0, 1]), gray_source(200, [0, 1, 1, 1])
-    batch = labeled_batches([real, synthetic], 4000, 0)(0, 0)
-    is_synthetic = batch["images"][:, 0, 0, 0] > 0
-    assert set(batch) == {"images", "labels"} and batch["labels"].unique().tolist() == [0, 1], "2 is not among the rows"
-    assert (batch["labels"] == 1).float().mean() == pytest.approx(0.5, abs=0.03)
-    assert is_synthetic[batch["labels"] == 1].float().mean() == pytest.approx(0.5, abs=0.03), "half of the rare class"
-    assert not is_synthetic[batch["labels"] == 0].any(), "there are no synthetic images of class 0"
-
-
-def test_labeled_batches_unbalanced_keep_the_class_frequencies():
-    batch = labeled_batches([gray_source(10, [2, 0, 0, 0, 0, 0, 1])], 4000, 0, balanced=False)(0, 0)
-    assert (batch["labels"] == 1).float().mean() == pytest.approx(1 / 6, abs=0.03)
-
-
-def test_labeled_batches_depend_on_step_and_rank_only():
-    get_batch = labeled_batches([gray_source(10, np.arange(30) % 3)], 16, 5)
-    assert torch.equal(get_batch(3, 0)["labels"], get_batch(3, 0)["labels"])
-    assert not torch.equal(get_batch(3, 0)["labels"], get_batch(4, 0)["labels"])
-    assert not torch.equal(get_batch(3, 0)["labels"], get_batch(3, 1)["labels"]), "every process gets other images"
-
-
-def test_pair_batches_balance_sources_and_keep_images_with_their_masks():
-    real, synthetic = gray_source(10, np.zeros(20)), gray_source(200, np.zeros(3))
-    real.masks[:] = 0
-    get_batch = pair_batches([real, synthetic], 400, 0)
-    batch = get_batch(0, 0)
-    is_synthetic = batch["images"][:, 0, 0, 0] > 0
-    assert set(batch) == {"images", "masks"} and is_synthetic.float().mean() == pytest.approx(0.5, abs=0.1)
-    assert torch.equal(batch["masks"][:, 0, 0, 0] > 0, is_synthetic)
-    assert torch.equal(batch["images"], get_batch(0, 0)["images"])
-    assert not torch.equal(batch["images"], get_batch(1, 0)["images"])
-
-
 def test_names_to_flags_known_none_and_unknown_are_distinct_and_round_trip():
     names = pd.array(["hair ruler", "", pd.NA, "patches"], "string")
     flags = names_to_flags(names)
@@ -472,8 +379,3 @@ def test_store_artifacts_are_those_of_the_table_after_reopening_and_for_another_
 def test_store_artifacts_of_a_published_set_are_unknown(tmp_path):
     store = prepare(read(ham10000(tmp_path / "ham")), tmp_path / "stores", SMALL, progress=False)
     assert (store.artifacts == UNKNOWN).all() and store.table["artifacts"].isna().all()
-
-
-def test_to_tensors_artifacts_are_floats():
-    tensors = to_tensors({"artifacts": np.array([[0, 1, 0, 0, 1, 0, 0]], np.uint8)})
-    assert tensors["artifacts"].dtype == torch.float32 and tensors["artifacts"].sum() == 2

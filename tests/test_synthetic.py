@@ -5,8 +5,7 @@ from helpers.data.files import DataError
 from helpers.data.sketches import contour, fill
 from helpers.data.store import StoreConfig
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, sample_balanced, small_lesions
-from helpers.models.dcgan import DCGANConfig, train_dcgan
-from helpers.models.gan import GANConfig, train_gan
+from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.trainer import TrainConfig
 
 
@@ -56,7 +55,7 @@ def test_sample_balanced_draws_equally_many_per_class():
 
 
 def test_dcgan_images_have_the_labels_of_the_rows(phantom_store, tmp_path):
-    train_dcgan(phantom_store, DCGANConfig(64, tuple(phantom_store.classes), 8), tmp_path, TrainConfig(1, 4))
+    train_gan(phantom_store, dcgan_config(64, base_channels=8), tmp_path, TrainConfig(1, 4))
     rows = phantom_store.rows("train", ["label"], classes=["DF", "VASC"])
     source = dcgan_images(tmp_path / "checkpoint.pt", phantom_store, rows, 10)
     assert source.images.shape == (10, 64, 64, 3)

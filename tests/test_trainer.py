@@ -4,6 +4,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,16 +13,9 @@ import torch
 from factories import LinearTask, get_linear_batch, load_checkpoint
 from torch import nn
 
-from helpers.models.trainer import (
-    TrainConfig,
-    best_device,
-    peak_memory,
-    precision,
-    set_gan_lr,
-    set_warmup_cosine_lr,
-    train,
-    update_ema,
-)
+from helpers.data.store import fit_config
+from helpers.models.device import best_device, peak_memory
+from helpers.models.trainer import TrainConfig, precision, set_gan_lr, set_warmup_cosine_lr, train, update_ema
 
 ROOT = Path(__file__).parents[1]
 
@@ -126,7 +120,8 @@ def test_train_progress_is_the_fraction_of_the_steps(tmp_path, monkeypatch):
 def test_train_minutes_replace_the_steps_and_are_continued_after_a_resume(tmp_path, monkeypatch):
     for minutes, expected in ((0.25, [k / 15 for k in range(15)]), (0.25, []), (0.5, [k / 30 for k in range(15, 30)])):
         task = TimedTask(monkeypatch)
-        history = train(task, get_linear_batch, tmp_path, TrainConfig(3, 8, log_every=5, minutes=minutes))
+        train_config = TrainConfig(3, 8, save_every=500, log_every=5, minutes=minutes)
+        history = train(task, get_linear_batch, tmp_path, train_config)
         assert task.progresses == pytest.approx(expected) and task.progress == 1
         assert task.checkpoint_steps == ([round(60 * minutes)] if expected else [])
     saved = load_checkpoint(tmp_path)
@@ -206,6 +201,26 @@ def test_train_out_of_gpu_memory_names_half_the_batch_size(tmp_path):
 
     with pytest.raises(MemoryError, match="with batch size 16: try batch size 8"):
         train(HugeTask(), get_linear_batch, tmp_path, TrainConfig(10, batch_size=16))
+
+
+def test_checkpoint_interval_is_a_twelfth_of_the_steps_unless_given():
+    assert [TrainConfig(steps).checkpoint_interval for steps in (3, 120, 100_000)] == [1, 10, 500]
+    assert TrainConfig(120, save_every=7).checkpoint_interval == 7
+
+
+def test_fit_config_fills_empty_classes_and_names_what_differs():
+    @dataclass(frozen=True)
+    class Config:
+        size: int = 64
+        classes: tuple[str, ...] = ()
+        style: str = "contour"
+
+    store = SimpleNamespace(config=SimpleNamespace(size=64, style="contour"), classes=["MEL", "NV"])
+    assert fit_config(Config(), store) == Config(classes=("MEL", "NV"))
+    assert fit_config(Config(style="none"), store, ignore=["style"]).style == "none"
+    message = r"the store has size 64, the config 128; classes \('MEL', 'NV'\), the config \('NV',\)$"
+    with pytest.raises(ValueError, match=message):
+        fit_config(Config(128, ("NV",)), store)
 
 
 def test_update_ema_constant_weight_approaches_it_exponentially():

@@ -13,14 +13,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from helpers.data.store import SketchSampling, Store, balanced_batches
-from helpers.experiments.runner import Arm, check_fractions, fraction_of_rows, fingerprint_of, run_grid
+from helpers.data.batches import SketchSampling, balanced_batches
+from helpers.data.store import Store, fit_config
+from helpers.experiments.runner import Arm, check_fractions, fingerprint_of, fraction_of_rows, run_grid
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.generator_eval import GeneratorEval
 from helpers.metrics.memorization import memorization, thumbnails
-from helpers.models.gan import CGAN, GANConfig, load_gan, sample_batch, train_gan
+from helpers.models.gan import GAN, GANConfig, load_gan, train_gan
 from helpers.models.networks import Generator
 from helpers.models.pix2pix import Pix2PixConfig, load_pix2pix, train_pix2pix
+from helpers.models.sampling import sample_batch
 from helpers.models.trainer import Batch, TrainConfig, train
 
 FULL_RECIPE, FLOOR = "full recipe", "real images"
@@ -66,7 +68,7 @@ class SmallDataExperiment(AblationExperiment):
     fractions: tuple[float, ...] = (0.0125, 0.05, 0.2, 1.0)  # of the training images, in (0, 1]
 
 
-class AblatedCGAN(CGAN):
+class AblatedCGAN(GAN):
     """CGAN whose generator gets no label or no z; the discriminator is still conditioned on the label."""
 
     def __init__(self, config: GANConfig, use_label: bool = True, use_z: bool = True):
@@ -81,7 +83,11 @@ class AblatedCGAN(CGAN):
 
 
 def ablation_experiment(
-    store: Store, experiment: AblationExperiment, extractor: FeatureExtractor, out: str | Path, only: Sequence[str] | None = None
+    store: Store,
+    experiment: AblationExperiment,
+    extractor: FeatureExtractor,
+    out: str | Path,
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Scores of real images, the full recipe, the recipe with one component changed at a time, and pix2pix; or only of
     the arms named in `only`.
@@ -119,7 +125,7 @@ def ablation_experiment(
             batch_size=1,
             seed=seed,
             ema_nimg=0,
-            save_every=experiment.train.save_every * images_per_step,
+            save_every=experiment.train.checkpoint_interval * images_per_step,
         )
         train_pix2pix(store, Pix2PixConfig(experiment.generator.size, experiment.generator.classes), work, train_config)
         seconds = time.perf_counter() - start

@@ -13,14 +13,14 @@ import numpy as np
 import pandas as pd
 from sklearn.model_selection import StratifiedGroupKFold
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, Store
+from helpers.data.store import Store, fit_config
 from helpers.experiments.runner import Arm, fingerprint_of, run_grid
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.metrics.prediction_tables import predict_table, probabilities
 from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
-from helpers.models.dcgan import DCGANConfig, train_dcgan
 from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
@@ -116,11 +116,13 @@ def balancing_experiment(
         rare_rows = train if method == "DCGAN" else masked
         rare_rows = rare_rows[np.isin(store.labels[rare_rows], rare)]
         if method == "DCGAN":
-            train_dcgan(store, experiment.dcgan, folder, experiment.dcgan_train, train)
+            train_gan(store, experiment.dcgan, folder, experiment.dcgan_train, train)
             return dcgan_images(folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed)
         if method == "CGAN":
             train_gan(store, experiment.cgan, folder, experiment.gan_train, masked)
-            return cgan_images(folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed, balanced=True)
+            return cgan_images(
+                folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed, balanced=True
+            )
         return blended_images(store, rare_rows, experiment.num_synthetic, small_lesions(store, masked), seed)
 
     def arm(balance: str, method: str | None = None, real_per_synthetic: int = 1) -> Arm:
@@ -143,7 +145,9 @@ def balancing_experiment(
         return run_one
 
     arms = {"unbalanced": arm("none"), "class-weighted": arm("loss"), "oversampled": arm("sampling")}
-    arms |= {name: arm("sampling", method, n) for name, (method, n) in synthetic_arms(experiment.real_per_synthetic).items()}
+    arms |= {
+        name: arm("sampling", method, n) for name, (method, n) in synthetic_arms(experiment.real_per_synthetic).items()
+    }
     return run_grid(arms, [1.0], experiment.seeds, out, fingerprint_of(experiment, data=store.folder.name), only)
 
 

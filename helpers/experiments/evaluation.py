@@ -12,8 +12,8 @@ import pandas as pd
 
 from helpers.data.files import DataError
 from helpers.metrics.stats import bootstrap_ci
-from helpers.models.dcgan import DCGANConfig, load_dcgan, sample_dcgan
-from helpers.models.gan import GANConfig, load_gan, sample_batch
+from helpers.models.gan import GANConfig, load_gan
+from helpers.models.sampling import sample_batch
 
 Generate = Callable[[dict[str, np.ndarray], int], np.ndarray]  # batch of the store, seed -> images
 
@@ -27,15 +27,14 @@ ALWAYS = ("measure", "value", "low", "high", "n")
 PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", "real", "majority")
 
 
-def load_generator(checkpoint: str | Path) -> tuple[Generate, GANConfig | DCGANConfig]:
+def load_generator(checkpoint: str | Path) -> tuple[Generate, GANConfig]:
     """Sampling function and config of a CGAN, or of a DCGAN, which ignores the sketches. Raises `DataError` if the file
     is neither."""
     try:
         generator, config = load_gan(checkpoint)
-        return partial(sample_batch, generator), config
     except DataError:
-        generator, config = load_dcgan(checkpoint)
-        return lambda batch, seed: sample_dcgan(generator, batch["labels"], seed), config
+        generator, config = load_gan(checkpoint, sketch=False)
+    return partial(sample_batch, generator), config
 
 
 def mean_row(measure: str, values: np.ndarray, groups: Sequence | None = None, **other) -> dict:

@@ -12,8 +12,8 @@ from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.fidelity import MIN_POSITION_IMAGES, position_score, structure_correlation
 from helpers.metrics.quality import compute_metrics
-from helpers.models.gan import sample_batch
 from helpers.models.networks import Generator
+from helpers.models.sampling import sample_batch
 
 MIN_EVAL = MIN_POSITION_IMAGES
 MAX_EVAL = 600

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.data.store import ImageSource, Store
+from helpers.data.batches import ImageSource
+from helpers.data.store import Store, fit_config
 from helpers.experiments.runner import (
     NO_AUGMENTATION,
     Arm,
     check_fractions,
     check_rows,
-    fraction_of_rows,
     fingerprint_of,
+    fraction_of_rows,
     run_grid,
 )
 from helpers.experiments.synthetic import cgan_images
@@ -58,7 +59,11 @@ COMPARISON_PAIRS = [
 
 
 def real_vs_synthetic_experiment(
-    store: Store, experiment: RealVsSyntheticExperiment, out: str | Path, split: str = "test", only: Sequence[str] | None = None
+    store: Store,
+    experiment: RealVsSyntheticExperiment,
+    out: str | Path,
+    split: str = "test",
+    only: Sequence[str] | None = None,
 ) -> pd.DataFrame:
     """Train a classifier per arm, fraction and seed, and test it once on the real images of `split`.
 

@@ -4,12 +4,13 @@ from pathlib import Path
 
 import numpy as np
 
+from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
 from helpers.data.sketches import contour, deform, fill
-from helpers.data.store import ImageSource, Store
-from helpers.models.dcgan import load_dcgan, sample_dcgan
-from helpers.models.gan import load_gan, sample_batch
+from helpers.data.store import Store
+from helpers.models.gan import load_gan
+from helpers.models.sampling import sample, sample_batch
 
 MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
 
@@ -37,10 +38,10 @@ def cgan_images(
 def dcgan_images(checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0) -> ImageSource:
     """Generate `count` images from noise with labels of `rows`, about equally many per class. Raises `DataError` if the
     network was trained on other classes."""
-    generator, config = load_dcgan(checkpoint)
+    generator, config = load_gan(checkpoint, sketch=False)
     check_same_classes(config.classes, store)
     labels = store.labels[sample_balanced(store.labels, rows, count, np.random.default_rng(seed))]
-    return ImageSource(sample_dcgan(generator, labels, seed), np.arange(count), labels=labels)
+    return ImageSource(sample(generator, None, labels, seed), np.arange(count), labels=labels)
 
 
 def blended_images(store: Store, rows: np.ndarray, count: int, skin_rows: np.ndarray, seed: int = 0) -> ImageSource:

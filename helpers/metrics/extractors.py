@@ -26,9 +26,9 @@ from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, display_path, find_weights_file
 from helpers.data.files import DataError, center_crop, list_images, read_image
-from helpers.models.classifier import Backbone, download_timeout, load_classifier
-from helpers.models.networks import fuse_batchnorm
-from helpers.models.trainer import best_device
+from helpers.models.classifier import Backbone, load_classifier
+from helpers.models.device import best_device
+from helpers.models.weights import download_timeout, fuse_batchnorm
 
 BATCH_SIZE = 16  # larger batches do not fit the cache of a CPU
 MAX_UNREADABLE = 0.2  # fraction of the files

@@ -7,7 +7,7 @@ import numpy as np
 import torch.nn.functional as F
 from scipy.spatial.distance import pdist
 
-from helpers.data.store import to_tensors
+from helpers.data.batches import to_tensors
 from helpers.models.losses import otsu_separability
 from helpers.models.networks import soft_fill
 

@@ -16,8 +16,8 @@ from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.fidelity import layout_scores, mean_pairwise_distance, sketch_separability
 from helpers.metrics.quality import compute_metrics
-from helpers.models.gan import sample_batch
 from helpers.models.networks import Generator
+from helpers.models.sampling import sample_batch
 
 MIN_SKETCHES = 10
 MAX_PER_CLASS = 300  # training images of a class for the label classifier

@@ -6,8 +6,8 @@ resolution. Artifacts correlate with the diagnosis in the public sets (Bissoto e
 that is not conditioned on them learns rulers as part of a class.
 """
 
+import math
 import os
-import pickle
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,14 +24,16 @@ from torch import Tensor, nn
 
 from helpers import config as project
 from helpers.config import display_path
+from helpers.data.batches import to_tensors
 from helpers.data.files import DataError
 from helpers.data.labels import clean_id
 from helpers.data.layouts import ARTIFACTS
-from helpers.data.store import UNKNOWN, Store, to_tensors
+from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import read_checkpoint
-from helpers.models.projected import load_lite_weights
-from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
+from helpers.models.checkpoint import read_network
+from helpers.models.early_stopping import ValidatedTask
+from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
+from helpers.models.weights import load_lite_weights
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
 INFERENCE_BATCH_SIZE = 64
@@ -68,23 +70,20 @@ class ArtifactDetector(nn.Module):
         return self.head(pooled)  # (B, 7)
 
 
-class ArtifactTask(TrainTask):
+class ArtifactTask(ValidatedTask):
     """Binary cross-entropy per flag; keeps the EMA weights with the best mean average precision on val."""
 
     ema_names = ("detector",)
+    score_name = "val_ap"
+    patience = math.inf  # trains all steps
 
     def __init__(self, config: ArtifactConfig, steps: int, val: dict[str, np.ndarray] | None = None):
-        """`val`: `images uint8 (N, S, S, 3)` and `artifacts (N, 7)` in [0, 1]; without it the last weights are kept."""
-        self.config, self.steps, self.val = config, steps, val
+        """`val`: `images uint8 (N, S, S, 3)` and `artifacts (N, 7)` in [0, 1], see `ValidatedTask`."""
+        super().__init__(config, steps, val)
         self.networks = {"detector": ArtifactDetector(config)}
         params = self.networks["detector"].parameters()
         self.optimizers = {"detector": torch.optim.AdamW(params, config.lr, fused=True)}
-        self.extra_state = {"checked_at": [], "val_ap": [], "best_state_dict": {}}
-        self.extra_state |= {"init_from": "ImageNet" if config.pretrained else "random init", "trained_on": []}
-
-    def config_dict(self) -> dict:
-        """The config with the number of steps, which the learning rate depends on."""
-        return super().config_dict() | {"steps": self.steps}
+        self.extra_state["init_from"] = "ImageNet" if config.pretrained else "random init"
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """One step on augmented images (B, 3, H, W) and flags (B, 7), which may be probabilities."""
@@ -94,19 +93,10 @@ class ArtifactTask(TrainTask):
         self._optimizer_step("detector", loss, backward)
         return {"loss": loss}
 
-    def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
-        """Score the EMA weights on val and keep them if they are the best so far; never stops the training."""
-        weights = {name: value.cpu().clone() for name, value in ema_models["detector"].state_dict().items()}
-        if self.val is None:
-            self.extra_state["best_state_dict"] = weights
-            return False
-        probs = predict_artifacts(ema_models["detector"], self.val["images"])
-        score = float(np.nanmean(average_precisions(probs, self.val["artifacts"] > 0.5)))
-        if score > max(self.extra_state["val_ap"], default=-1):
-            self.extra_state["best_state_dict"] = weights
-        self.extra_state["checked_at"].append(step)
-        self.extra_state["val_ap"].append(score)
-        return False
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Mean average precision on val."""
+        probs = predict_artifacts(network, self.val["images"])
+        return {"val_ap": float(np.nanmean(average_precisions(probs, self.val["artifacts"] > 0.5)))}
 
 
 def average_precisions(probs: np.ndarray, flags: np.ndarray) -> np.ndarray:
@@ -167,8 +157,7 @@ def train_artifacts(
     initialize from. Raises `ValueError` if config and store differ in size, `DataError` without annotated training
     images.
     """
-    if config.size != store.config.size:
-        raise ValueError(f"the store has size {store.config.size}, the config {config.size}")
+    config = fit_config(config, store)
     ids = store.table["image_id"].to_numpy(str)
     if flags is None:
         targets, known = store.artifacts.astype(np.float32), np.array(store.artifacts_known)
@@ -189,8 +178,7 @@ def train_artifacts(
         task.extra_state |= {"init_from": display_path(init_from), "trained_on": detector.trained_on}
     task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *ids[rows].tolist()})
     get_batch = artifact_batches(store, targets, rows, train_config.batch_size, train_config.seed)
-    history = train(task, get_batch, out, train_config)
-    return history | {name: task.extra_state[name] for name in ("checked_at", "val_ap")}
+    return train(task, get_batch, out, train_config) | task.scores()
 
 
 def artifact_batches(
@@ -208,15 +196,14 @@ def artifact_batches(
 def load_artifacts(path: str | Path) -> tuple[ArtifactDetector, ArtifactConfig]:
     """The detector of a checkpoint, in eval mode on the best device, and its config. Raises `DataError` if the file is
     not a detector's."""
-    try:
-        saved = read_checkpoint(path)
-        config = ArtifactConfig(**{k: v for k, v in saved["config"].items() if k != "steps"})
+
+    def build(saved: dict, config: ArtifactConfig) -> ArtifactDetector:
         detector = ArtifactDetector(config, pretrained=False)
         detector.load_state_dict(saved["extra_state"]["best_state_dict"])
         detector.trained_on = saved["extra_state"]["trained_on"]
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(f"{display_path(path)} is not an artifact detector of this version ({error})"[:400]) from error
-    return detector.to(best_device()).eval().requires_grad_(False), config
+        return detector
+
+    return read_network(path, "an artifact detector", ArtifactConfig, build)
 
 
 @torch.no_grad()

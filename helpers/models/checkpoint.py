@@ -1,20 +1,54 @@
-"""Weights for release: safetensors in half precision, with config and training ids in the file's header.
-
-Unlike a checkpoint, such a file holds no optimizer state, and reading it cannot run code.
+"""Networks of checkpoints, and weights for release: safetensors in half precision, with config and training ids in the
+header. Unlike a checkpoint, such a file holds no optimizer state, and reading it cannot run code.
 """
 
 import json
+import os
+import pickle
 import zlib
 from base64 import b64decode, b64encode
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from helpers.config import display_path
 from helpers.data.files import DataError
+from helpers.models.device import best_device
+
+Network, Config = TypeVar("Network", bound=nn.Module), TypeVar("Config")
+
+
+def write_state(state: dict, out: Path) -> None:
+    """Write `checkpoint.pt` and `history.json` to temporary names and rename them: a kill leaves the previous files
+    intact. Raises `OSError` if the disk is full."""
+    temporary = out / "checkpoint.pt.part"
+    try:
+        torch.save(state, temporary)
+    except RuntimeError as error:  # PyTorch's error for a full disk
+        raise OSError(f"cannot write {temporary}; the previous checkpoint is kept ({error})") from error
+    os.replace(temporary, out / "checkpoint.pt")
+    temporary = out / "history.json.part"
+    temporary.write_text(json.dumps(state["history"]))
+    os.replace(temporary, out / "history.json")
+
+
+def read_state(path: Path, config: dict, train_config: dict) -> dict:
+    """A checkpoint to resume from. Raises `ValueError` if it has another config than these."""
+    saved = torch.load(path, map_location="cpu", weights_only=True)
+    if not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
+        raise ValueError(f"{path} was written by another version: delete it or choose another folder")
+    # `steps` may be raised to train longer; these may not change.
+    fixed = ("batch_size", "seed", "ema_nimg")
+    given = config | {k: train_config[k] for k in fixed}
+    there = saved["config"] | {k: saved["train_config"][k] for k in fixed}
+    if differing := [f"{k} is {there.get(k)!r} there, {v!r} here" for k, v in given.items() if there.get(k) != v]:
+        raise ValueError(f"{path} has another config ({'; '.join(differing)}): choose another folder or delete it")
+    return saved
 
 
 def export_weights(
@@ -75,6 +109,29 @@ def read_checkpoint(path: str | Path) -> dict:
         return {"config": config, "extra_state": extra_state, "ema_models": ema_models, "networks": networks}
     extra_state["best_state_dict"] = weights
     return {"config": config, "extra_state": extra_state, "ema_models": {"generator": weights}}
+
+
+def read_network(
+    path: str | Path, what: str, config_class: type[Config], build: Callable[[dict, Config], Network]
+) -> tuple[Network, Config]:
+    """The network of a checkpoint or released file, in eval mode on the best device, and its config.
+
+    `build(saved, config)` makes the network and loads its weights. Raises `DataError` if the file is not `what`.
+    """
+    try:
+        saved = read_checkpoint(path)
+        fields = {name: value for name, value in saved["config"].items() if name != "steps"}
+        config = config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
+        network = build(saved, config)
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+        raise DataError(f"{display_path(path)} is not {what} of this version ({error})"[:400]) from error
+    return network.to(best_device()).eval().requires_grad_(False), config
+
+
+def check_held_out(path: str | Path, trained_on: Iterable[str], held_out: Iterable[str], name: str) -> None:
+    """Raise `DataError` if weights of the file `path` were trained on images that the data set `name` holds out."""
+    if leaked := set(held_out) & set(trained_on):
+        raise DataError(f"{display_path(path)} was trained on {len(leaked)} images that are held out in {name}")
 
 
 def pack_ids(ids: list[str]) -> str:

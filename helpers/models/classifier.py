@@ -3,13 +3,8 @@
 Inference uses the EMA weights with the best balanced accuracy on the val split.
 """
 
-import pickle
-import re
-import socket
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Sequence
 from dataclasses import dataclass
-from io import StringIO
 from itertools import pairwise
 from pathlib import Path
 
@@ -22,18 +17,16 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
-from helpers.config import display_path, find_weights_file
+from helpers.data.batches import ImageSource, labeled_batches, to_tensors
 from helpers.data.files import DataError
-from helpers.data.store import ImageSource, Store, labeled_batches, to_tensors
+from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import read_checkpoint
-from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, set_warmup_cosine_lr, train
+from helpers.models.checkpoint import read_network
+from helpers.models.early_stopping import ValidatedTask
+from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
+from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
 
 SMALL_CNN = "small_cnn"
-IMAGENET_MEAN = (0.485, 0.456, 0.406)  # normalization that torchvision's weights expect
-IMAGENET_STD = (0.229, 0.224, 0.225)
-DOWNLOAD_TIMEOUT = 20.0  # seconds
-PATIENCE = 8  # validations without improvement before training stops
 MAX_VAL_IMAGES = 1_000  # images per validation
 INFERENCE_BATCH_SIZE = 64
 
@@ -42,10 +35,10 @@ BALANCES = ("sampling", "loss", "none")
 
 @dataclass(frozen=True)
 class ClassifierConfig:
-    """Settings of the network and of one step. Raises `ValueError` for an unknown `balance` or fewer than 2 classes."""
+    """Settings of the network and of one step. Raises `ValueError` for an unknown `balance` or a single class."""
 
     size: int  # pixels per side
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()  # empty: those of the store
     arch: str = SMALL_CNN  # or a torchvision classifier
     pretrained: bool = True  # initialize from ImageNet if its weights are available
     balance: str = "sampling"  # classes equally often in a batch; "loss": class weights; "none": as in the data
@@ -59,8 +52,8 @@ class ClassifierConfig:
     def __post_init__(self):
         if self.balance not in BALANCES:
             raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
-        if len(self.classes) < 2:
-            raise ValueError(f"a classifier needs at least 2 classes, got {len(self.classes)}")
+        if len(self.classes) == 1:
+            raise ValueError("a classifier needs at least 2 classes, got 1")
 
 
 def small_cnn() -> nn.Sequential:
@@ -153,49 +146,14 @@ def torchvision_network(arch: str) -> nn.Module:
     return torchvision.models.get_model(arch, weights=None)
 
 
-def imagenet_weights(arch: str, file: Path | None = None) -> dict[str, Tensor] | None:
-    """ImageNet weights of a torchvision network as a state dict, or None if they are not available.
-
-    They come from `file`, else from LESION_WEIGHTS_DIR (`<arch>-imagenet.pth` or torchvision's file name), else from a
-    download. Raises `DataError` if the file is missing or holds no weights.
-    """
-    published = torchvision.models.get_model_weights(arch)
-    if path := file or find_weights_file(f"{arch}-imagenet.pth", *(w.url.split("/")[-1] for w in published)):
-        try:
-            return fix_densenet_keys(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-            raise DataError(f"{display_path(path)} is missing or holds no weights ({error})"[:300]) from error
-    try:
-        with download_timeout():
-            return fix_densenet_keys(published.DEFAULT.get_state_dict(progress=False, check_hash=True))
-    except (OSError, RuntimeError):  # no connection, or a wrong checksum
-        return None
-
-
-def fix_densenet_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Rename keys of torchvision's DenseNet files to those of its modules: `norm.1` -> `norm1`."""
-    return {re.sub(r"(denselayer\d+\.(?:norm|conv))\.([12]\.)", r"\1\2", name): w for name, w in weights.items()}
-
-
-@contextmanager
-def download_timeout() -> Iterator[None]:
-    """Set a socket timeout (some firewalls drop packets silently) and silence output, which would show local paths."""
-    before = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(DOWNLOAD_TIMEOUT)
-    try:
-        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-            yield
-    finally:
-        socket.setdefaulttimeout(before)
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 
-class ClassifierTask(TrainTask):
+class ClassifierTask(ValidatedTask):
     """Cross-entropy on augmented images, with early stopping on the val split."""
 
     ema_names = ("classifier",)
+    score_name = "val_balanced_accuracy"
 
     def __init__(
         self,
@@ -204,18 +162,13 @@ class ClassifierTask(TrainTask):
         class_weights: Tensor | None = None,
         val: dict[str, np.ndarray] | None = None,
     ):
-        """`steps`: length of the learning rate schedule. `class_weights (K,)`: weights of the loss. `val`: `images` and
-        `labels` to validate on; without it the last EMA weights are used and training does not stop early."""
-        self.config, self.steps, self.class_weights, self.val = config, steps, class_weights, val
+        """`class_weights (K,)`: weights of the loss. `val`: `images` and `labels`, see `ValidatedTask`."""
+        super().__init__(config, steps, val)
+        self.class_weights = class_weights
         self.networks = {"classifier": Classifier(config)}
         params = self.networks["classifier"].parameters()
         self.optimizers = {"classifier": torch.optim.AdamW(params, config.lr, fused=True)}
-        self.extra_state = {"checked_at": [], "val_balanced_accuracy": [], "best_state_dict": {}, "temperature": 1.0}
-        self.extra_state |= {"init_from": self.networks["classifier"].backbone.init, "trained_on": []}
-
-    def config_dict(self) -> dict:
-        """The config with the number of steps, which the learning rate depends on."""
-        return super().config_dict() | {"steps": self.steps}
+        self.extra_state |= {"init_from": self.networks["classifier"].backbone.init, "temperature": 1.0}
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """Update the classifier on `images (B, 3, H, W)` and `labels (B,)`; returns `loss` and `accuracy`."""
@@ -231,23 +184,12 @@ class ClassifierTask(TrainTask):
         self._optimizer_step("classifier", loss, backward)
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
-    def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
-        """Measure balanced accuracy of the EMA weights on val and store them if it is the best so far; True after
-        `PATIENCE` validations without improvement."""
-        classifier, scores = ema_models["classifier"], self.extra_state["val_balanced_accuracy"]
-        if self.val is None:
-            self.extra_state["best_state_dict"] = classifier.state_dict()
-            return False
-        logits, labels = predict_logits(classifier, self.val["images"]), self.val["labels"]
+    def evaluate(self, network: nn.Module) -> dict[str, float]:
+        """Balanced accuracy on val, and the temperature that calibrates these weights."""
+        logits, labels = predict_logits(network, self.val["images"]), self.val["labels"]
         correct = logits.argmax(axis=1) == labels
         score = float(np.mean([correct[labels == k].mean() for k in np.unique(labels)]))
-        if score > max(scores, default=-1):
-            weights = classifier.state_dict()
-            self.extra_state["best_state_dict"] = {name: value.cpu().clone() for name, value in weights.items()}
-            self.extra_state["temperature"] = fit_temperature(logits, labels)
-        self.extra_state["checked_at"].append(step)
-        scores.append(score)
-        return len(scores) - 1 - int(np.argmax(scores)) >= PATIENCE
+        return {"val_balanced_accuracy": score, "temperature": fit_temperature(logits, labels)}
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -280,15 +222,10 @@ def train_classifier(
     """Train on the store's training split; checkpoint and history go to `out`. Returns the history, with `checked_at`
     (steps of the validations) and `val_balanced_accuracy`.
 
-    Validates every `train_config.save_every` steps and stops after `PATIENCE` validations without improvement. Raises
-    `ValueError` if the config does not fit the store, `DataError` if fewer than 2 classes have training images (with a
-    mask, if `config.lesion_only`).
+    Validates at every checkpoint and stops early, see `ValidatedTask`. Raises `ValueError` if the config does not fit
+    the store, `DataError` if fewer than 2 classes have training images (with a mask, if `config.lesion_only`).
     """
-    if (config.size, config.classes) != (store.config.size, tuple(store.classes)):
-        raise ValueError(
-            f"the store has size {store.config.size} and classes {', '.join(store.classes)}; "
-            f"the config {config.size} and {', '.join(config.classes)}"
-        )
+    config = fit_config(config, store)
     needs = ["label", "mask"] if config.lesion_only else ["label"]
     rows = store.rows("train", needs=needs)
     if (num_classes := len(np.unique(store.labels[rows]))) < 2:
@@ -325,8 +262,7 @@ def fit_classifier(
         print(f"{config.arch} starts from: {task.extra_state['init_from']}")
     balanced = config.balance == "sampling"
     get_batch = labeled_batches(sources, train_config.batch_size, train_config.seed, balanced=balanced)
-    history = train(task, get_batch, out, train_config)
-    return history | {name: task.extra_state[name] for name in ("checked_at", "val_balanced_accuracy")}
+    return train(task, get_batch, out, train_config) | task.scores()
 
 
 def ids_of(table: pd.DataFrame) -> list[str]:
@@ -340,20 +276,15 @@ def ids_of(table: pd.DataFrame) -> list[str]:
 def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
     """The classifier of a checkpoint (best weights on val), in eval mode on the best device, and its config. Raises
     `DataError` if the file is not a classifier's."""
-    try:
-        saved = read_checkpoint(path)
-        config_dict = {k: v for k, v in saved["config"].items() if k != "steps"}
-        config = ClassifierConfig(**config_dict | {"classes": tuple(config_dict["classes"])})
-        classifier = Classifier(config, pretrained=False)
+
+    def build(saved: dict, config: ClassifierConfig) -> Classifier:
+        classifier = Classifier(config, pretrained=False).to(memory_format=torch.channels_last)
         classifier.load_state_dict(saved["extra_state"]["best_state_dict"])
         classifier.backbone.init = saved["extra_state"]["init_from"]
         classifier.temperature, classifier.trained_on = (saved["extra_state"][k] for k in ("temperature", "trained_on"))
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
-        raise DataError(
-            f"{display_path(path)} is not a checkpoint of a classifier of this version ({error})"[:400]
-        ) from error
-    classifier = classifier.to(best_device(), memory_format=torch.channels_last)
-    return classifier.eval().requires_grad_(False), config
+        return classifier
+
+    return read_network(path, "a checkpoint of a classifier", ClassifierConfig, build)
 
 
 @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from captum.attr import LayerGradCam
 from torch import nn
 
-from helpers.data.store import to_tensors
+from helpers.data.batches import to_tensors
 from helpers.models.classifier import Classifier
 
 

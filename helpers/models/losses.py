@@ -5,7 +5,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 SCALES = 4  # resolutions of the texture loss, each half the one before
-OTSU_LEVELS = 24  # thresholds per image
 
 
 def d_loss(real: tuple[Tensor, ...], fake: tuple[Tensor, ...]) -> Tensor:
@@ -69,41 +68,3 @@ def log_gradient_energy(image: Tensor, grid_size: int = 4) -> Tensor:
         d[..., : cell * grid_size, : cell * grid_size].square() for d in (x.diff(dim=2), x.diff(dim=3), rising, falling)
     ]
     return F.avg_pool2d(torch.cat(energy, dim=1), cell).add(1e-6).log() / 2
-
-
-# ------------------------------------------------------------------------------------------- sketches without a pair
-
-
-def inscribed_circle(images: Tensor) -> Tensor:
-    """Pixels of the inscribed circle, without the corners that the lens darkens: (B, C, S, S) -> (B, C, P, 1)."""
-    size = images.shape[-1]
-    squared = torch.linspace(-1, 1, size, device=images.device).square()
-    return images[..., squared[:, None] + squared <= 1].unsqueeze(-1)
-
-
-def region_means(image: Tensor, region: Tensor) -> Tensor:
-    """Mean colors inside and outside of `region (B, 1, H, W)` in [0, 1]: (B, 3, H, W) -> (B, 2, 3)."""
-    weights = torch.cat([region, 1 - region], dim=1)
-    return torch.einsum("bphw,bchw->bpc", weights, image) / (weights.sum(dim=(2, 3))[..., None] + 1e-3)
-
-
-def otsu_separability(image: Tensor, region: Tensor) -> Tensor:
-    """Between-class variance over total variance of the colors, `(B,)` in [0, 1]; the classes are region and rest.
-
-    1 means two flat colors with exactly this border. The criterion of Otsu, *A Threshold Selection Method from
-    Gray-Level Histograms*, IEEE SMC 1979, here for a given region. image: (B, C, H, W), region: (B, 1, H, W).
-    """
-    size = region.mean(dim=(2, 3))
-    inside, outside = region_means(image, region).unbind(dim=1)
-    between = size * (1 - size) * (inside - outside).square()
-    return between.sum(dim=1) / (image.var(dim=(2, 3), correction=0).sum(dim=1) + 1e-4)
-
-
-@torch.no_grad()
-def otsu_mask(image: Tensor) -> Tensor:
-    """Lesion estimate without a mask: pixels darker than Otsu's threshold. (B, 3, H, W) -> (B, 1, H, W) in {0, 1}"""
-    gray = image.mean(dim=1, keepdim=True)
-    low, high = gray.amin(dim=(2, 3), keepdim=True), gray.amax(dim=(2, 3), keepdim=True)
-    masks = [(gray < low + (high - low) * k / OTSU_LEVELS).float() for k in range(1, OTSU_LEVELS)]
-    best = torch.stack([otsu_separability(gray, mask) for mask in masks]).argmax(dim=0)
-    return torch.stack(masks, dim=1)[torch.arange(len(image)), best]

@@ -1,4 +1,4 @@
-"""Networks of the CGAN (`gan.py`): generator, encoder, discriminator.
+"""Networks of the GAN (`gan.py`): generator with or without a sketch, encoder, discriminator.
 
 The generator is a U-Net (Ronneberger et al., arXiv 1505.04597): it encodes the sketch to coarse features and decodes
 them with skip connections, so that lesion borders stay on the sketch lines. Label and latent z are mapped to a vector w
@@ -18,9 +18,9 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import fuse_conv_bn_eval
 
 MIN_SIZE = 8  # pixels per side of the generator's bottleneck
+W_DIM = 128  # length of the vector w that modulates the decoder
 
 
 # --------------------------------------------------------------------------------------------------------- generator
@@ -49,26 +49,21 @@ def soft_fill(sketch: Tensor) -> Tensor:
 
 
 def sketch_maps(sketch: Tensor) -> Tensor:
-    """What a discriminator sees of a sketch, its lines and the area they enclose: (B, 1, H, W) -> (B, 2, H, W).
-
-    The area is computed at half the resolution. Call it once per batch: its max pooling is slow on CPUs.
-    """
+    """What a discriminator sees of a sketch, its lines and the area they enclose: (B, 1, H, W) -> (B, 2, H, W). The
+    area is computed at half the resolution. Call it once per batch: its max pooling is slow on CPUs."""
     fill = soft_fill(F.max_pool2d(sketch, 2))  # (B, 1, H/2, W/2)
     return torch.cat([sketch, F.interpolate(fill, scale_factor=2, mode="nearest")], dim=1)
 
 
-def box_blur(x: Tensor, radius: int) -> Tensor:
-    """Mean over squares of 2 radius + 1 pixels, edges replicated: (B, C, H, W) -> (B, C, H, W)."""
-    side = 2 * radius + 1
-    x = F.pad(x, (radius, radius, radius, radius), mode="replicate")
+def box_blur(x: Tensor, radius: int, edges: str = "replicate") -> Tensor:
+    """Mean over squares of 2 radius + 1 pixels: (B, C, H, W) -> (B, C, H, W)."""
+    side = 2 * radius + 1  # separable: 2 side reads per pixel, not side**2
+    x = F.pad(x, (radius, radius, radius, radius), mode=edges)
     return F.avg_pool2d(F.avg_pool2d(x, (side, 1), stride=1), (1, side), stride=1)
 
 
 def conv(in_channels: int, out_channels: int, kernel_size: int, stride: int = 1) -> nn.Conv2d:
-    """Convolution with replicate padding and `padding=1`.
-
-    Zero padding would reveal the position of the frame, which the normalization after it amplifies.
-    """
+    """Convolution with `padding=1`, replicated: zeros would reveal the frame, which the normalization amplifies."""
     return nn.Conv2d(in_channels, out_channels, kernel_size, stride, padding=1, padding_mode="replicate")
 
 
@@ -81,25 +76,19 @@ def random_noise(x: Tensor, channels: int = 1) -> Tensor:
 
 
 def embed_condition(module: nn.Module, label: Tensor, artifacts: Tensor | None) -> Tensor:
-    """Sum of the module's embeddings of label (B,) and artifact flags (B, 7), if given -> (B, D).
-
-    Without flags, or with all of them 0, only the label counts.
-    """
+    """Embedding of label (B,), plus that of artifact flags (B, 7) if given -> (B, D). Flags that are 0 add nothing."""
     embedding = module.class_embed(label)
     return embedding if artifacts is None else embedding + module.artifact_embed(artifacts)
 
 
 class StyledConvBlock(nn.Module):
-    """Two times: 3x3 convolution, group norm, per-pixel noise, FiLM by w, leaky ReLU.
+    """x (B, C, H, W), w (B, W_DIM) -> (B, C, H, W). Two times: convolution, group norm, per-pixel noise, FiLM, ReLU."""
 
-    x: (B, C, H, W), w: (B, W_DIM) -> (B, C, H, W)
-    """
-
-    def __init__(self, channels: int, w_dim: int):
+    def __init__(self, channels: int):
         super().__init__()
         self.convs = nn.ModuleList(conv(channels, channels, 3) for _ in range(2))
         self.noise_strength = nn.ParameterList(torch.full((channels, 1, 1), 0.1) for _ in range(2))
-        self.affines = nn.ModuleList(nn.Linear(w_dim, 2 * channels) for _ in range(2))
+        self.affines = nn.ModuleList(nn.Linear(W_DIM, 2 * channels) for _ in range(2))
         self.norm = nn.GroupNorm(math.gcd(channels, max(1, channels // 16)), channels, affine=False)
 
     def forward(self, x: Tensor, w: Tensor, noise: Noise = random_noise) -> Tensor:
@@ -146,20 +135,18 @@ class LatentStats(nn.Module):
         self.running_cov.lerp_(centered.T @ centered / len(centered), weight)
 
 
-class Generator(LatentStats):
+class BaseGenerator(LatentStats):
     """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z), artifacts (B, A) in {0, 1} -> image (B, 3, H, W) in [-1, 1];
-    H = W = `size`.
+    H = W = `size`. A subclass defines `encode(sketch, condition, noise)`: feature maps, the last of 8 x 8 pixels.
 
-    A: number of artifact flags, 7 or 0. `fine_lines`: the lines themselves are an input at half the resolution. Then
-    they often appear in the image, as a crease along the lesion border; without, fine scales get the enclosed area and
-    three blurred copies, and the lines are added from 1/8 of the resolution on.
-
-    z acts on all pixels alike. What varies the structure inside a lesion are random maps (3D noise of OASIS: Sushko et
-    al., arXiv 2012.04781): N(0, 1) maps of `noise_channels` channels at 8, 16 and 32 pixels, and a code of
-    `code_channels` channels at 8 pixels, which the encoder can predict from a real image. All are added through 1x1
-    convolutions. Without a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps.
-    Training mode does not clamp, so values may leave [-1, 1] a little.
+    A = `num_artifacts`: 7 or 0. z acts on all pixels alike. What varies the structure inside a lesion are random maps
+    (3D noise of OASIS: Sushko et al., arXiv 2012.04781): N(0, 1) maps of `noise_channels` channels at 8, 16 and 32
+    pixels, and a code of `code_channels` channels at 8 pixels, which the encoder can predict from a real image. Without
+    a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps. Training mode does not clamp,
+    so values may leave [-1, 1] a little.
     """
+
+    takes_sketch: bool
 
     def __init__(
         self,
@@ -169,57 +156,84 @@ class Generator(LatentStats):
         num_artifacts: int = 0,
         noise_channels: int = 0,
         code_channels: int = 0,
-        fine_lines: bool = True,
-        w_dim: int = 128,
     ):
         super().__init__(z_dim)
         self.size = MIN_SIZE * 2 ** len(channels)
         self.num_artifacts, self.noise_channels, self.code_channels = num_artifacts, noise_channels, code_channels
         self.class_embed = nn.Embedding(num_classes, 64)
-        self.mapping = nn.Sequential(
-            nn.Linear(64 + z_dim, w_dim), nn.LeakyReLU(0.2), nn.Linear(w_dim, w_dim), nn.LeakyReLU(0.2)
-        )
-        self.stem = conv(8 if fine_lines else 4, channels[0], 3)
-        self.down = nn.ModuleList(conv(a, b, 4, stride=2) for a, b in pairwise(channels))
-        self.bottleneck = StyledConvBlock(channels[-1], w_dim)
+        layers = [nn.Linear(64 + z_dim, W_DIM), nn.LeakyReLU(0.2), nn.Linear(W_DIM, W_DIM), nn.LeakyReLU(0.2)]
+        self.mapping = nn.Sequential(*layers)
+
+    def add_decoder(self, channels: list[int]) -> None:
+        """Layers from 8 pixels to the image."""
+        self.bottleneck = StyledConvBlock(channels[-1])
         # Coarse to fine: channels are reduced before upsampling, so that the widest convolutions run at low resolution.
-        self.reduce = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in zip(channels[-2::-1], channels[:0:-1], strict=True))
-        self.up = nn.ModuleList(StyledConvBlock(a, w_dim) for a in channels[-2::-1])
+        self.reduce = nn.ModuleList(nn.Conv2d(b, a, 1) for a, b in reversed(list(pairwise(channels))))
+        self.up = nn.ModuleList(StyledConvBlock(a) for a in channels[-2::-1])
         self.to_rgb = conv(channels[0], 12, 3)
         with torch.no_grad():  # ICNR init (Aitken et al., arXiv 1707.02937): avoids checkerboard artifacts
             self.to_rgb.weight.copy_(self.to_rgb.weight[::4].repeat_interleave(4, dim=0))
             self.to_rgb.bias.zero_()
-        self.line_in = nn.ModuleList() if fine_lines else map_inputs(2, channels[2:])
-        self.noise_in = map_inputs(noise_channels, channels[:-4:-1])
-        self.code_in = map_inputs(code_channels, channels[-1:])
-        if num_artifacts:
-            self.artifact_embed = nn.Linear(num_artifacts, 64, bias=False)
+
+    def add_inputs(self, channels: list[int]) -> None:
+        """Layers for random maps, code and artifact flags."""
+        self.noise_in = map_inputs(self.noise_channels, channels[:-4:-1])
+        self.code_in = map_inputs(self.code_channels, channels[-1:])
+        if self.num_artifacts:
+            self.artifact_embed = nn.Linear(self.num_artifacts, 64, bias=False)
             nn.init.normal_(self.artifact_embed.weight, std=0.5)
-            self.register_buffer("artifact_rates", torch.zeros(num_classes, num_artifacts))  # in the training images
+            rates = torch.zeros(self.class_embed.num_embeddings, self.num_artifacts)
+            self.register_buffer("artifact_rates", rates)  # per class, in the training images
 
     def forward(
         self,
-        sketch: Tensor,
+        sketch: Tensor | None,
         label: Tensor,
         z: Tensor,
         artifacts: Tensor | None = None,
         code: Tensor | None = None,
         noise: Noise = random_noise,
     ) -> Tensor:
-        condition = embed_condition(self, label, artifacts)
-        w = self.mapping(torch.cat([condition, self.match_stats(z)], dim=1))  # (B, W_DIM)
-        *skips, x = self.encode_sketch(sketch)  # (B, C, 8, 8)
+        condition = torch.cat([embed_condition(self, label, artifacts), self.match_stats(z)], dim=1)  # (B, 64 + Z)
+        w = self.mapping(condition)  # (B, W_DIM)
+        *skips, x = self.encode(sketch, condition, noise)  # (B, C, 8, 8)
         for code_in in self.code_in:
             x = x + code_in(noise(x, self.code_channels) if code is None else code.to(x.dtype))
         x = self.bottleneck(self.add_noise(x, 0, noise), w, noise)
-        for level, (reduce, up, skip) in enumerate(zip(self.reduce, self.up, reversed(skips), strict=True), start=1):
-            x = F.interpolate(reduce(x), scale_factor=2, mode="nearest") + skip
-            x = up(self.add_noise(x, level, noise), w, noise)  # back to (B, C0, H/2, W/2)
+        for level, (reduce, up) in enumerate(zip(self.reduce, self.up, strict=True), start=1):
+            x = F.interpolate(reduce(x), scale_factor=2, mode="nearest" if skips else "bilinear")
+            x = x + skips[-level] if skips else x
+            x = up(self.add_noise(x, level, noise), w, noise)  # (B, C, 16, 16), and so on, to (B, C0, H/2, W/2)
         image = F.pixel_shuffle(self.to_rgb(x), 2)  # (B, 12, H/2, W/2) -> (B, 3, H, W)
         # No tanh: its gradient vanishes where it saturates, so white corners would stay white.
         return image if self.training else image.clamp(-1, 1)
 
-    def encode_sketch(self, sketch: Tensor) -> list[Tensor]:
+    def add_noise(self, x: Tensor, level: int, noise: Noise) -> Tensor:
+        """Add random maps to x (B, C, H, W) at one of the three coarsest levels (0: 8 px)."""
+        if level >= len(self.noise_in):
+            return x
+        return x + self.noise_in[level](noise(x, self.noise_channels))
+
+
+class Generator(BaseGenerator):
+    """Generator with a sketch.
+
+    `fine_lines`: the lines themselves are an input at half the resolution. Then they often appear in the image, as a
+    crease along the lesion border; without, fine scales get the enclosed area and three blurred copies, and the lines
+    are added from 1/8 of the resolution on.
+    """
+
+    takes_sketch = True
+
+    def __init__(self, channels: list[int], num_classes: int, z_dim: int, fine_lines: bool = True, **inputs: int):
+        super().__init__(channels, num_classes, z_dim, **inputs)
+        self.stem = conv(8 if fine_lines else 4, channels[0], 3)
+        self.down = nn.ModuleList(conv(a, b, 4, stride=2) for a, b in pairwise(channels))
+        self.add_decoder(channels)
+        self.line_in = nn.ModuleList() if fine_lines else map_inputs(2, channels[2:])
+        self.add_inputs(channels)
+
+    def encode(self, sketch: Tensor, condition: Tensor, noise: Noise) -> list[Tensor]:
         """Feature maps (B, C, S, S) of the sketch, from S = H/2 down to 8 pixels."""
         inside = line_visibility(F.max_pool2d(sketch, 2))  # (B, 4, H/2, W/2)
         if self.line_in:
@@ -237,11 +251,24 @@ class Generator(LatentStats):
             maps.append(x)
         return maps
 
-    def add_noise(self, x: Tensor, level: int, noise: Noise) -> Tensor:
-        """Add random maps to x (B, C, H, W) at one of the three coarsest levels (0: 8 px)."""
-        if level >= len(self.noise_in):
-            return x
-        return x + self.noise_in[level](noise(x, self.noise_channels))
+
+class LatentGenerator(BaseGenerator):
+    """Generator without a sketch: label, z and flags are projected to the 8 x 8 map. `sketch` is ignored."""
+
+    takes_sketch = False
+
+    def __init__(self, channels: list[int], num_classes: int, z_dim: int, **inputs: int):
+        super().__init__(channels, num_classes, z_dim, **inputs)
+        self.stem = nn.Linear(64 + z_dim, channels[-1] * MIN_SIZE**2)
+        self.const_noise_strength = nn.Parameter(torch.ones(channels[-1], 1, 1))
+        self.add_decoder(channels)
+        self.add_inputs(channels)
+
+    def encode(self, sketch: Tensor | None, condition: Tensor, noise: Noise) -> list[Tensor]:
+        """The 8 x 8 map (B, C, 8, 8)."""
+        x = self.stem(condition).unflatten(1, (-1, MIN_SIZE, MIN_SIZE))
+        # Per-pixel noise at the coarsest scale lets details that z does not encode (hair) change position.
+        return [x + self.const_noise_strength * noise(x, x.shape[1])]
 
 
 def map_inputs(in_channels: int, channels: Sequence[int]) -> nn.ModuleList:
@@ -263,15 +290,9 @@ class Encoder(nn.Module):
     label, because a latent that encodes the label would differ from the latents sampled at inference.
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        z_dim: int,
-        num_artifacts: int = 0,
-        code_channels: int = 0,
-        channels: tuple[int, ...] = (3, 32, 64, 128),
-    ):
+    def __init__(self, num_classes: int, z_dim: int, num_artifacts: int = 0, code_channels: int = 0):
         super().__init__()
+        channels = (3, 32, 64, 128)
         self.down = nn.ModuleList(nn.Conv2d(a, b, 4, stride=2, padding=1) for a, b in pairwise(channels))
         self.out = nn.Linear(channels[-1] * 16, 2 * z_dim)
         self.class_embed = nn.Embedding(num_classes, 2 * z_dim)
@@ -303,8 +324,7 @@ def init_kaiming(module: nn.Module) -> None:
     normalization."""
     if isinstance(module, nn.Conv2d):
         nn.init.kaiming_normal_(module.weight, a=0.2)
-        if module.bias is not None:
-            nn.init.zeros_(module.bias)
+        nn.init.zeros_(module.bias)
 
 
 class DiscriminatorOutput(NamedTuple):
@@ -321,11 +341,9 @@ class DiscriminatorOutput(NamedTuple):
 
     def split(self) -> tuple["DiscriminatorOutput", "DiscriminatorOutput"]:
         """Outputs of the first and the second half of the batch."""
-        half, (patch, whole, features, heads) = len(self.whole) // 2, self
-        return (
-            DiscriminatorOutput(patch[:half], whole[:half], features[:half], tuple(x[:half] for x in heads)),
-            DiscriminatorOutput(patch[half:], whole[half:], features[half:], tuple(x[half:] for x in heads)),
-        )
+        (*own, heads), half = self, len(self.whole) // 2
+        first, second = slice(half), slice(half, None)
+        return tuple(DiscriminatorOutput(*(x[k] for x in own), tuple(x[k] for x in heads)) for k in (first, second))
 
 
 def high_pass(image: Tensor) -> Tensor:
@@ -334,15 +352,13 @@ def high_pass(image: Tensor) -> Tensor:
     Skin texture is about 1 % of the value range. Without this input an untrained discriminator does not separate a real
     image from its blurred copy, and the generator gets no gradient towards texture.
     """
-    rows = F.avg_pool2d(F.pad(image, (2, 2, 2, 2), mode="reflect"), (5, 1), stride=1)  # (B, C, H, W + 4)
-    return 10.0 * (image - F.avg_pool2d(rows, (1, 5), stride=1))  # separable: 10 reads per pixel, not 25
+    return 10.0 * (image - box_blur(image, 2, edges="reflect"))
 
 
 class Discriminator(nn.Module):
     """image (B, 3, H, W), sketch maps (B, 2, H, W), label (B,), artifacts (B, A) -> `DiscriminatorOutput`.
 
-    With `num_groups` equal parts of a batch, such as real and fake images, each part has its own minibatch standard
-    deviation.
+    Each of `num_groups` equal parts of a batch, such as real and fake, has its own minibatch standard deviation.
     """
 
     def __init__(self, channels: list[int], num_classes: int, num_artifacts: int = 0):
@@ -381,20 +397,3 @@ def minibatch_std(x: Tensor, num_groups: int = 1) -> Tensor:
     variance = (groups - groups.mean(dim=1, keepdim=True)).square().mean(dim=1)  # (G, C, H, W)
     std = variance.add(1e-8).sqrt().mean(dim=(1, 2, 3))  # (G,)
     return std.repeat_interleave(groups.shape[1])[:, None, None, None]
-
-
-# ---------------------------------------------------------------------------------------------- pretrained networks
-
-
-def fuse_batchnorm(module: nn.Module) -> nn.Module:
-    """Fold every batch norm into the convolution before it, in place; returns `module`.
-
-    timm's batch norm layers include the activation, which stays.
-    """
-    for (name, conv), (next_name, norm) in pairwise(list(module.named_children())):
-        if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d) and conv.out_channels == norm.num_features:
-            setattr(module, name, fuse_conv_bn_eval(conv, norm))
-            setattr(module, next_name, getattr(norm, "act", nn.Identity()))
-    for child in module.children():
-        fuse_batchnorm(child)
-    return module

@@ -13,9 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from helpers.data.store import Store, balanced_batches
+from helpers.data.batches import balanced_batches
+from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, best_device, train
+from helpers.models.checkpoint import read_network
+from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, train
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,7 @@ class Pix2PixConfig:
     """Settings of the networks and of one step."""
 
     size: int  # pixels per side; a power of 2, at least 32
-    classes: tuple[str, ...]
+    classes: tuple[str, ...] = ()  # empty: those of the store
     base_channels: int = 64  # channels at half the resolution; doubled per halving, up to 8 times
     lr: float = 2e-4
     lambda_l1: float = 100.0
@@ -59,10 +61,11 @@ class Dropout(nn.Module):
 class UNet(nn.Module):
     """sketch (B, 1, S, S) in [0, 1], label (B,) -> image (B, 3, S, S) in [-1, 1].
 
-    Halves the size down to one pixel; dropout in the inner levels. `z` is accepted for `cgan.sample` and not used.
+    Halves the size down to one pixel; dropout in the inner levels. `z` is accepted for `sample` and not used.
     """
 
     z_dim = 1
+    takes_sketch = True
     num_artifacts = 0
 
     def __init__(self, size: int, num_classes: int, base_channels: int = 64):
@@ -168,18 +171,20 @@ def train_pix2pix(
 ) -> dict[str, list[float]]:
     """Train on the store's training split, or on these `rows` of any split, every class equally often; checkpoint and
     history go to `out`. Returns the history. Raises `ValueError` if the config does not fit the store."""
-    if (config.size, config.classes) != (store.config.size, tuple(store.classes)):
-        has = f"{store.config.size} px and {tuple(store.classes)}"
-        raise ValueError(f"the store has {has}, the config {config.size} px and {config.classes}")
+    config = fit_config(config, store)
     torch.manual_seed(train_config.seed)
     get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows=rows)
     return train(Pix2Pix(config, train_config.steps), get_batch, out, train_config)
 
 
 def load_pix2pix(path: str | Path) -> UNet:
-    """The EMA generator of a checkpoint, in eval mode on the best device. Call `cgan.sample` with `batch_size=1`: its
-    batch norm was trained with single images."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    generator = UNet(saved["config"]["size"], len(saved["config"]["classes"]), saved["config"]["base_channels"])
-    generator.load_state_dict(saved["ema_models"]["generator"])
-    return generator.to(best_device()).eval().requires_grad_(False)
+    """The EMA generator of a checkpoint, in eval mode on the best device. Call `sample` with `batch_size=1`: its batch
+    norm was trained with single images. Raises `DataError` if the file is not a pix2pix's."""
+
+    def build(saved: dict, config: Pix2PixConfig) -> UNet:
+        generator = UNet(config.size, len(config.classes), config.base_channels)
+        generator.load_state_dict(saved["ema_models"]["generator"])
+        return generator
+
+    generator, _ = read_network(path, "a checkpoint of pix2pix", Pix2PixConfig, build)
+    return generator

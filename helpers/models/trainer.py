@@ -6,10 +6,7 @@ same weights as one that was not.
 """
 
 import copy
-import json
 import math
-import os
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -21,6 +18,8 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
+
+from helpers.models.checkpoint import read_state, write_state
 
 
 class Batch(TypedDict, total=False):
@@ -46,9 +45,14 @@ class TrainConfig:
     batch_size: int = 16  # images per process
     seed: int = 0
     ema_nimg: int = 20_000  # EMA half-life in images, less in the first 300,000 images; 0 disables the EMA
-    save_every: int = 500  # steps between checkpoints
+    save_every: int | None = None  # steps between checkpoints; None: 12 per run, at least every 500 steps
     log_every: int = 50  # steps between entries of the history
     minutes: float | None = None  # time budget that replaces `steps`
+
+    @property
+    def checkpoint_interval(self) -> int:
+        """Steps between checkpoints."""
+        return self.save_every or min(500, max(1, self.steps // 12))
 
 
 class TrainTask:
@@ -112,25 +116,6 @@ def set_gan_lr(optimizer: torch.optim.Optimizer, lr: float, step: int, progress:
         group["lr"] = lr * min(1.0, max((step + 1) / 100, 20 * progress)) * decay
 
 
-def best_device() -> torch.device:
-    """Device for inference: the accelerator if there is one and ACCELERATE_USE_CPU is not set, else the CPU."""
-    if torch.accelerator.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
-        return torch.accelerator.current_accelerator()
-    return torch.device("cpu")
-
-
-def peak_memory() -> str:
-    """Peak memory of this process as a sentence: GPU memory if there is a GPU, else resident memory."""
-    if best_device().type == "cuda":
-        return f"{torch.cuda.max_memory_reserved() / 2**30:.2f} GiB of GPU memory at most"
-    try:
-        import resource  # not on Windows
-    except ImportError:
-        return "peak memory is not available on this system"
-    unit = 2**10 if sys.platform != "darwin" else 1  # Linux counts in KiB
-    return f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30:.2f} GiB of memory at most"
-
-
 def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: TrainConfig) -> dict[str, list[float]]:
     """Train for `train_config.steps`, or for `train_config.minutes` if given, resuming from `out/checkpoint.pt` if it
     exists; returns the history.
@@ -161,14 +146,14 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
         bar.update(global_batch_size)
         if state.step % train_config.log_every == 0:
             bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
-        if state.step % train_config.save_every == 0 or task.progress == 1:
+        if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
             if accelerator.is_main_process:
                 task.on_checkpoint(state.ema_models, out, state.step)
                 if task.validate(state.ema_models, state.step):
                     accelerator.set_trigger()
             state.stopped = accelerator.check_trigger()  # the same on all processes
             if accelerator.is_main_process:
-                state.save(out)
+                write_state(state.state_dict(), out)
     bar.close()
     accelerator.wait_for_everyone()  # else another process could read a file that is still being written
     return state.history
@@ -249,30 +234,11 @@ class TrainState:
             "scaler": self.accelerator.scaler.state_dict() if self.accelerator.scaler else {},  # float16 only
         }
 
-    def save(self, out: Path) -> None:
-        """Write checkpoint and history to temporary names and rename them: a kill leaves the previous files intact."""
-        temporary = out / "checkpoint.pt.part"
-        try:
-            torch.save(self.state_dict(), temporary)
-        except RuntimeError as error:  # PyTorch's error for a full disk
-            raise OSError(f"cannot write {temporary}; the previous checkpoint is kept ({error})") from error
-        os.replace(temporary, out / "checkpoint.pt")
-        temporary = out / "history.json.part"
-        temporary.write_text(json.dumps(self.history))
-        os.replace(temporary, out / "history.json")
-
     def resume(self, path: Path) -> None:
         """Load a checkpoint if it exists. Raises `ValueError` if its config differs or its networks do not fit."""
         if not path.is_file():
             return
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-        if not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
-            raise ValueError(f"{path} was written by another version: delete it or choose another folder")
-        _check_same_config(path, saved["config"], self.task.config_dict())
-        # `steps` may be raised to train longer; these may not change.
-        fixed = ("batch_size", "seed", "ema_nimg")
-        given = asdict(self.train_config)
-        _check_same_config(path, {k: saved["train_config"][k] for k in fixed}, {k: given[k] for k in fixed})
+        saved = read_state(path, self.task.config_dict(), asdict(self.train_config))
         try:
             for name, weights in saved["networks"].items():
                 self.networks[name].load_state_dict(weights)
@@ -296,9 +262,3 @@ def update_ema(ema_model: nn.Module, model: nn.Module, decay: float) -> None:
     torch._foreach_lerp_(list(ema_model.parameters()), list(model.parameters()), 1 - decay)
     if buffers := list(ema_model.buffers()):
         torch._foreach_copy_(buffers, list(model.buffers()))
-
-
-def _check_same_config(path: Path, saved: dict, given: dict) -> None:
-    differing = [f"{k} is {saved.get(k)!r} there, {v!r} here" for k, v in given.items() if saved.get(k) != v]
-    if differing:
-        raise ValueError(f"{path} has another config ({'; '.join(differing)}): choose another folder or delete it")

@@ -48,9 +48,7 @@ class DataCommand(Command):
 
     data_root: Path | None = None  # its folder; default: LESION_DATA_ROOT, else data/<dataset>
 
-    def store(
-        self, size: int, style: str | None = None, crop: str = "center", classes: tuple[str, ...] = ()
-    ) -> Store:
+    def store(self, size: int, style: str | None = None, crop: str = "center", classes: tuple[str, ...] = ()) -> Store:
         """The data set's store. Without a `style` sketches are not used, and the style is one that the set allows."""
         cfg = self.config()
         dataset = open_dataset(cfg, list(classes) or None)

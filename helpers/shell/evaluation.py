@@ -1,7 +1,7 @@
 """Commands that measure: folders of images, or one network on real data."""
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pandas as pd
@@ -28,7 +28,7 @@ class EvaluateFolders(Command):
     real: Path  # folder of images, or of one folder per class
     synthetic: Path  # arranged as --real
     floor: Path | None = None  # folder of other real images; default: a part of --real
-    extractor: str | None = None  # inception, a torchvision network, NAME=FILE with its weights, or a checkpoint.pt; default: all that are available
+    extractor: str | None = None  # inception, a torchvision network, NAME=FILE or checkpoint.pt; default: all
     json: bool = False  # print a summary as JSON instead of the table
 
     def run(self) -> int:
@@ -66,7 +66,7 @@ class EvaluateCommand(DataCommand):
 class EvaluateGenerator(EvaluateCommand):
     """See `evaluate_generator`."""
 
-    options: Flat[GeneratorEvaluation] = GeneratorEvaluation()
+    options: Flat[GeneratorEvaluation] = field(default_factory=GeneratorEvaluation)
 
     def run(self) -> int:
         return self.show(evaluate_generator(self.checkpoint, self.options, self.config()))
@@ -76,7 +76,7 @@ class EvaluateGenerator(EvaluateCommand):
 class EvaluateSegmenter(EvaluateCommand):
     """See `evaluate_segmenter`."""
 
-    options: Flat[SegmenterEvaluation] = SegmenterEvaluation()
+    options: Flat[SegmenterEvaluation] = field(default_factory=SegmenterEvaluation)
 
     def run(self) -> int:
         return self.show(evaluate_segmenter(self.checkpoint, self.options, self.config()))
@@ -86,7 +86,7 @@ class EvaluateSegmenter(EvaluateCommand):
 class EvaluateClassifier(EvaluateCommand):
     """See `evaluate_classifier`."""
 
-    options: Flat[ClassifierEvaluation] = ClassifierEvaluation()
+    options: Flat[ClassifierEvaluation] = field(default_factory=ClassifierEvaluation)
 
     def run(self) -> int:
         return self.show(evaluate_classifier(self.checkpoint, self.options, self.config()))
@@ -96,7 +96,7 @@ class EvaluateClassifier(EvaluateCommand):
 class EvaluateArtifacts(EvaluateCommand):
     """See `evaluate_artifacts`."""
 
-    options: Flat[ArtifactEvaluation] = ArtifactEvaluation()
+    options: Flat[ArtifactEvaluation] = field(default_factory=ArtifactEvaluation)
 
     def run(self) -> int:
         return self.show(evaluate_artifacts(self.checkpoint, self.options, self.config()))

@@ -85,9 +85,7 @@ class Balancing(ExperimentCommand):
               "seeds")  # fmt: skip
         for measure in (balancing.rare_recall(store.classes, rare), balanced_accuracy):
             best = balancing.best_baseline(summary(results, measure))
-            print(
-                f"by {metric_name(measure)} the best baseline is {best}; the other arms are compared with it\n"
-            )
+            print(f"by {metric_name(measure)} the best baseline is {best}; the other arms are compared with it\n")
             report(results, [measure], balancing.comparison_pairs(best, self.settings.real_per_synthetic), out)
         print(recalls_by_arm(results).round(3).to_string())
         return 0
@@ -108,7 +106,9 @@ class Ablation(ExperimentCommand):
         store, out = self.store(self.settings.generator.size, "contour"), self.folder("ablation")
         extractor = load_extractor_or_random("mobilenet_v2")
         results = ablation.ablation_experiment(store, self.settings, extractor, out, self.arms)
-        report_generators(results, store, self.settings, extractor.name, out / ("some.csv" if self.arms else "table.csv"))
+        report_generators(
+            results, store, self.settings, extractor.name, out / ("some.csv" if self.arms else "table.csv")
+        )
         return 0
 
 
@@ -150,7 +150,9 @@ class Backbones(ExperimentCommand):
 
 def report(results: pd.DataFrame, measures: list, pairs: list[tuple[str, str]], out: Path) -> None:
     """Print the arms and their comparisons by each measure, and write both as CSV to `out`."""
-    print(f"initial weights: {', '.join(results['init'].unique())}; all seeds share the generators, so the intervals do")
+    print(
+        f"initial weights: {', '.join(results['init'].unique())}; all seeds share the generators, so the intervals do"
+    )
     print("not include the variance of GAN training\n")
     for measure in measures:
         arms, differences = summary(results, measure), comparisons(results, measure, pairs)

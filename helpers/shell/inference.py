@@ -18,7 +18,8 @@ from helpers.data.layouts import ARTIFACTS, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
-from helpers.models.sampling import NOT_CONDITIONED, load_gan, random_artifacts, sample
+from helpers.models.gan import load_gan
+from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
 from helpers.shell.base import Command, find_checkpoint, print_problems
 

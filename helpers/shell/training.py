@@ -1,6 +1,7 @@
 """Commands that train networks and export their weights."""
 
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -18,16 +19,14 @@ from helpers.metrics.extractors import load_extractor
 from helpers.models.artifacts import ArtifactConfig, load_artifacts, read_flags, read_ids, train_artifacts
 from helpers.models.checkpoint import export_weights
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
-from helpers.models.gan import GANConfig, train_gan
-from helpers.models.growing import grown_config
-from helpers.models.sampling import load_gan
+from helpers.models.gan import GANConfig, grown_config, load_gan, train_gan
 from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
 from helpers.models.trainer import TrainConfig, peak_memory
 from helpers.shell.base import Command, DataCommand, Flat, preset, print_problems
 
 LOADERS = {
     "cgan": load_gan,
-    "dcgan": load_gan,
+    "dcgan": partial(load_gan, sketch=False),
     "segmenter": load_segmenter,
     "classifier": load_classifier,
     "artifacts": load_artifacts,
@@ -95,8 +94,8 @@ class TrainCGAN(TrainCommand):
 
 
 def unpaired_sketches(files: list[Path], size: int) -> np.ndarray | None:
-    """Sketches `uint8 (N, size, size)` in {0, 255} of these files; None without files. Raises `DataError` if none can be
-    read."""
+    """Sketches `uint8 (N, size, size)` in {0, 255} of these files, None without files. Raises `DataError` if none is
+    readable."""
     if not files:
         print("no unpaired sketches found: each image gets a random sketch of the data set")
         return None

@@ -16,8 +16,8 @@ from PIL import Image
 from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.classifier import load_classifier, predict_proba
-from helpers.models.dcgan import load_dcgan, sample_dcgan
-from helpers.models.gan import GANConfig, load_gan, sample
+from helpers.models.gan import GANConfig, load_gan
+from helpers.models.sampling import sample
 from helpers.models.segmenter import load_segmenter, segment
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import ARTIFACTS, render, render_with_flags
@@ -72,10 +72,10 @@ def cgan_figure(file: Path, generator: Path) -> Figure:
 
 def dcgan_figure(file: Path, generator: Path) -> Figure:
     """Rows: classes; columns: six latents, the same for every class."""
-    network, config = load_dcgan(file)
+    network, config = load_gan(file, sketch=False)
     num_classes = len(config.classes)
     z = torch.randn(6, config.z_dim, generator=torch.Generator().manual_seed(0)).repeat(num_classes, 1)
-    images = sample_dcgan(network, np.arange(num_classes).repeat(6), 0, z)
+    images = sample(network, None, np.arange(num_classes).repeat(6), 0, z)
     rows = [list(row) for row in images.reshape(num_classes, 6, *images.shape[1:])]
     return grid(rows, config.classes, [f"z {k + 1}" for k in range(6)], cell=CELL)
 

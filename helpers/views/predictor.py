@@ -3,6 +3,7 @@ probabilities, heatmap and sketch. Does not import gradio."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from threading import Lock
@@ -18,9 +19,9 @@ from helpers.data.files import DataError, center_crop, extract_lines, list_image
 from helpers.data.sketches import MAX_INK, contour, deform, fill, stroke_width
 from helpers.data.store import INK_THRESHOLD, StoreConfig, resize, resize_sketch
 from helpers.models.classifier import load_classifier, predict_proba
-from helpers.models.dcgan import load_dcgan, sample_dcgan
-from helpers.models.gan import load_gan, sample
+from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
+from helpers.models.sampling import sample
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import render
@@ -36,7 +37,12 @@ DISPLAY_NAMES = {
     "DF": "dermatofibroma",
     "VASC": "vascular lesion",
 }
-LOADERS = {"cgan": load_gan, "segmenter": load_segmenter, "classifier": load_classifier, "dcgan": load_dcgan}
+LOADERS = {
+    "cgan": load_gan,
+    "segmenter": load_segmenter,
+    "classifier": load_classifier,
+    "dcgan": partial(load_gan, sketch=False),
+}
 MIN_SIDE, MAX_PIXELS = 16, 50_000_000  # of an upload: pixels per side, pixels in all
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
 # All threads share PyTorch's random generator. While a page is open, train in another process.
@@ -241,7 +247,7 @@ class Predictor:
         """Generate `count` images `uint8 (S, S, 3)` of a class with the DCGAN. Raises `DataError` as `label` does."""
         generator, label = self.network("dcgan"), self.label("dcgan", class_name)
         with LOCK:
-            return list(sample_dcgan(generator, [label] * count, seed))
+            return list(sample(generator, None, [label] * count, seed))
 
     def synthetic_pairs(
         self, class_name: str, count: int, seed: int = 0, sketch: np.ndarray | None = None

@@ -1,0 +1,65 @@
+"""Weights of another training as the start of a GAN's, also of one at half the image size (progressive growing:
+Karras et al., arXiv 1710.10196)."""
+
+import pickle
+import re
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from helpers.config import display_path
+from helpers.data.files import DataError
+from helpers.models.checkpoint import read_checkpoint
+
+# Layers that a checkpoint to initialize from may lack, and those that it may not have if the config lacks them.
+NEW_LAYERS = r"feature_network\.|artifact_rates|(heads|artifact_embed|noise_in|line_in|code_in|code_out)\."
+CONDITIONING = r"(^|.*\.)(artifact_embed|noise_in|code_in|code_out)\."
+# Layers of the finest level, which a checkpoint of half the size lacks.
+GROWN_LAYERS = r"down\.0\.|(up|reduce)\.\d+\."
+
+
+def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str | Path) -> list[str]:
+    """Load generator, encoder and discriminator from a checkpoint (`NEW_LAYERS` may be missing), from a released file
+    the generator only. From half the size of a `grown_config`, all layers but those of the finest level. `config`: that
+    of `networks`, as a dict. Returns the ids of the images that the weights were trained on.
+
+    Raises `DataError` if the file is not a GAN's, `ValueError` if its classes, sketch style or sizes differ.
+    """
+    path = display_path(checkpoint)
+    try:
+        saved = read_checkpoint(checkpoint)
+        for name in ("classes", "style"):
+            if saved["config"][name] != config[name]:
+                raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {config[name]!r}")
+        grows = bool(config["level_channels"]) and saved["config"]["size"] * 2 == config["size"]
+        for name, weights in saved.get("networks", saved["ema_models"]).items():
+            weights = grow_weights(weights) if grows and name != "encoder" else weights
+            unexpected = _load(networks[name], weights, f"{NEW_LAYERS}|{GROWN_LAYERS}" if grows else NEW_LAYERS, name)
+            if dropped := [key for key in unexpected if re.match(CONDITIONING, key)]:
+                raise ValueError(f"{path} has {dropped[0]} in its {name}, the config has no such layer")
+    except RuntimeError as error:
+        raise ValueError(f"{path} has networks of other sizes ({error})"[:400]) from error
+    except (EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        raise DataError(f"{path} is not a checkpoint of `train cgan` ({error})"[:400]) from error
+    return saved.get("extra_state", {}).get("trained_on", [])
+
+
+def _load(network: nn.Module, weights: dict[str, Tensor], may_lack: str, name: str) -> list[str]:
+    """Load weights, except of layers that match `may_lack`; returns the keys that the network does not have."""
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    for key in missing:  # flags that the file does not know have no effect at first
+        if key.endswith("artifact_embed.weight"):
+            nn.init.zeros_(network.get_parameter(key))
+    if absent := [key for key in missing if not re.match(may_lack, key)]:
+        raise KeyError(f"{absent[0]} is missing in its {name}")
+    return unexpected
+
+
+def grow_weights(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a generator or discriminator, renamed for twice the image size: levels that are counted from the fine
+    end move by one."""
+
+    def rename(key: str) -> str:
+        return re.sub(r"^(down|line_in)\.(\d+)", lambda match: f"{match[1]}.{int(match[2]) + 1}", key)
+
+    return {rename(key): weight for key, weight in weights.items()}

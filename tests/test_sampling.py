@@ -1,0 +1,149 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from helpers.data.store import UNKNOWN
+from helpers.models.gan import GANConfig, dcgan_config
+from helpers.models.networks import BaseGenerator
+from helpers.models.sampling import make_preview, sample, sample_batch, slerp
+
+CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
+SMALL = GANConfig(64, CLASSES, base_channels=8)
+CONDITIONED = GANConfig(64, CLASSES, base_channels=8, noise_channels=4, projected=True)
+HAIR = np.array([[0, 1, 0, 0, 0, 0, 0]])
+
+
+def conditioned_generator(seed: int = 0) -> BaseGenerator:
+    """An untrained generator."""
+    torch.manual_seed(seed)
+    return CONDITIONED.generator().eval().requires_grad_(False)
+
+
+def circle(size: int = 64) -> np.ndarray:
+    y, x = np.mgrid[:size, :size] - size / 2
+    radius = np.hypot(x, y)
+    return np.where(np.abs(radius - size / 4) < 1.5, 255, 0).astype(np.uint8)
+
+
+def test_sample_same_seed_repeats_and_latent_fixes_the_noise():
+    torch.manual_seed(0)
+    generator = SMALL.generator().eval()
+    sketches, labels = np.zeros((5, 64, 64), np.uint8), [0, 1, 2, 3, 4]
+    sketches[:, 20:40, 20:22] = 255
+    random_state = torch.random.get_rng_state()
+    images = sample(generator, sketches, labels, seed=3, batch_size=2)
+    assert images.shape == (5, 64, 64, 3) and images.dtype == np.uint8
+    assert np.array_equal(images, sample(generator, sketches, labels, seed=3, batch_size=2))
+    assert not np.array_equal(images, sample(generator, sketches, labels, seed=4, batch_size=2))
+    assert torch.equal(random_state, torch.random.get_rng_state()), "the global random state is restored"
+    equal = sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16))
+    assert np.array_equal(equal[0], equal[1]), "the same per-pixel noise"
+    assert not np.array_equal(equal, sample(generator, sketches[:2], [0, 0], latent=torch.zeros(2, 16), seed=1))
+    different = sample(generator, sketches[:2], [0, 0], latent=torch.tensor([[-2.0], [2.0]]).expand(2, 16))
+    assert not np.array_equal(different[0], different[1])
+
+
+def test_sample_wrong_number_or_size_raises():
+    generator, sketches = SMALL.generator().eval(), np.zeros((5, 64, 64), np.uint8)
+    with pytest.raises(ValueError, match="got 5 sketches, 2 labels, no latents"):
+        sample(generator, sketches, [0, 1])
+    with pytest.raises(ValueError, match="got 5 sketches, 5 labels, 1 latents"):
+        sample(generator, sketches, [0] * 5, latent=torch.zeros(1, 16))
+    with pytest.raises(ValueError, match=r"sketches must be \(64, 64\) pixels, got \(32, 32\)"):
+        sample(generator, sketches[:, :32, :32], [0] * 5)
+
+
+def test_sample_artifacts_change_the_image_and_wrong_ones_raise():
+    generator = conditioned_generator()
+    none, hair = sample(generator, circle()[None], [1]), sample(generator, circle()[None], [1], artifacts=HAIR)
+    assert np.array_equal(none, sample(generator, circle()[None], [1], artifacts=0 * HAIR))
+    assert not np.array_equal(none, hair)
+    with pytest.raises(ValueError, match=r"artifacts must be \(1, 7\), got \(2, 7\)"):
+        sample(generator, circle()[None], [1], artifacts=HAIR.repeat(2, axis=0))
+    plain = replace(CONDITIONED, artifacts=False).generator().eval().requires_grad_(False)
+    with pytest.raises(ValueError, match="was not conditioned on artifacts"):
+        sample(plain, circle()[None], [1], artifacts=HAIR)
+
+
+def test_sample_keep_returns_the_kept_region_exactly_and_changes_the_rest():
+    generator, keep = conditioned_generator(), np.zeros((2, 64, 64), np.uint8)
+    keep[:, :, :32] = 1
+    sketches, labels = np.stack([circle()] * 2), [1, 4]
+    original = sample(generator, sketches, labels, seed=3)
+    changed = sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3)
+    assert np.array_equal(changed[:, :, :32], original[:, :, :32])
+    assert np.abs(changed[:, :, 36:].astype(int) - original[:, :, 36:]).mean() > 1
+    assert not np.array_equal(changed, sample(generator, sketches, labels, seed=9, keep=keep, keep_seed=3))
+    assert np.array_equal(changed, sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3))
+    everything = sample(generator, sketches, labels, seed=8, keep=np.ones_like(keep), keep_seed=3)
+    assert np.array_equal(everything, original)
+
+
+def test_sample_keep_next_to_the_border_is_nearer_to_the_kept_image_than_another_image():
+    generator, keep = conditioned_generator(), np.zeros((8, 64, 64), np.uint8)
+    keep[:, :, :32] = 1
+    sketches, labels = np.stack([circle()] * 8), [1] * 8
+    original, other = (sample(generator, sketches, labels, seed=seed).astype(int) for seed in (3, 8))
+    joined = sample(generator, sketches, labels, seed=8, keep=keep, keep_seed=3)
+    to_joined, to_other = (np.abs(images[:, :, 32:36] - original[:, :, 32:36]).mean() for images in (joined, other))
+    assert to_joined < 0.95 * to_other, "it sees the kept random maps, so that both regions fit"
+
+
+def test_sample_keep_of_other_shape_raises():
+    with pytest.raises(ValueError, match="keep must have the shape of the images"):
+        sample(conditioned_generator(), circle()[None], [1], keep=np.ones((1, 32, 32)))
+
+
+def test_sample_batch_uses_the_artifacts_of_the_images_and_none_where_they_are_unknown():
+    generator = conditioned_generator()
+    batch = {"sketches": np.stack([circle()] * 2), "labels": np.array([1, 1]), "artifacts": HAIR.repeat(2, axis=0)}
+    batch["artifacts"][1] = UNKNOWN
+    expected = sample(generator, batch["sketches"], [1, 1], seed=2, artifacts=np.concatenate([HAIR, 0 * HAIR]))
+    assert np.array_equal(sample_batch(generator, batch, seed=2), expected)
+    plain = replace(CONDITIONED, artifacts=False).generator().eval().requires_grad_(False)
+    assert np.array_equal(sample_batch(plain, batch), sample(plain, batch["sketches"], [1, 1]))
+
+
+def test_sample_without_sketch_label_latent_and_seed_change_the_image():
+    torch.manual_seed(0)
+    generator = dcgan_config(64, classes=CLASSES, base_channels=8).generator().eval()
+    latent = torch.randn(1, 32)
+    image = sample(generator, None, [1], latent=latent)
+    assert image.shape == (1, 64, 64, 3) and image.dtype == np.uint8
+    assert np.array_equal(image, sample(generator, None, [1], latent=latent))
+    for other in (sample(generator, None, [2], latent=latent), sample(generator, None, [1], latent=-latent)):
+        assert np.abs(image.astype(int) - other).mean() > 0.5
+    assert not np.array_equal(sample(generator, None, [1], seed=0), sample(generator, None, [1], seed=1))
+    with pytest.raises(ValueError, match="got no sketches, 2 labels, 1 latents"):
+        sample(generator, None, [1, 2], latent=latent)
+
+
+def test_slerp_intermediate_latents_keep_their_norm():
+    z0, z1 = torch.randn(2, 64, generator=torch.Generator().manual_seed(0))
+    latents = slerp(z0, z1, 5)
+    assert torch.allclose(latents[0], z0, atol=1e-4) and torch.allclose(latents[-1], z1, atol=1e-4)
+    assert (latents.norm(dim=1) > 0.9 * min(z0.norm(), z1.norm())).all()
+    assert latents[2].norm() > 1.2 * ((z0 + z1) / 2).norm(), "longer than half way on a straight line"
+
+
+def test_make_preview_has_every_label_and_two_more_latents_per_sketch(phantom_store):
+    preview = make_preview(phantom_store, SMALL.generator(), seed=0, num_sketches=3)
+    assert preview["sketches"].shape == (27, 1, 64, 64) and preview["columns"] == 9
+    assert preview["labels"][:7].tolist() == list(range(7))
+    assert torch.equal(preview["sketches"][0], preview["sketches"][8])
+    assert torch.equal(preview["latents"][0], preview["latents"][6])
+    assert not torch.equal(preview["latents"][0], preview["latents"][7])
+
+
+def test_make_preview_without_sketch_has_six_latents_per_label(phantom_store):
+    generator = dcgan_config(64, classes=CLASSES, base_channels=8).generator()
+    preview = make_preview(phantom_store, generator, seed=0)
+    assert preview["columns"] == 6 and preview["labels"].tolist() == np.arange(7).repeat(6).tolist()
+    assert torch.equal(preview["latents"][:6], preview["latents"][6:12]) and not preview["sketches"].any()
+
+
+def test_sample_without_sketches_from_a_generator_that_needs_them_raises():
+    with pytest.raises(ValueError, match="needs sketches, got None"):
+        sample(SMALL.generator().eval(), None, [0])
