@@ -10,6 +10,7 @@ from helpers.data.batches import (
     pair_batches,
     to_tensors,
 )
+from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.data.store import Store, StoreConfig, build_store
 
@@ -115,3 +116,12 @@ def test_pair_batches_balance_sources_and_keep_images_with_their_masks():
 def test_to_tensors_artifacts_are_floats():
     tensors = to_tensors({"artifacts": np.array([[0, 1, 0, 0, 1, 0, 0]], np.uint8)})
     assert tensors["artifacts"].dtype == torch.float32 and tensors["artifacts"].sum() == 2
+
+
+def test_balanced_batches_without_required_sketches_use_every_labeled_image(phantom_store, monkeypatch):
+    monkeypatch.setattr(phantom_store, "has_sketch", np.zeros(len(phantom_store), bool))
+    with pytest.raises(DataError, match="needs at least one training image with a sketch and a label, got none"):
+        balanced_batches(phantom_store, 4, 0)
+    sampling = SketchSampling(required=False)
+    assert np.array_equal(sampling.rows(phantom_store), phantom_store.rows("train", needs=["label"]))
+    assert balanced_batches(phantom_store, 4, 0, sketch_sampling=sampling)(0, 0)["images"].shape == (4, 3, 64, 64)

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.data.files import DataError
 from helpers.data.sketches import hand_drawn
 from helpers.data.store import Store
 
@@ -40,6 +41,16 @@ class SketchSampling:
         """What images must have to be used, for `Store.rows`."""
         return ["sketch", "label"] if self.required and self.unpaired_sketches is None else ["label"]
 
+    def rows(self, store: Store, rows: np.ndarray | None = None) -> np.ndarray:
+        """Rows of the training split, or of these `rows` of any split, that have what is needed. Raises `DataError` if
+        there are none."""
+        usable = store.rows("train" if rows is None else None, needs=self.needs())
+        usable = usable if rows is None else np.intersect1d(rows, usable)
+        if not len(usable):
+            needs = " and a ".join(self.needs())
+            raise DataError(f"{store.name} needs at least one training image with a {needs}, got none")
+        return usable
+
 
 def balanced_batches(
     store: Store,
@@ -54,8 +65,7 @@ def balanced_batches(
     Samples from the training split, or from these `rows` of any split: all classes are equally likely, and all images
     of a class; if not `balanced`, all images are. The same seed, step and rank give the same batch.
     """
-    usable = store.rows("train" if rows is None else None, needs=sketch_sampling.needs())
-    rows = usable if rows is None else np.intersect1d(rows, usable)
+    rows = sketch_sampling.rows(store, rows)
     groups = [rows[store.labels[rows] == label] for label in range(len(store.classes))] if balanced else [rows]
     groups = [group for group in groups if len(group)]
     pool = store.sketches if sketch_sampling.unpaired_sketches is None else sketch_sampling.unpaired_sketches

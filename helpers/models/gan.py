@@ -33,7 +33,6 @@ from torch import Tensor, nn
 
 from helpers.config import display_path
 from helpers.data.batches import SketchSampling, balanced_batches
-from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment, random_d4_translate
@@ -337,13 +336,12 @@ def train_gan(
     init_from: str | Path | None = None,
     evaluate: Evaluate | None = None,
 ) -> dict[str, list[float]]:
-    """Train on the store's training split, or on these `rows` of any split; checkpoint, history and grids go to `out`.
-    Returns the history.
+    """Train on the store's training split, or on these `rows` of any split, every class equally often; checkpoint,
+    history and grids go to `out`. Returns the history.
 
     With `config.paired` False, `sketches uint8 (M, H, W)` in {0, 255} are used and images need none; without `sketches`
     each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from.
-    `evaluate` is called with the generator and the step: before the first step, then with the EMA generator at every
-    checkpoint.
+    `evaluate` is called with generator and step before the first step, then with the EMA generator at checkpoints.
 
     Unknown artifact flags are filled by the released detector. Raises `ValueError` if the config does not fit the store
     or the initial checkpoint, `DataError` if there are no training images, or unknown flags and no detector, or if
@@ -355,41 +353,31 @@ def train_gan(
 
         ensure_artifacts(store)
     sampling = SketchSampling(config.hand_drawn_prob, config.paired, sketches, required=config.style != "none")
-    rows = training_rows(store, sampling, rows)
+    rows = sampling.rows(store, rows)
     torch.manual_seed(train_config.seed)
     task = GAN(config, evaluate=evaluate)
     generator = task.networks["generator"]
     task.preview = make_preview(store, generator, train_config.seed, unpaired_sketches=sketches)
     start_from(task, store, rows, init_from)
-    if config.artifacts:
-        set_artifact_rates(generator, store, rows)
-    get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sampling)
     if evaluate and not (Path(out) / "checkpoint.pt").is_file() and PartialState().is_main_process:
         Path(out).mkdir(parents=True, exist_ok=True)
         evaluate(generator.eval(), 0)
         generator.train()
+    get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sampling)
     return train(task, get_batch, out, train_config)
 
 
-def training_rows(store: Store, sampling: SketchSampling, rows: np.ndarray | None) -> np.ndarray:
-    """Rows of the training split, or of `rows`, that have what is needed. Raises `DataError` if there are none."""
-    usable = store.rows("train" if rows is None else None, needs=sampling.needs())
-    usable = usable if rows is None else np.intersect1d(rows, usable)
-    if not len(usable):
-        needs = " and a ".join(sampling.needs())
-        raise DataError(f"{store.name} needs at least one training image with a {needs}, got none")
-    return usable
-
-
 def start_from(task: GAN, store: Store, rows: np.ndarray, init_from: str | Path | None) -> None:
-    """Initialize from a checkpoint, if given, and record the training images. Raises `DataError` if the checkpoint was
-    trained on others of the store."""
+    """Initialize from a checkpoint, if given, and record the training images and their artifact rates. Raises
+    `DataError` if the checkpoint was trained on others of the store."""
     train_ids = set(store.table["image_id"].iloc[rows])
     if init_from:
         task.init_from(init_from)
         held_out = set(store.table["image_id"]) - train_ids
         check_held_out(init_from, task.extra_state["trained_on"], held_out, store.name)
     task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *train_ids})
+    if task.config.artifacts:
+        set_artifact_rates(task.networks["generator"], store, rows)
 
 
 def check_config(config: GANConfig, store: Store, sketches: np.ndarray | None) -> GANConfig:
