@@ -60,8 +60,8 @@ def test_config_unknown_size_raises():
 
 
 def test_config_r1_gamma_follows_size_unless_given():
-    assert [GANConfig(size, ("NV",)).r1_gamma for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
-    assert GANConfig(256, ("NV",), r1_gamma=0.5).r1_gamma == 0.5
+    assert [GANConfig(size, ("NV",)).r1_weight for size in (64, 128, 256)] == [0.02, 0.02, 1.0]
+    assert GANConfig(256, ("NV",), r1_gamma=0.5).r1_weight == 0.5
 
 
 def test_training_step_updates_every_network_with_its_own_loss_only():

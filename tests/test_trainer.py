@@ -289,3 +289,44 @@ def test_peak_memory_after_allocation_has_grown():
     assert 0.05 < before < 1000
     allocated = torch.ones(2**27)  # half a GiB
     assert gib() >= max(before, 0.5) and allocated.sum() > 0
+
+
+def test_train_config_intervals_follow_the_steps_unless_given():
+    assert [TrainConfig(steps).checkpoint_interval for steps in (3, 1200, 100_000)] == [1, 100, 500]
+    assert [TrainConfig(steps).log_interval for steps in (3, 1200, 100_000)] == [1, 30, 50]
+    assert TrainConfig(1200, save_every=7, log_every=9).checkpoint_interval == 7
+
+
+@pytest.mark.parametrize("name", ["steps", "batch_size", "save_every", "log_every", "minutes"])
+def test_train_config_out_of_range_raises(name):
+    with pytest.raises(ValueError, match=f"{name} must be"):
+        TrainConfig(**{"steps": 3} | {name: 0})
+
+
+def test_precision_is_the_given_one():
+    assert [precision(choice) for choice in ("no", "bf16", "fp16")] == ["no", "bf16", "fp16"]
+    assert precision() in ("no", "bf16", "fp16")
+
+
+def test_tensorboard_gets_the_history_or_says_what_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    train_config = TrainConfig(4, batch_size=8, log_every=2, tensorboard=True)
+    with pytest.raises(ValueError, match="pip install tensorboard"):
+        train(LinearTask(), get_linear_batch, tmp_path / "missing", train_config)
+    written = []
+
+    class SummaryWriter:
+        def __init__(self, folder):
+            written.append(folder)
+
+        def add_scalar(self, name, value, step):
+            written.append((name, value, step))
+
+        def close(self):
+            written.append("closed")
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", SimpleNamespace(SummaryWriter=SummaryWriter))
+    history = train(LinearTask(), get_linear_batch, tmp_path, train_config)
+    (name,) = set(history) - {"step"}
+    scalars = [(name, value, 8 * step) for value, step in zip(history[name], history["step"], strict=True)]
+    assert written == [tmp_path / "tensorboard", *scalars, "closed"]

@@ -97,8 +97,9 @@ class GANConfig:
             raise ValueError(f"size must be one of {', '.join(map(str, R1_GAMMA))}, got {self.size}")
         if self.style == "none" and not self.paired:
             raise ValueError("unpaired training needs a sketch style, got 'none'")
-        if self.r1_gamma is None:
-            object.__setattr__(self, "r1_gamma", R1_GAMMA[self.size])
+        for name, least in {"base_channels": 1, "noise_channels": 0, "code_channels": 0}.items():
+            if (value := getattr(self, name)) < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.level_channels and len(self.level_channels) != self.num_levels:
             wanted = f"level_channels must be {self.num_levels} numbers for {self.size} px"
             raise ValueError(f"{wanted}, got {self.level_channels}")
@@ -125,6 +126,11 @@ class GANConfig:
         if self.projected:
             from helpers.models.projected import ProjectedDiscriminator as kind  # imports timm, which takes seconds
         return kind(self.channels(), len(self.classes), self.num_artifacts)
+
+    @property
+    def r1_weight(self) -> float:
+        """Weight of the R1 penalty."""
+        return R1_GAMMA[self.size] if self.r1_gamma is None else self.r1_gamma
 
     @property
     def num_levels(self) -> int:
@@ -236,7 +242,7 @@ class GAN(TrainTask):
         if images.requires_grad:
             # Lazy regularization (Karras et al., arXiv 1912.04958): less often, weighted by the interval.
             r1 = r1_penalty(real.whole + real.patch.mean(dim=1), images)
-            loss = loss + self.config.r1_gamma * self.config.d_reg_interval * r1
+            loss = loss + self.config.r1_weight * self.config.d_reg_interval * r1
         self._optimizer_step("discriminator", loss, backward)
         # From D before its update, unlike the fake features in `update_g`: saves a forward pass.
         self.real_features = real.features.detach().mean(dim=0)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, Literal, TypedDict
 
 import torch
 from accelerate import Accelerator
@@ -46,13 +46,27 @@ class TrainConfig:
     seed: int = 0
     ema_nimg: int = 20_000  # EMA half-life in images, less in the first 300,000 images; 0 disables the EMA
     save_every: int | None = None  # steps between checkpoints; None: 12 per run, at least every 500 steps
-    log_every: int = 50  # steps between entries of the history
+    log_every: int | None = None  # steps between entries of the history; None: 40 per run, at least every 50 steps
     minutes: float | None = None  # time budget that replaces `steps`
+    precision: Literal["auto", "no", "bf16", "fp16"] = "auto"  # "no": float32; "auto": what the hardware multiplies
+    tensorboard: bool = False  # write the history to OUT/tensorboard as well; needs the package tensorboard
+
+    def __post_init__(self):
+        for name in ("steps", "batch_size", "save_every", "log_every"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if self.minutes is not None and not 0 < self.minutes < math.inf:
+            raise ValueError(f"minutes must be a finite number above 0, got {self.minutes}")
 
     @property
     def checkpoint_interval(self) -> int:
         """Steps between checkpoints."""
         return self.save_every or min(500, max(1, self.steps // 12))
+
+    @property
+    def log_interval(self) -> int:
+        """Steps between entries of the history."""
+        return self.log_every or min(50, max(1, self.steps // 40))
 
 
 class TrainTask:
@@ -91,9 +105,11 @@ class TrainTask:
         return False
 
 
-def precision() -> str:
-    """Mixed precision in Accelerate's terms: "bf16" where the hardware multiplies it, "fp16" on older GPUs, else "no"
-    (float32)."""
+def precision(choice: str = "auto") -> str:
+    """Mixed precision in Accelerate's terms: the `choice`, or for "auto" "bf16" where the hardware multiplies it,
+    "fp16" on older GPUs, else "no" (float32)."""
+    if choice != "auto":
+        return choice
     if torch.cuda.is_available() and not parse_flag_from_env("ACCELERATE_USE_CPU"):
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     capabilities = getattr(torch.cpu, "get_capabilities", dict)()
@@ -124,7 +140,7 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
     and `history.json`. Raises `ValueError` if the checkpoint has another config, `MemoryError` with a smaller batch
     size to try if GPU memory is full, `OSError` if the disk is.
     """
-    accelerator = Accelerator(mixed_precision=precision())
+    accelerator = Accelerator(mixed_precision=precision(train_config.precision))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     for network in task.networks.values():
@@ -139,13 +155,17 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
     total = None if train_config.minutes else train_config.steps * global_batch_size
     bar = tqdm(total=total, initial=state.step * global_batch_size, unit="images",
                desc=out.name, disable=not accelerator.is_main_process)  # fmt: skip
+    writer = summary_writer(out) if train_config.tensorboard and accelerator.is_main_process else None
     task.progress = state.progress()
     while task.progress < 1 and not state.stopped:
         state.update(_run_step(task, get_batch, state.step, accelerator, train_config))
         task.progress = state.progress()
         bar.update(global_batch_size)
-        if state.step % train_config.log_every == 0:
-            bar.set_postfix({name: f"{values[-1]:.2f}" for name, values in state.history.items() if name != "step"})
+        if state.step % train_config.log_interval == 0:
+            losses = {name: values[-1] for name, values in state.history.items() if name != "step"}
+            bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
+            for name, value in losses.items() if writer else ():
+                writer.add_scalar(name, value, state.step * global_batch_size)
         if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
             if accelerator.is_main_process:
                 task.on_checkpoint(state.ema_models, out, state.step)
@@ -155,8 +175,19 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
             if accelerator.is_main_process:
                 write_state(state.state_dict(), out)
     bar.close()
+    if writer:
+        writer.close()
     accelerator.wait_for_everyone()  # else another process could read a file that is still being written
     return state.history
+
+
+def summary_writer(out: Path):
+    """TensorBoard's writer for `out/tensorboard`. Raises `ValueError` if the package is not installed."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ValueError("tensorboard is not installed: `pip install tensorboard`") from error
+    return SummaryWriter(out / "tensorboard")
 
 
 def _run_step(
@@ -210,7 +241,7 @@ class TrainState:
         for name, value in losses.items():
             self.loss_sums[name] = self.loss_sums.get(name, 0.0) + value.detach().float()  # stays on the device
         self.loss_count += 1
-        if self.step % self.train_config.log_every == 0:
+        if self.step % self.train_config.log_interval == 0:
             self.history["step"].append(self.step)
             for name, total in self.loss_sums.items():
                 self.history.setdefault(name, []).append(float(total) / self.loss_count)

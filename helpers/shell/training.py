@@ -19,9 +19,10 @@ from helpers.metrics.extractors import load_extractor
 from helpers.models.artifacts import ArtifactConfig, load_artifacts, read_flags, read_ids, train_artifacts
 from helpers.models.checkpoint import export_weights
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
+from helpers.models.device import peak_memory
 from helpers.models.gan import GANConfig, grown_config, load_gan, train_gan
 from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
-from helpers.models.trainer import TrainConfig, peak_memory
+from helpers.models.trainer import TrainConfig
 from helpers.shell.base import Command, DataCommand, Flat, preset, print_problems
 
 LOADERS = {
