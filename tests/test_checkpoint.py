@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from helpers.__main__ import find_checkpoint, main
+from helpers.__main__ import main
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.models.checkpoint import export_weights, pack_ids, read_checkpoint, unpack_ids
@@ -19,6 +19,7 @@ from helpers.models.gan import GANConfig, dcgan_config, load_gan, train_gan
 from helpers.models.sampling import sample
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, segment, train_segmenter
 from helpers.models.trainer import TrainConfig
+from helpers.shell.base import find_checkpoint
 
 ONE_STEP = TrainConfig(1, 4)
 
@@ -92,24 +93,24 @@ def test_pack_ids_thousands_are_restored_from_less_text():
 
 def test_find_checkpoint_prefers_given_then_own_then_released(phantom_store, tmp_path, capsys):
     cfg = SimpleNamespace(outputs=tmp_path / "outputs", released=tmp_path / "released", dataset="isic2017")
-    given, default = SimpleNamespace(checkpoint=tmp_path / "given.pt"), SimpleNamespace(checkpoint=None)
+    given = tmp_path / "given.pt"
     with pytest.raises(DataError, match="train one with `python -m helpers train cgan`"):
-        find_checkpoint("cgan", default, cfg)
+        find_checkpoint("cgan", None, cfg)
     own = tmp_path / "outputs/cgan/checkpoint.pt"
     train_gan(phantom_store, GANConfig(64, tuple(phantom_store.classes), base_channels=8), own.parent, ONE_STEP)
     released = cfg.released / "cgan.safetensors"
     assert main(["export", "cgan", "--checkpoint", str(own), "--out", str(released)]) == 0
-    assert "MB" in capsys.readouterr().out and find_checkpoint("cgan", default, cfg) == own
+    assert "MB" in capsys.readouterr().out and find_checkpoint("cgan", None, cfg) == own
     assert capsys.readouterr().out == ""
     phantoms = SimpleNamespace(**vars(cfg) | {"dataset": "phantoms"})
-    assert find_checkpoint("cgan", default, phantoms) == own
+    assert find_checkpoint("cgan", None, phantoms) == own
     assert "was trained on synthetic phantoms; for real images use --checkpoint" in capsys.readouterr().out
     own.unlink()
-    assert find_checkpoint("cgan", default, cfg) == released
+    assert find_checkpoint("cgan", None, cfg) == released
     with pytest.raises(DataError, match=r"given.pt does not exist"):
         find_checkpoint("cgan", given, cfg)
-    given.checkpoint.touch()
-    assert find_checkpoint("cgan", given, cfg) == given.checkpoint
+    given.touch()
+    assert find_checkpoint("cgan", given, cfg) == given
 
 
 # ----------------------------------------------------------------------------------------------------- released files

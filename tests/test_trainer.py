@@ -203,11 +203,6 @@ def test_train_out_of_gpu_memory_names_half_the_batch_size(tmp_path):
         train(HugeTask(), get_linear_batch, tmp_path, TrainConfig(10, batch_size=16))
 
 
-def test_checkpoint_interval_is_a_twelfth_of_the_steps_unless_given():
-    assert [TrainConfig(steps).checkpoint_interval for steps in (3, 120, 100_000)] == [1, 10, 500]
-    assert TrainConfig(120, save_every=7).checkpoint_interval == 7
-
-
 def test_fit_config_fills_empty_classes_and_names_what_differs():
     @dataclass(frozen=True)
     class Config:
@@ -217,7 +212,8 @@ def test_fit_config_fills_empty_classes_and_names_what_differs():
 
     store = SimpleNamespace(config=SimpleNamespace(size=64, style="contour"), classes=["MEL", "NV"])
     assert fit_config(Config(), store) == Config(classes=("MEL", "NV"))
-    assert fit_config(Config(style="none"), store, ignore=["style"]).style == "none"
+    assert fit_config(Config(style="none"), store).style == "none"
+    assert fit_config(Config(style="structure"), store, check_style=False).style == "structure"
     message = r"the store has size 64, the config 128; classes \('MEL', 'NV'\), the config \('NV',\)$"
     with pytest.raises(ValueError, match=message):
         fit_config(Config(128, ("NV",)), store)

@@ -8,7 +8,7 @@ loaded, so memory does not grow with N.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -128,15 +128,17 @@ class Store:
         return (self.batch(rows[start : start + batch_size]) for start in range(0, len(rows), batch_size))
 
 
-def fit_config(config: Any, store: Store, ignore: Sequence[str] = ()) -> Any:
+def fit_config(config: Any, store: Store, check_style: bool = True) -> Any:
     """A method's `config`, with the classes of the store if it has none.
 
-    Raises `ValueError` if its size, classes or sketch style are not the store's; names in `ignore` are not compared.
+    Raises `ValueError` if its size, classes or sketch style are not the store's; the style "none" fits every store.
     """
     has = {"size": store.config.size, "style": store.config.style, "classes": tuple(store.classes)}
     if getattr(config, "classes", None) == ():
         config = replace(config, classes=has["classes"])
-    given = {name: getattr(config, name) for name in has if hasattr(config, name) and name not in ignore}
+    given = {name: getattr(config, name) for name in has if hasattr(config, name)}
+    if not check_style or given.get("style") == "none":
+        given.pop("style", None)
     if differing := [f"{name} {has[name]!r}, the config {v!r}" for name, v in given.items() if v != has[name]]:
         raise ValueError(f"the store has {'; '.join(differing)}")
     return config

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from scipy.spatial.distance import pdist
 
 from helpers.data.batches import to_tensors
-from helpers.models.losses import otsu_separability
 from helpers.models.networks import soft_fill
+from helpers.models.unpaired import otsu_separability
 
 MIN_POSITION_IMAGES = 100
 STRUCTURE_SIZE = 128  # pixels per side at which position and structure are measured

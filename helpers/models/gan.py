@@ -65,22 +65,22 @@ class GANConfig:
     training without sketches."""
 
     size: int  # pixels per side
-    classes: tuple[str, ...] = ()  # empty: those of the store
+    classes: tuple[str, ...] = ()  # only these classes; empty: all of the data set
     style: str = "contour"  # sketch style, see `sketches.py`; "none": no sketch, see `dcgan_config`
     base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
     level_channels: tuple[int, ...] | None = None  # channels at 1/2, 1/4, ...; None: from `base_channels`
-    z_dim: int = 16
+    z_dim: int = 16  # length of the latent z
     lr: float = 5e-4  # of all networks, see `set_gan_lr`
     r1_gamma: float | None = None  # None: by size, see `R1_GAMMA`
     d_reg_interval: int = 8  # steps between R1 penalties
-    lambda_gan: float = 1.0
+    lambda_gan: float = 1.0  # weight of the adversarial loss
     lambda_l1: float = 6.0  # fake against the real image whose latent was encoded, at 1/4 resolution
     l1_floor: float = 0.2  # fraction of `lambda_l1` that is left from the middle of the run on; it falls linearly
-    lambda_texture: float = 3.0
-    lambda_kl: float = 0.1
+    lambda_texture: float = 3.0  # gradient energy of fake and real at four scales
+    lambda_kl: float = 0.1  # latents of the encoder against N(0, I)
     lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
     color_jitter: float = 0.05  # augmentation strength, see `augment`
-    translate: float = 0.125
+    translate: float = 0.125  # fraction of the side
     d4_augment: bool = True  # random 90-degree rotations, flips and small shifts of real image and sketch
     hand_drawn_prob: float = 0.2  # probability that a sketch is deformed to look hand-drawn
     paired: bool = True  # False: sketches belong to none of the images, see `unpaired.py`
@@ -390,14 +390,14 @@ def check_config(config: GANConfig, store: Store, sketches: np.ndarray | None) -
     """`fit_config` for a GAN. Raises `ValueError` if store or unpaired sketches do not have the size, style and classes
     of the config."""
     if sketches is None:
-        return fit_config(config, store, ignore=["style"] if config.style == "none" else [])
+        return fit_config(config, store)
     size = (config.size, config.size)
     if config.paired or sketches.shape[1:] != size or not sketches.any():
         raise ValueError(
             f"unpaired sketches need paired=False, size {size} and lines; got paired={config.paired}, "
             f"shape {sketches.shape}"
         )
-    return fit_config(config, store, ignore=["style"])  # that of the given sketches is not recorded in the store
+    return fit_config(config, store, check_style=False)  # that of the given sketches is not recorded in the store
 
 
 def load_gan(path: str | Path, sketch: bool = True) -> tuple[BaseGenerator, GANConfig]:

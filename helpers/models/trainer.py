@@ -41,9 +41,9 @@ Backward = Callable[[Tensor], None]
 class TrainConfig:
     """Length and intervals of a run; the same for every method."""
 
-    steps: int
+    steps: int  # optimizer steps
     batch_size: int = 16  # images per process
-    seed: int = 0
+    seed: int = 0  # of batches, initial weights and all random numbers
     ema_nimg: int = 20_000  # EMA half-life in images, less in the first 300,000 images; 0 disables the EMA
     save_every: int | None = None  # steps between checkpoints; None: 12 per run, at least every 500 steps
     log_every: int | None = None  # steps between entries of the history; None: 40 per run, at least every 50 steps
