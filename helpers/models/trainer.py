@@ -167,18 +167,23 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
             for name, value in losses.items() if writer else ():
                 writer.add_scalar(name, value, state.step * global_batch_size)
         if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
-            if accelerator.is_main_process:
-                task.on_checkpoint(state.ema_models, out, state.step)
-                if task.validate(state.ema_models, state.step):
-                    accelerator.set_trigger()
-            state.stopped = accelerator.check_trigger()  # the same on all processes
-            if accelerator.is_main_process:
-                write_state(state.state_dict(), out)
+            _checkpoint(task, state, out, accelerator)
     bar.close()
     if writer:
         writer.close()
     accelerator.wait_for_everyone()  # else another process could read a file that is still being written
     return state.history
+
+
+def _checkpoint(task: TrainTask, state: "TrainState", out: Path, accelerator: Accelerator) -> None:
+    """Validate and write the checkpoint, on the main process; all processes stop if the validation says so."""
+    if accelerator.is_main_process:
+        task.on_checkpoint(state.ema_models, out, state.step)
+        if task.validate(state.ema_models, state.step):
+            accelerator.set_trigger()
+    state.stopped = accelerator.check_trigger()  # the same on all processes
+    if accelerator.is_main_process:
+        write_state(state.state_dict(), out)
 
 
 def summary_writer(out: Path):

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
@@ -21,6 +21,7 @@ DatasetName = Literal["phantoms", "isic2016", "isic2017", "ham10000", "course", 
 class Command:
     """A command: its fields are the options, `run` returns the exit status."""
 
+    preset: ClassVar[str | None] = None  # key of `PRESETS`: the fields `settings` and, of a method, `train`
     dataset: DatasetName | None = None  # data set; default: LESION_DATASET, else the embedded sample
 
     @classmethod
@@ -30,8 +31,11 @@ class Command:
 
     @classmethod
     def default(cls) -> Any:
-        """The command with the defaults of the profile; required options are `tyro.MISSING`."""
-        return None
+        """The command with the settings of the profile, or None if it has none."""
+        if cls.preset is None:
+            return None
+        preset = PRESETS[get_config().profile][cls.preset]
+        return cls(settings=preset[0], train=preset[1]) if isinstance(preset, tuple) else cls(settings=preset)
 
     def config(self) -> Config:
         """Paths, profile and data set."""
@@ -54,11 +58,6 @@ class DataCommand(Command):
         dataset = open_dataset(cfg, list(classes) or None)
         style = style or ("contour" if dataset.has_contours else "structure")
         return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)
-
-
-def preset(name: str) -> Any:
-    """The settings of a method or experiment for the profile that the environment selects."""
-    return PRESETS[get_config().profile][name]
 
 
 def find_checkpoint(method: str, checkpoint: Path | None, cfg: Config) -> Path:

@@ -7,13 +7,14 @@ from typing import Literal
 
 import tyro
 
-from helpers.config import display_path
+from helpers.config import display_path, get_config
 from helpers.data.audit import audit
 from helpers.data.layouts import open_dataset, read
 from helpers.data.shrink import shrink_ham10000
 from helpers.data.store import UNKNOWN, StoreConfig, prepare
 from helpers.models.artifacts import ensure_artifacts
-from helpers.shell.base import Command, DataCommand, preset, print_problems
+from helpers.presets import PRESETS
+from helpers.shell.base import Command, DataCommand, print_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Prepare(DataCommand):
 
     @classmethod
     def default(cls) -> "Prepare":
-        return cls(size=preset("store").size)
+        return cls(size=PRESETS[get_config().profile]["store"].size)
 
     def run(self) -> int:
         started, cfg = time.perf_counter(), self.config()

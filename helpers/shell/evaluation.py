@@ -3,8 +3,8 @@
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import ClassVar
 
-import pandas as pd
 import tyro
 
 from helpers.config import display_path
@@ -56,8 +56,8 @@ class EvaluateCommand(DataCommand):
     checkpoint: tyro.conf.Positional[Path]  # checkpoint.pt or released weights
     json: bool = False  # print the table as JSON, a list of rows
 
-    def show(self, table: pd.DataFrame) -> int:
-        """Print the table; returns the exit status."""
+    def run(self) -> int:
+        table = self.function(self.checkpoint, self.options, self.config())
         print(table.to_json(orient="records") if self.json else format_table(table))
         return 0
 
@@ -67,9 +67,7 @@ class EvaluateGenerator(EvaluateCommand):
     """See `evaluate_generator`."""
 
     options: Flat[GeneratorEvaluation] = field(default_factory=GeneratorEvaluation)
-
-    def run(self) -> int:
-        return self.show(evaluate_generator(self.checkpoint, self.options, self.config()))
+    function: ClassVar = staticmethod(evaluate_generator)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,9 +75,7 @@ class EvaluateSegmenter(EvaluateCommand):
     """See `evaluate_segmenter`."""
 
     options: Flat[SegmenterEvaluation] = field(default_factory=SegmenterEvaluation)
-
-    def run(self) -> int:
-        return self.show(evaluate_segmenter(self.checkpoint, self.options, self.config()))
+    function: ClassVar = staticmethod(evaluate_segmenter)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,9 +83,7 @@ class EvaluateClassifier(EvaluateCommand):
     """See `evaluate_classifier`."""
 
     options: Flat[ClassifierEvaluation] = field(default_factory=ClassifierEvaluation)
-
-    def run(self) -> int:
-        return self.show(evaluate_classifier(self.checkpoint, self.options, self.config()))
+    function: ClassVar = staticmethod(evaluate_classifier)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,9 +91,7 @@ class EvaluateArtifacts(EvaluateCommand):
     """See `evaluate_artifacts`."""
 
     options: Flat[ArtifactEvaluation] = field(default_factory=ArtifactEvaluation)
-
-    def run(self) -> int:
-        return self.show(evaluate_artifacts(self.checkpoint, self.options, self.config()))
+    function: ClassVar = staticmethod(evaluate_artifacts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -11,7 +11,7 @@ from helpers.experiments import ablation, backbones, balancing, real_vs_syntheti
 from helpers.experiments.runner import comparisons, metric_name, summary, to_sentences
 from helpers.metrics.extractors import load_extractor_or_random
 from helpers.metrics.prediction_tables import auc, average_precision, balanced_accuracy, recalls_by_arm
-from helpers.shell.base import DataCommand, Flat, preset
+from helpers.shell.base import DataCommand, Flat
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,13 +29,10 @@ class ExperimentCommand(DataCommand):
 class Segmentation(ExperimentCommand):
     """Mean Jaccard index of segmenters trained on real pairs, synthetic pairs, or both."""
 
+    preset: ClassVar = "segmentation"
     settings: Flat[segmentation.SegmentationExperiment]
     arms: tuple[str, ...] = ()  # only these arms; default: all
     split: Literal["val", "test"] = "test"  # real images to score on
-
-    @classmethod
-    def default(cls) -> "Segmentation":
-        return cls(settings=preset("segmentation"))
 
     def run(self) -> int:
         store, out = self.store(self.settings.segmenter.size, "contour", "none"), self.folder("segmentation")
@@ -49,13 +46,10 @@ class Segmentation(ExperimentCommand):
 class RealVsSynthetic(ExperimentCommand):
     """Scores of classifiers trained on real images, synthetic images, or both."""
 
+    preset: ClassVar = "real_vs_synthetic"
     settings: Flat[real_vs_synthetic.RealVsSyntheticExperiment]
     arms: tuple[str, ...] = ()  # only these arms; default: all
     split: Literal["val", "test"] = "test"  # real images to score on
-
-    @classmethod
-    def default(cls) -> "RealVsSynthetic":
-        return cls(settings=preset("real_vs_synthetic"))
 
     def run(self) -> int:
         store, out = self.store(self.settings.classifier.size, "contour"), self.folder("real-vs-synthetic")
@@ -70,12 +64,9 @@ class RealVsSynthetic(ExperimentCommand):
 class Balancing(ExperimentCommand):
     """Recall of rare classes, by cross-validation."""
 
+    preset: ClassVar = "balancing"
     settings: Flat[balancing.BalancingExperiment]
     arms: tuple[str, ...] = ()  # only these arms; default: all
-
-    @classmethod
-    def default(cls) -> "Balancing":
-        return cls(settings=preset("balancing"))
 
     def run(self) -> int:
         store, out = self.store(self.settings.classifier.size, "contour"), self.folder("balancing")
@@ -95,12 +86,9 @@ class Balancing(ExperimentCommand):
 class Ablation(ExperimentCommand):
     """Scores of generators trained without one part of the recipe each."""
 
+    preset: ClassVar = "ablation"
     settings: Flat[ablation.AblationExperiment]
     arms: tuple[str, ...] = ()  # only these arms; default: all
-
-    @classmethod
-    def default(cls) -> "Ablation":
-        return cls(settings=preset("ablation"))
 
     def run(self) -> int:
         store, out = self.store(self.settings.generator.size, "contour"), self.folder("ablation")
@@ -116,11 +104,8 @@ class Ablation(ExperimentCommand):
 class SmallData(ExperimentCommand):
     """Scores of generators trained on fractions of the images."""
 
+    preset: ClassVar = "small_data"
     settings: Flat[ablation.SmallDataExperiment]
-
-    @classmethod
-    def default(cls) -> "SmallData":
-        return cls(settings=preset("small_data"))
 
     def run(self) -> int:
         store, out = self.store(self.settings.generator.size, "contour"), self.folder("small-data")
@@ -134,11 +119,8 @@ class SmallData(ExperimentCommand):
 class Backbones(ExperimentCommand):
     """Balanced accuracy on val of several networks after equally many steps."""
 
+    preset: ClassVar = "backbones"
     settings: Flat[backbones.BackboneExperiment]
-
-    @classmethod
-    def default(cls) -> "Backbones":
-        return cls(settings=preset("backbones"))
 
     def run(self) -> int:
         store, out = self.store(self.settings.classifier.size), self.folder("backbones")

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 import tyro
@@ -23,7 +23,7 @@ from helpers.models.device import peak_memory
 from helpers.models.gan import GANConfig, grown_config, load_gan, train_gan
 from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
 from helpers.models.trainer import TrainConfig
-from helpers.shell.base import Command, DataCommand, Flat, preset, print_problems
+from helpers.shell.base import Command, DataCommand, Flat, print_problems
 
 LOADERS = {
     "cgan": load_gan,
@@ -59,6 +59,7 @@ class TrainCommand(DataCommand):
 class TrainCGAN(TrainCommand):
     """Generator with encoder and discriminator."""
 
+    preset: ClassVar = "cgan"
     settings: Flat[GANConfig]
     init_from: Path | None = None  # initialize with the weights of this file
     grow: Path | None = None  # initialize with weights of half the size
@@ -69,11 +70,6 @@ class TrainCGAN(TrainCommand):
             raise ValueError("--init-from and --grow exclude each other")
         if self.evaluate_every is not None and self.evaluate_every < 1:
             raise ValueError(f"evaluate_every must be at least 1, got {self.evaluate_every}")
-
-    @classmethod
-    def default(cls) -> "TrainCGAN":
-        settings, train = preset("cgan")
-        return cls(settings=settings, train=train)
 
     def fit(self) -> None:
         settings, sketches, out = self.settings, None, self.folder("cgan")
@@ -113,12 +109,8 @@ def unpaired_sketches(files: list[Path], size: int) -> np.ndarray | None:
 class TrainDCGAN(TrainCommand):
     """The generator without a sketch."""
 
+    preset: ClassVar = "dcgan"
     settings: Flat[GANConfig]
-
-    @classmethod
-    def default(cls) -> "TrainDCGAN":
-        settings, train = preset("dcgan")
-        return cls(settings=settings, train=train)
 
     def fit(self) -> None:
         store, out = self.store(self.settings.size, classes=self.settings.classes), self.folder("dcgan")
@@ -130,15 +122,11 @@ class TrainDCGAN(TrainCommand):
 class TrainSegmenter(TrainCommand):
     """A network of segmentation-models-pytorch."""
 
+    preset: ClassVar = "segmenter"
     settings: Flat[SegmenterConfig]
     classes: tuple[str, ...] = ()  # keep only these classes
     init_from: Path | None = None  # initialize with the weights of this file
     baseline: bool = False  # random init, cross-entropy only, no augmentation, no EMA, no TTA
-
-    @classmethod
-    def default(cls) -> "TrainSegmenter":
-        settings, train = preset("segmenter")
-        return cls(settings=settings, train=train)
 
     def fit(self) -> None:
         settings, train, out = self.settings, self.train, self.folder("segmenter")
@@ -156,12 +144,8 @@ class TrainSegmenter(TrainCommand):
 class TrainClassifier(TrainCommand):
     """A small CNN or a network of torchvision."""
 
+    preset: ClassVar = "classifier"
     settings: Flat[ClassifierConfig]
-
-    @classmethod
-    def default(cls) -> "TrainClassifier":
-        settings, train = preset("classifier")
-        return cls(settings=settings, train=train)
 
     def fit(self) -> None:
         settings = self.settings
@@ -178,16 +162,12 @@ class TrainClassifier(TrainCommand):
 class TrainArtifacts(TrainCommand):
     """The detector of hair, rulers and other artifacts."""
 
+    preset: ClassVar = "artifacts"
     settings: Flat[ArtifactConfig]
     classes: tuple[str, ...] = ()  # keep only these classes
     init_from: Path | None = None  # initialize with the weights of this file
     flags: Path | None = None  # CSV of image_id and seven flags; default: the data set's own
     exclude: tuple[Path, ...] = ()  # CSV files: do not train on the ids in their first column
-
-    @classmethod
-    def default(cls) -> "TrainArtifacts":
-        settings, train = preset("artifacts")
-        return cls(settings=settings, train=train)
 
     def fit(self) -> None:
         store, out = self.store(self.settings.size, classes=self.classes), self.folder("artifacts")
