@@ -15,7 +15,6 @@ from accelerate import debug_launcher  # noqa: E402
 from factories import LinearTask  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-from helpers.models import trainer  # noqa: E402
 from helpers.models.trainer import GetBatch, TrainConfig, TrainTask, train  # noqa: E402
 
 
@@ -58,7 +57,7 @@ def cgan_gradients(projected: bool, get_batch: GetBatch, out: Path) -> dict[str,
 
 
 def run(task: TrainTask, get_batch: GetBatch, out: Path, steps: int, batch_size: int) -> None:
-    train(task, get_batch, out, TrainConfig(steps, batch_size, save_every=5, log_every=2))
+    train(task, get_batch, out, TrainConfig(steps, batch_size, save_every=5, log_every=2, precision="no"))
 
 
 def train_line(out: Path) -> None:
@@ -76,7 +75,6 @@ def train_all(out: Path) -> None:
 
 
 def main() -> None:
-    trainer.precision = lambda: "no"
     launcher, out = sys.argv[1], Path(sys.argv[2])
     if launcher == "torchrun":
         train_line(out / "line")

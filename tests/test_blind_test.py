@@ -1,17 +1,19 @@
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from helpers.config import Config, get_config
 from helpers.data.files import DataError
 from helpers.experiments import blind_test as module
 from helpers.experiments.blind_test import write_blind_test
 
 
 @pytest.fixture
-def cfg(phantoms, phantom_store, tmp_path, monkeypatch) -> SimpleNamespace:
+def cfg(phantoms, phantom_store, tmp_path, monkeypatch) -> Config:
     """Config of the small sample; "generated" images are black."""
 
     def generate(batch, seed):
@@ -19,10 +21,8 @@ def cfg(phantoms, phantom_store, tmp_path, monkeypatch) -> SimpleNamespace:
 
     config = SimpleNamespace(size=64, classes=tuple(phantom_store.classes))
     monkeypatch.setattr(module, "load_generator", lambda checkpoint: (generate, config))
-    sample = {"images": 120, "size": 64}
-    return SimpleNamespace(
-        dataset="phantoms", data_root=phantoms, stores=tmp_path / "stores", seed=0, workers=1, sample=sample
-    )
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    return replace(get_config("phantoms", phantoms), stores=tmp_path / "stores")
 
 
 def test_write_blind_test_key_names_the_generated_half(cfg, tmp_path, monkeypatch):

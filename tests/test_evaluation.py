@@ -1,5 +1,5 @@
 import json
-from types import SimpleNamespace
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -7,7 +7,7 @@ import pytest
 import torch
 from factories import MeanPoolExtractor, isic2016
 
-from helpers.config import ROOT
+from helpers.config import Config, get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.experiments import evaluate_generator as generator_module
@@ -26,14 +26,11 @@ from helpers.models.trainer import TrainConfig
 
 
 @pytest.fixture(scope="module")
-def cfg(phantoms, tmp_path_factory) -> SimpleNamespace:
+def cfg(phantoms, tmp_path_factory) -> Config:
     """As from `get_config`, with the small sample."""
     root = tmp_path_factory.mktemp("evaluation")
-    cfg = SimpleNamespace(profile="smoke", dataset="phantoms", data_root=phantoms, seed=0, workers=1)
-    cfg.sample, cfg.released = {"images": 120, "size": 64}, ROOT / "data" / "released"
-    for name in ("stores", "features", "outputs"):
-        setattr(cfg, name, root / name)
-    return cfg
+    folders = {name: root / name for name in ("stores", "features", "outputs")}
+    return replace(get_config("phantoms", phantoms), profile="smoke", **folders)
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +140,7 @@ def test_evaluate_generator_has_every_measure_beside_its_reference(cfg, outputs,
 
 
 def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, outputs, extractor, tmp_path):
-    alone = SimpleNamespace(**vars(cfg) | {"outputs": tmp_path, "released": tmp_path})
+    alone = replace(cfg, outputs=tmp_path, released=tmp_path)
     table = evaluate_generator(outputs / "cgan" / "checkpoint.pt", GeneratorEvaluation("test"), alone)
     assert not {"label_accuracy", "sketch_dice", "artifact_rate"} & set(table["measure"])
     assert {"no Dice of the sketches: there is no checkpoint of `train segmenter`",

@@ -267,7 +267,7 @@ def test_images_by_id_repeated_id_is_reported(tmp_path):
 
 def test_open_dataset_generates_the_sample_of_the_profile(tmp_path, monkeypatch):
     monkeypatch.setenv("LESION_PROFILE", "smoke")
-    dataset = open_dataset(get_config("data", dataset="phantoms", data_root=tmp_path / "sample"))
+    dataset = open_dataset(get_config(dataset="phantoms", data_root=tmp_path / "sample"))
     images, size = SAMPLE_SIZES["smoke"]
     assert (dataset.name, len(dataset.table)) == ("phantoms", images)
     assert read_image(dataset.table["path"][0]).shape == (size, size, 3)
