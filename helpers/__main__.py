@@ -20,8 +20,8 @@ from helpers.config import DATASETS, display_path, get_config
 from helpers.data.audit import audit
 from helpers.data.files import DataError, image_shape, read_image
 from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read, read_labels
-from helpers.data.sketches import MAX_INK
-from helpers.data.store import UNKNOWN, Store, StoreConfig, load_sketch, prepare, resize
+from helpers.data.sketches import read_drawings
+from helpers.data.store import UNKNOWN, Store, StoreConfig, prepare, resize
 
 METHODS = ("cgan", "dcgan", "segmenter", "classifier")
 EXPORTS = (*METHODS, "artifacts")
@@ -87,7 +87,7 @@ def train_cgan_command(args: argparse.Namespace, cfg) -> int:
     sketches = None
     if files:
         problems = []
-        drawings = load_drawings({str(path): path for path in files}, config.size, problems)
+        drawings = read_drawings({str(path): path for path in files}, config.size, problems)
         print_problems(problems)
         print(f"{len(drawings):,} unpaired sketches")
         if not drawings:
@@ -280,28 +280,10 @@ def parse_artifacts(text: str) -> np.ndarray:
 
 
 def read_sketches(folder: Path, size: int, problems: list[str]) -> dict[str, np.ndarray]:
-    """Sketches `(size, size)` in {0, 255} of a folder by image id; unreadable and empty ones go to `problems`."""
+    """Sketches `(size, size)` in {0, 255} of a folder by image id, see `read_drawings`."""
     if not folder.is_dir():
         raise DataError(f"{folder} is not a folder")
-    return load_drawings(images_by_id(folder, problems), size, problems)
-
-
-def load_drawings(files: dict[str, Path], size: int, problems: list[str]) -> dict[str, np.ndarray]:
-    """Sketches `(size, size)` in {0, 255} of these files by id; unreadable, empty and filled ones go to `problems`."""
-    sketches = {}
-    for image_id, path in files.items():
-        try:
-            sketch = load_sketch(path, StoreConfig(size))
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        ink = (sketch > 0).mean()
-        if 0 < ink < MAX_INK:
-            sketches[image_id] = sketch
-        else:
-            what = "a filled area" if ink else "an empty image"
-            problems.append(f"{path} is left out: expected a line drawing, got {what}")
-    return sketches
+    return read_drawings(images_by_id(folder, problems), size, problems)
 
 
 def labels_for(sketches: dict, file: Path | None, classes: list[str], problems: list[str]) -> dict[str, list[str]]:

@@ -18,6 +18,7 @@ from factories import MeanPoolExtractor, course, folders, isic2016
 
 from helpers.__main__ import main, read_sketches
 from helpers.config import get_config
+from helpers.data import phantoms
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor
@@ -359,14 +360,14 @@ def test_generate_reports_sketches_and_labels_that_it_leaves_out(trained, sketch
     (sketches / "broken.png").write_bytes(b"not an image")
     cv2.imwrite(str(sketches / "empty.png"), np.zeros((64, 64), np.uint8))
     cv2.imwrite(str(sketches / "a_mask.png"), np.eye(64, dtype=np.uint8) * 255)
-    cv2.imwrite(str(sketches / "filled.png"), np.tile(np.linspace(0, 255, 64).astype(np.uint8), (64, 1)))
+    cv2.imwrite(str(sketches / "shades.png"), phantoms.render(0, 0, size=64)[0])
     (tmp_path / "labels.csv").write_text("image_id,label\nsketch_a.bmp,BCC\nb,lupus\nz,NV\nc,\n")
     assert main(generate_args(trained, sketches, tmp_path / "out", "--labels", str(tmp_path / "labels.csv"))) == 0
     problems = [line for line in capsys.readouterr().out.splitlines() if line.startswith("! ")]
     for message in (
         "broken.png",
-        "empty.png is left out: expected a line drawing, got an empty image",
-        "filled.png is left out: expected a line drawing, got a filled area",
+        "empty.png: The drawing is empty",
+        "shades.png: Expected a line drawing or a mask",
         "a_mask.png",  # its id is that of a.png
         "expected MEL NV",  # lupus
         "2 sketches have no label in labels.csv",
