@@ -13,7 +13,6 @@ from helpers.data.files import (
     list_images,
     read_image,
     read_mask,
-    read_sketch,
 )
 
 DISC = (np.hypot(*np.mgrid[-16:16, -20:20]) < 9).astype(np.uint8)
@@ -107,14 +106,6 @@ def test_read_mask_other_size_raises_with_both_sizes(tmp_path):
     Image.fromarray(DISC).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"40 x 32 pixels but its image is 80 x 64"):
         read_mask(tmp_path / "mask.png", (64, 80))
-
-
-@pytest.mark.parametrize("inverted", [True, False], ids=["dark on light", "light on dark"])
-def test_read_sketch_any_polarity_is_white_on_black(tmp_path, inverted):
-    line = np.zeros((20, 20), np.uint8)
-    line[10] = 255
-    Image.fromarray(255 - line if inverted else line).save(tmp_path / "sketch.png")
-    assert (read_sketch(tmp_path / "sketch.png") == line).all()
 
 
 def test_center_crop_landscape_and_portrait_keep_the_center():

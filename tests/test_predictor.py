@@ -1,14 +1,13 @@
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.data.sketches import contour
+from helpers.data.sketches import mask_from_sketch
 from helpers.phantoms.photo import render
 from helpers.views.predictor import (
     Predictor,
@@ -16,115 +15,15 @@ from helpers.views.predictor import (
     example_sketches,
     find_weights,
     heatmap_overlay,
-    mask_from_sketch,
-    parse_drawing,
     predict_folder,
     read_drawing,
     read_photo,
 )
 
-RING = (20, 24, 100, 96)  # bounding box in an image of 128 pixels
-
 
 @pytest.fixture(scope="module")
 def predictor() -> Predictor:
     return Predictor(find_weights(get_config()))
-
-
-def ring(mode: str = "RGB", background="white", ink="black", side: int = 128, width: float = 2) -> Image.Image:
-    image, scale = Image.new(mode, (side, side), background), side / 128
-    ImageDraw.Draw(image).ellipse([scale * x for x in RING], outline=ink, width=max(1, round(scale * width)))
-    return image
-
-
-# ----------------------------------------------------------------------------------------------------------- drawings
-
-
-@pytest.mark.parametrize(
-    "drawing",
-    [
-        ring(),
-        ring(background="black", ink="white"),
-        ring("RGBA", background=(0, 0, 0, 0), ink=(0, 0, 0, 255)),
-        ring(ink="yellow"),
-        ring(ink="red", background=(240, 235, 220)),
-        ring("L", background=255, ink=0),
-        ring("P", background=0, ink=1),
-        ring(side=2048),
-    ],
-    ids=["black", "board", "transparent", "yellow", "tinted", "gray", "palette", "large"],
-)
-def test_parse_drawing_in_any_colors_gives_the_same_ring(drawing):
-    if drawing.mode == "P":
-        drawing.putpalette([255, 255, 255, 0, 0, 128] + [0] * 762)
-    sketch, expected = parse_drawing(drawing, 128), np.array(ring())[..., 0] < 128
-    assert sketch.shape == (128, 128) and set(np.unique(sketch)) == {0, 255}
-    near = cv2.dilate(expected.astype(np.uint8), np.ones((5, 5), np.uint8)) > 0
-    assert not sketch[~near].any() and (sketch[expected] > 0).mean() > 0.8
-
-
-@pytest.mark.parametrize("color", ["white", "black", (0, 0, 0, 0), "beige"])
-def test_parse_drawing_of_an_empty_image_raises(color):
-    mode = "RGBA" if isinstance(color, tuple) else "RGB"
-    with pytest.raises(DataError, match="drawing is empty"):
-        parse_drawing(Image.new(mode, (300, 300), color), 128)
-
-
-def test_parse_drawing_of_a_mask_gives_its_outline():
-    for radius in (20, 50, 60):  # the last covers most of the image
-        mask = cv2.circle(np.zeros((128, 128), np.uint8), (64, 64), radius, 1, -1)
-        for image in (255 * mask, 255 * (1 - mask)):
-            assert np.array_equal(parse_drawing(Image.fromarray(image), 128), contour(mask)), radius
-    mask = cv2.circle(np.zeros((128, 128), np.uint8), (40, 64), 80, 1, -1)  # 76 % of the image, and beyond its frame
-    assert np.array_equal(parse_drawing(Image.fromarray(255 * mask), 128), contour(mask))
-
-
-def test_parse_drawing_smaller_than_the_sketch_keeps_the_lines():
-    sketch = parse_drawing(ring(side=32), 64)
-    assert sketch.shape == (64, 64) and 0.02 < (sketch > 0).mean() < 0.3
-
-
-def test_parse_drawing_not_square_uses_the_center_unless_lines_extend_beyond():
-    wide = Image.new("RGB", (256, 128), "white")
-    wide.paste(ring(), (64, 0))
-    assert np.array_equal(parse_drawing(wide, 128), parse_drawing(ring(), 128))
-    wide.paste(ring(), (0, 0))  # a second ring, outside the central square
-    both = parse_drawing(wide, 128) > 0
-    assert both[:, :64].sum() > 50 and both[:, 64:].sum() > 50 and not both[:30].any()
-
-
-def test_parse_drawing_of_large_images_keeps_fine_lines():
-    assert parse_drawing(ring(side=3000, width=0.09), 128).mean() > 2
-    net = Image.new("L", (1500, 1500), 255)
-    for k in range(300, 1200, 60):
-        ImageDraw.Draw(net).line((300, k, 1200, k), width=5)
-        ImageDraw.Draw(net).line((k, 300, k, 1200), width=5)
-    assert 0.05 < (parse_drawing(net, 128) > 0).mean() < 0.35
-
-
-def test_parse_drawing_of_an_image_with_shades_raises():
-    for label in range(7):
-        with pytest.raises(DataError, match="Expected a line drawing or a mask"):
-            parse_drawing(Image.fromarray(render(label, 0, size=128)[0]), 64)
-
-
-def test_parse_drawing_mostly_ink_raises():
-    hatching = Image.new("L", (128, 128), 255)
-    for k in range(0, 128, 4):
-        ImageDraw.Draw(hatching).line((k, 0, k, 127), width=2)
-    with pytest.raises(DataError, match="mostly ink"):
-        parse_drawing(hatching, 128)
-
-
-def test_mask_from_sketch_closes_gaps_but_not_half_circles():
-    disc = cv2.circle(np.zeros((128, 128), np.uint8), (60, 70), 40, 1, -1)
-    sketch = cv2.circle(np.zeros((128, 128), np.uint8), (60, 70), 39, 255, 2)
-    sketch[67:73, 95:105] = 0  # a gap as in hand drawings
-    mask = mask_from_sketch(sketch)
-    assert mask.shape == sketch.shape and set(np.unique(mask)) == {0, 1}
-    assert (mask & disc).sum() / (mask | disc).sum() > 0.93
-    sketch[:70] = 0
-    assert mask_from_sketch(sketch) is None
 
 
 # -------------------------------------------------------------------------------------------------------------- files

@@ -11,7 +11,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from helpers.data.files import DataError, image_shape, read_image, read_mask, read_sketch, size_mismatch_message
+from helpers.data.files import DataError, image_shape, read_image, read_mask, size_mismatch_message
 
 COMPARE_SIZE = 150  # pixels of the shorter side at which images are compared
 KEYPOINTS = 200
@@ -84,7 +84,7 @@ def _check_sketch(image: Fingerprint, path: str | None) -> None:
     if path is None or pd.isna(path):
         return
     try:
-        height, width = read_sketch(path).shape
+        height, width = read_image(path).shape[:2]
     except DataError as error:
         image.sketch_error = str(error)
         return

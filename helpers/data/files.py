@@ -93,22 +93,6 @@ def size_mismatch_message(path: str | Path, shape: tuple[int, int], expected: tu
     return f"{path} is {shape[1]} x {shape[0]} pixels but its image is {expected[1]} x {expected[0]}"
 
 
-def read_sketch(path: str | Path) -> np.ndarray:
-    """Read a drawing as `uint8 (H, W)`, white lines on black, see `extract_lines`."""
-    return extract_lines(read_image(path))
-
-
-def extract_lines(drawing: np.ndarray) -> np.ndarray:
-    """Convert a drawing `uint8 (H, W, 3)` to white lines on black, `uint8 (H, W)`.
-
-    Lines may have any color on a light background, or be light on a dark one; the median tone, the background's, is
-    subtracted.
-    """
-    light = np.median(cv2.cvtColor(drawing, cv2.COLOR_RGB2GRAY)) > 127
-    lines = 255 - drawing.min(axis=2) if light else drawing.max(axis=2)
-    return cv2.subtract(lines, np.full_like(lines, int(np.median(lines))))
-
-
 def center_crop(image: np.ndarray) -> np.ndarray:
     """The largest centered square of `image (H, W[, C])`, as a view."""
     height, width = image.shape[:2]

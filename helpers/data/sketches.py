@@ -1,17 +1,25 @@
-"""Image and mask -> sketch: white lines (255) on black (0), `uint8 (H, W)`.
+"""Image and mask, or a user's drawing -> sketch: white lines (255) on black (0), `uint8 (H, W)`.
 
 Styles: `contour` is the outline of the mask, as in the course's data set; `structure` adds edges inside the lesion.
-`hand_drawn` imitates drawing by hand, `deform` makes new lesion shapes. Lengths are fractions of the shorter side, so a
-sketch looks the same at every resolution.
+`hand_drawn` imitates drawing by hand, `deform` makes new lesion shapes, `parse_drawing` reads what a user drew. Lengths
+are fractions of the shorter side, so a sketch looks the same at every resolution.
 """
 
 from functools import cache
+from pathlib import Path
 
 import cv2
 import numpy as np
+from PIL import Image, ImageOps
+
+from helpers.data.files import DataError, read_image, to_rgb
 
 STYLES = ("contour", "structure")
-MAX_INK = 0.35  # fraction of pixels; real images and unevenly lit paper exceed it, line drawings do not
+INK_THRESHOLD = 25  # of 255; downscaling dims thin lines, so 10 % of white still counts as a line
+MAX_INK = 0.35  # fraction of pixels that lines cover at most
+MIN_CONTRAST = 8  # of 255, between ink and paper when the sheet is reduced to `VIEW` pixels; noise stays below it
+EMPTY = "The drawing is empty: draw the outline of a lesion first."
+VIEW = 256  # pixels of the longer side at which paper and ink are told apart; noise of a scan averages out
 XDOG_SIGMA = 1 / 128  # fraction of the shorter side
 XDOG_MIN_CONTRAST = 0.007  # of full scale; suppresses sensor noise on flat skin
 
@@ -236,3 +244,175 @@ def _warp(image: np.ndarray, grid: np.ndarray, border: int = cv2.BORDER_CONSTANT
     peak = int(image.max())
     warped = cv2.remap(image, grid, None, cv2.INTER_LINEAR, borderMode=border)
     return np.where(warped > 0.4 * peak, peak, 0).astype(np.uint8)
+
+
+# ------------------------------------------------------------------------------------------------- drawings of a user
+
+
+def parse_drawing(
+    drawing: np.ndarray | Image.Image | str | Path, size: int, problems: list[str] | None = None
+) -> np.ndarray:
+    """A line drawing or a filled area as a sketch `uint8 (size, size)` in {0, 255}.
+
+    `drawing`: a file, an image of any mode, or an array `uint8 (H, W)` or `(H, W, 3)`. Lines have any color on light
+    paper, or are light on dark; transparent areas are white, EXIF rotation is applied, a sheet that is not square is
+    padded. A filled area or a mask becomes its outline, which is noted in `problems`. Raises `DataError` if a file
+    cannot be read, or if the drawing is empty, mostly ink, or a photograph.
+    """
+    image = _upright_rgb(drawing)
+    lines = _lines_on_paper(image)
+    mask = _filled_area(_fit(lines, size), is_light(image))
+    if mask is not None:
+        if problems is not None:
+            problems.append("A filled area was drawn: its outline is used.")
+        return contour(_pad_to_square(mask))
+    sketch = _pad_to_square(_reduce_lines(lines, size))
+    if not _keep_long(sketch, size / 16).any():
+        raise DataError(EMPTY)
+    if (sketch > 0).mean() > MAX_INK:
+        raise DataError("Expected an outline, got a drawing that is mostly ink: draw only the outline of a lesion.")
+    return sketch
+
+
+def read_drawings(files: dict[str, Path], size: int, problems: list[str]) -> dict[str, np.ndarray]:
+    """Sketches `uint8 (size, size)` in {0, 255} of files by id. Files that `parse_drawing` refuses are left out and
+    named in `problems`, as are filled areas."""
+    sketches = {}
+    for image_id, path in files.items():
+        notes = []
+        try:
+            sketches[image_id] = parse_drawing(path, size, notes)
+        except DataError as error:
+            notes.append(str(error))
+        problems += [note if str(path) in note else f"{path}: {note}" for note in notes]
+    return sketches
+
+
+def extract_lines(drawing: np.ndarray, paper: np.ndarray | None = None) -> np.ndarray:
+    """Contrast of a drawing `uint8 (H, W, 3)` to its paper, `uint8 (H, W)`: white lines on black.
+
+    Lines may have any color on light paper, or be light on dark. `paper`: its color `uint8 (H, W, 3)`, by default the
+    median color everywhere.
+    """
+    if paper is None:
+        paper = np.full_like(drawing, np.median(drawing, axis=(0, 1)))
+    return (cv2.subtract(paper, drawing) if is_light(drawing) else cv2.subtract(drawing, paper)).max(axis=2)
+
+
+def is_light(image: np.ndarray) -> bool:
+    """Whether the median tone of `image (H, W, 3) uint8`, which in a drawing is the paper's, is light."""
+    return bool(np.median(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) > 127)
+
+
+def mask_from_sketch(sketch: np.ndarray) -> np.ndarray | None:
+    """The area that the lines of a sketch `uint8 (S, S)` enclose, as a mask `uint8 (S, S)` in {0, 1}; gaps of up to
+    about S / 12 pixels are closed. None if the lines enclose nothing."""
+    gap = max(3, len(sketch) // 12) | 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
+    closed = cv2.morphologyEx(np.pad(sketch, gap), cv2.MORPH_CLOSE, disc)[gap:-gap, gap:-gap]
+    mask = fill(closed > 0)
+    return mask if mask.sum() > 1.5 * (closed > 0).sum() else None
+
+
+def _upright_rgb(drawing: np.ndarray | Image.Image | str | Path) -> np.ndarray:
+    """The drawing as RGB `uint8 (H, W, 3)`, transparency on white, EXIF rotation applied."""
+    if isinstance(drawing, str | Path):
+        return read_image(drawing, upright=True)
+    image = Image.fromarray(drawing) if isinstance(drawing, np.ndarray) else drawing
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _lines_on_paper(image: np.ndarray) -> np.ndarray:
+    """`extract_lines` of `image (H, W, 3)` against paper of one color, or else against unevenly lit paper. Raises
+    `DataError` if there is nothing on the paper, or if it is a photograph, which has tones between paper and ink."""
+    view = _shrink(image, VIEW)
+    lines = extract_lines(view)
+    if _middle_tones(lines, 0.1) < 0.01 and _is_plain(view, 0.05 * lines.max()):
+        return extract_lines(image)
+    paper = _local_paper(view)
+    if _middle_tones(extract_lines(view, paper), 0.15) < 0.005 and _has_one_hue(paper):
+        return extract_lines(image, cv2.resize(paper, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
+    raise DataError("Expected a line drawing or a mask, got a photograph or another image with many shades.")
+
+
+def _middle_tones(lines: np.ndarray, level: float) -> float:
+    """Fraction of the pixels of `lines (H, W)` above `level` times the contrast of the ink that are not at ink or its
+    edges: in drawings at most 0.3 %. Raises `DataError` if there is no ink."""
+    lines = cv2.GaussianBlur(lines.astype(np.float32), (0, 0), 1)
+    contrast = np.quantile(lines, 0.9995)  # not the maximum, which a speck of dust decides
+    if contrast < MIN_CONTRAST:
+        raise DataError(EMPTY)
+    ink = cv2.dilate((lines > 0.35 * contrast).astype(np.uint8), np.ones((7, 7), np.uint8))
+    return float(((lines > level * contrast) & (ink == 0)).mean())
+
+
+def _is_plain(image: np.ndarray, tolerance: float) -> bool:
+    """Whether half of `image (H, W, 3) uint8` differs from its median color by at most `tolerance`, or 2: paper or the
+    ground of a mask does, skin does not."""
+    difference = np.abs(image - np.median(image, axis=(0, 1))).max(axis=2)
+    return bool(np.median(difference) <= max(tolerance, 2))
+
+
+def _local_paper(image: np.ndarray) -> np.ndarray:
+    """Color of the paper around every pixel of a drawing `uint8 (H, W, 3)`: the median over an eighth of the side."""
+    small = _shrink(image, 96)
+    window = max(small.shape) // 8 | 1
+    padded = cv2.copyMakeBorder(small, window, window, window, window, cv2.BORDER_REPLICATE)
+    median = cv2.medianBlur(padded, window)[window:-window, window:-window]
+    return cv2.resize(cv2.GaussianBlur(median, (0, 0), 2), image.shape[1::-1], interpolation=cv2.INTER_LINEAR)
+
+
+def _has_one_hue(paper: np.ndarray) -> bool:
+    """Whether light and shade are all that varies in `paper (H, W, 3)`; skin and lesion differ in hue."""
+    colors = _shrink(paper, 32).reshape(-1, 3).astype(np.float32)
+    hues = colors / np.maximum(colors.sum(axis=1, keepdims=True), 30)
+    return bool(np.quantile(np.abs(hues - np.median(hues, axis=0)).max(axis=1), 0.95) < 0.007)
+
+
+def _filled_area(lines: np.ndarray, light_paper: bool) -> np.ndarray | None:
+    """Mask `uint8 (H, W)` in {0, 1} if the ink of `lines (H, W)` is a filled area, else None.
+
+    Light is lesion, as in published masks, unless it is a background: that covers much of the frame, and more of the
+    frame than of the whole.
+    """
+    ink = lines > lines.max() / 2 + light_paper  # at a tie the lighter tone wins, as where a mask is resized
+    width = 4 * stroke_width(ink.shape) + 1
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (width, width))
+    if cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, disc).sum() <= 0.7 * ink.sum():
+        return None
+    light = ink != light_paper
+    frame, whole = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]]).mean(), light.mean()
+    is_background = frame > max(0.9, whole) or frame > max(0.5, whole + 0.1)
+    return (light != is_background).astype(np.uint8)
+
+
+def _reduce_lines(lines: np.ndarray, size: int) -> np.ndarray:
+    """Lines `uint8 (H, W)` of any contrast, above the noise, as `uint8` in {0, 255} with `size` as the longer side."""
+    reduction = max(lines.shape) // size
+    if reduction > 2:
+        lines = cv2.GaussianBlur(lines, (0, 0), reduction / 12)
+    noise = 0.2 * lines.max()
+    lines = np.uint8(np.clip(lines - noise, 0, None) * (255 / max(lines.max() - noise, 1)))
+    if reduction > 2:  # widened, or fine lines of a large sheet are lost
+        lines = cv2.dilate(lines, np.ones((reduction // 2 + 1,) * 2, np.uint8))
+    return np.where(_fit(lines, size) > INK_THRESHOLD, 255, 0).astype(np.uint8)
+
+
+def _fit(image: np.ndarray, size: int) -> np.ndarray:
+    """`image (H, W)` resized so that its longer side has `size` pixels."""
+    scale = size / max(image.shape)
+    shape = [max(1, round(scale * side)) for side in image.shape[::-1]]
+    return cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale <= 1 else cv2.INTER_CUBIC)
+
+
+def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+    """`image (H, W, 3)` with at most `side` pixels on its longer side."""
+    scale = side / max(image.shape)
+    return image if scale >= 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+
+
+def _pad_to_square(image: np.ndarray) -> np.ndarray:
+    """`image (H, W)` centered in a square `(S, S)` of zeros, S = max(H, W)."""
+    side = max(image.shape)
+    margins = [((side - length) // 2, side - length - (side - length) // 2) for length in image.shape]
+    return np.pad(image, margins)

@@ -22,9 +22,9 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.data.audit import Report, audit, clean
-from helpers.data.files import DataError, atomic_folder, center_crop, image_shape, read_image, read_mask, read_sketch
+from helpers.data.files import DataError, atomic_folder, center_crop, image_shape, read_image, read_mask
 from helpers.data.layouts import ARTIFACTS, DatasetTable
-from helpers.data.sketches import STYLES, sketch
+from helpers.data.sketches import INK_THRESHOLD, STYLES, extract_lines, sketch
 
 BATCH = ("images", "masks", "sketches", "labels", "artifacts")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts_known")
@@ -32,7 +32,6 @@ UNKNOWN = 255  # flag value: neither annotated nor predicted
 SPLITS = ["train", "val", "test"]
 VERSION = 4  # raise it when the same data and config give a different store
 CHUNK = 256  # images in memory while writing
-INK_THRESHOLD = 25  # of 255; downscaling dims thin lines, so 10 % of white still counts as a line
 
 
 @dataclass(frozen=True)
@@ -295,13 +294,8 @@ def load_row(row, config: StoreConfig) -> tuple[np.ndarray, np.ndarray | None, n
 
 
 def load_sketch(path: str | Path, config: StoreConfig) -> np.ndarray:
-    """Read a sketch from a file as `uint8 (S, S)` in {0, 255}."""
-    return resize_sketch(read_sketch(path), config)
-
-
-def resize_sketch(lines: np.ndarray, config: StoreConfig) -> np.ndarray:
-    """Resize white lines on black `uint8 (H, W)` to `(S, S)` in {0, 255}, cropped as the config says."""
-    return np.where(resize(lines, config) > INK_THRESHOLD, 255, 0).astype(np.uint8)
+    """Read the sketch of an image as `uint8 (S, S)` in {0, 255}: cropped as its image is, unlike a user's drawing."""
+    return np.where(resize(extract_lines(read_image(path)), config) > INK_THRESHOLD, 255, 0).astype(np.uint8)
 
 
 def resize(image: np.ndarray, config: StoreConfig) -> np.ndarray:

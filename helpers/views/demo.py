@@ -13,14 +13,13 @@ import numpy as np
 from PIL import Image
 
 from helpers.data.files import DataError
+from helpers.data.sketches import mask_from_sketch, parse_drawing
 from helpers.views import uploads  # before gradio
 from helpers.views.predictor import (
     Analysis,
     Predictor,
     display_name,
     example_sketches,
-    mask_from_sketch,
-    parse_drawing,
     read_drawing,
     read_photo,
 )

@@ -15,9 +15,9 @@ import torch
 from PIL import Image
 
 from helpers.config import Config, display_path
-from helpers.data.files import DataError, center_crop, extract_lines, list_images, read_image, to_rgb
-from helpers.data.sketches import MAX_INK, contour, deform, fill, stroke_width
-from helpers.data.store import INK_THRESHOLD, StoreConfig, resize, resize_sketch
+from helpers.data.files import DataError, center_crop, list_images, read_image
+from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
+from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
@@ -70,70 +70,10 @@ def find_weights(cfg: Config, checkpoints: dict[str, Path | None] | None = None)
     return weights
 
 
-def parse_drawing(drawing: Image.Image, size: int) -> np.ndarray:
-    """A drawing in any colors, or a filled mask, as a sketch `uint8 (size, size)` in {0, 255}.
-
-    Transparent areas count as white; a filled area becomes its outline. Of a drawing that is not square the central
-    square is used, or all of it where lines extend beyond that.
-
-    Raises `DataError` if it is empty, mostly ink, or neither line drawing nor mask.
-    """
-    image = to_rgb(drawing)
-    lines = extract_lines(image)
-    if not (lines > INK_THRESHOLD).any():
-        raise DataError("The drawing is empty: draw the outline of a lesion first.")
-    shades = (lines > 4) & (lines < 0.5 * lines.max())  # neither background nor ink: frequent in photos only
-    if shades.mean() > 0.08:
-        raise DataError("Expected a line drawing or a mask, got an image with many shades: analyze photos in the "
-                        "Analyze tab.")  # fmt: skip
-    config = StoreConfig(size)
-    if (lines > INK_THRESHOLD).sum() > (center_crop(lines) > INK_THRESHOLD).sum():
-        lines, image = pad_to_square(lines), pad_to_square(image)
-    ink = resize(lines, config) > 127
-    kernel_size = 4 * stroke_width(ink.shape) + 1
-    filled = cv2.morphologyEx(ink.astype(np.uint8), cv2.MORPH_OPEN, np.ones((kernel_size, kernel_size), np.uint8))
-    if filled.sum() > 0.8 * ink.sum() > 0:
-        return contour(mask_polarity(resize(image, config).mean(axis=2) > 127))
-    reduction = min(lines.shape) // size
-    if reduction > 2:  # widen the lines, or fine ones of a large drawing are lost
-        lines = cv2.dilate(lines, np.ones((reduction // 2 + 1, reduction // 2 + 1), np.uint8))
-    sketch = resize_sketch(lines, config)
-    if (sketch > 0).mean() > MAX_INK:
-        raise DataError("Expected an outline, got a drawing that is mostly ink: draw only the outline of a lesion.")
-    return sketch
-
-
-def pad_to_square(image: np.ndarray) -> np.ndarray:
-    """An image `(H, W[, C])` centered in a square `(S, S[, C])`, S = max(H, W), filled with the color of its corner."""
-    height, width = image.shape[:2]
-    side = max(height, width)
-    top, left = (side - height) // 2, (side - width) // 2
-    square = np.broadcast_to(image[:1, :1], (side, side, *image.shape[2:])).copy()
-    square[top : top + height, left : left + width] = image
-    return square
-
-
-def mask_polarity(light: np.ndarray) -> np.ndarray:
-    """Decide whether a mask is white on black or black on white: `bool (S, S)`, true where it is light, -> `uint8
-    (S, S)`, 1 on the lesion. Light is lesion, unless over 90 % of the frame is light, which then is background."""
-    frame = np.concatenate([light[0], light[-1], light[:, 0], light[:, -1]])
-    return (light != (frame.mean() > 0.9)).astype(np.uint8)
-
-
-def mask_from_sketch(sketch: np.ndarray) -> np.ndarray | None:
-    """The area that the lines of a sketch `uint8 (S, S)` enclose, as a mask `uint8 (S, S)` in {0, 1}; gaps of up to
-    about S / 12 pixels are closed. None if the lines enclose nothing."""
-    gap = max(3, len(sketch) // 12) | 1
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (gap, gap))
-    closed = cv2.morphologyEx(np.pad(sketch, gap), cv2.MORPH_CLOSE, disc)[gap:-gap, gap:-gap]
-    mask = fill(closed > 0)
-    return mask if mask.sum() > 1.5 * (closed > 0).sum() else None
-
-
 def read_drawing(path: str | Path, size: int) -> np.ndarray:
     """Read a drawing or mask from a file as a sketch `uint8 (size, size)` in {0, 255}. Raises `DataError` if the file
     is not a readable image (`check_image_header`) or not a drawing (`parse_drawing`)."""
-    return parse_drawing(Image.fromarray(read_upload(path)), size)
+    return parse_drawing(read_upload(path, upright=True), size)
 
 
 def check_image_header(file: str | Path | bytes, name: str) -> None:
