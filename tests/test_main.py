@@ -253,7 +253,7 @@ def test_train_cgan_options_are_recorded_in_the_checkpoint(phantoms, tmp_path, s
 
 def test_train_cgan_evaluate_every_needs_enough_val_images(phantoms, tmp_path, smoke, capsys, monkeypatch):
     extractor = FeatureExtractor("mean-pool", MeanPoolExtractor())
-    monkeypatch.setattr("helpers.metrics.extractors.load_extractor", lambda name: extractor)
+    monkeypatch.setattr("helpers.shell.training.load_extractor", lambda name: extractor)
     command = train_args("cgan", phantoms, tmp_path, "--base-channels", "8", "--evaluate-every", "100")
     fails(capsys, command, r"needs at least 100 val images with sketch and label, got \d+")
 
@@ -310,18 +310,22 @@ def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, 
         ("--steps", ["0", "-3"], "steps must be at least 1"),
         ("--batch-size", ["0", "-3"], "batch_size must be at least 1"),
         ("--save-every", ["0", "-3"], "save_every must be at least 1"),
-        ("--evaluate-every", ["0", "-3"], "evaluate_every must be at least 1"),
         ("--base-channels", ["0", "-3"], "base_channels must be at least 1"),
         ("--noise-channels", ["-1"], "noise_channels must be at least 0"),
         ("--code-channels", ["-1"], "code_channels must be at least 0"),
         ("--minutes", ["0", "-3", "inf", "nan"], "minutes must be a finite number above 0"),
-        ("--size", ["many", "1.5"], "Error parsing --size"),
         ("--size", ["96"], "size must be one of 64, 128, 256, got 96"),
     ],
 )
 def test_train_refuses_numbers_out_of_range(smoke, capsys, option, values, expected):
     for value in values:
-        refuses(capsys, ["train", "cgan", option, value], expected)
+        fails(capsys, ["train", "cgan", option, value], expected)
+
+
+def test_train_refuses_options_that_do_not_parse_or_fit_together(smoke, capsys):
+    refuses(capsys, ["train", "cgan", "--size", "many"], "Error parsing --size")
+    refuses(capsys, ["train", "cgan", "--evaluate-every", "0"], "evaluate_every must be at least 1, got 0")
+    refuses(capsys, ["train", "cgan", "--init-from", "a.pt", "--grow", "b.pt"], "exclude each other")
 
 
 def test_export_writes_weights_that_load_and_says_what_is_missing(trained, tmp_path, smoke, capsys):
@@ -433,7 +437,7 @@ def image_sets(phantom_store, tmp_path_factory) -> Path:
 
 
 def quality_args(image_sets: Path, *more: str, synthetic: str = "synthetic") -> list[str]:
-    command = ["evaluate", "folders", "--features", str(image_sets / "classifier" / "checkpoint.pt")]
+    command = ["evaluate", "folders", "--extractor", str(image_sets / "classifier" / "checkpoint.pt")]
     return [*command, "--real", str(image_sets / "real"), "--synthetic", str(image_sets / synthetic), *more]
 
 
@@ -460,7 +464,7 @@ def test_quality_with_unusable_folders_or_features_fails(image_sets, tmp_path, m
     cv2.imwrite(str(image_sets / "single" / "a.png"), np.zeros((64, 64, 3), np.uint8))
     fails(capsys, quality_args(image_sets, synthetic="single"), "at least 10 images, got 1")
     real = ["evaluate", "folders", "--real", image_sets / "real", "--synthetic", image_sets / "real"]
-    fails(capsys, [*real, "--features", "resnet19"], "resnet19")
+    fails(capsys, [*real, "--extractor", "resnet19"], "resnet19")
 
     def not_available(name: str):
         raise DataError(f"no {name}")
