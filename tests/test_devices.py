@@ -18,7 +18,7 @@ TORCHRUN = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "
 @pytest.fixture(autouse=True)
 def one_thread_float32(monkeypatch):
     """Compute as the started processes do: other threads add in another order, bf16 is too coarse to compare."""
-    monkeypatch.setattr("helpers.models.trainer.precision", lambda: "no")
+    monkeypatch.setattr("helpers.models.trainer.precision", lambda *_: "no")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)
