@@ -12,7 +12,7 @@ from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import StoreConfig, prepare
 from helpers.experiments.evaluation import mean_row, to_table
-from helpers.metrics.segmentation import score_images
+from helpers.metrics.segmentation_scores import score_images
 from helpers.metrics.stats import paired_difference
 from helpers.models.segmenter import load_segmenter
 
