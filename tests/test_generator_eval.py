@@ -24,7 +24,7 @@ def few_latents(monkeypatch):
 class CopyingGenerator(nn.Module):
     """Returns the stored image whose sketch it gets, or the image `shift` positions further in `rows`."""
 
-    z_dim, size, num_artifacts = 1, 64, 0
+    z_dim, size, num_artifacts, takes_sketch = 1, 64, 0, True
 
     def __init__(self, store, rows, shift: int = 0):
         super().__init__()
