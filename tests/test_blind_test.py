@@ -5,24 +5,23 @@ import cv2
 import numpy as np
 import pytest
 
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.experiments import blind_test as module
 from helpers.experiments.blind_test import write_blind_test
 
 
 @pytest.fixture
-def cfg(phantoms, phantom_store, tmp_path, monkeypatch) -> SimpleNamespace:
+def cfg(phantoms, phantom_store, tmp_path, monkeypatch) -> Config:
     """Config of the small sample; "generated" images are black."""
 
     def generate(batch, seed):
         return np.zeros_like(batch["images"])
 
-    config = SimpleNamespace(size=64, classes=tuple(phantom_store.classes))
+    config = SimpleNamespace(size=64, style="contour", classes=tuple(phantom_store.classes))
     monkeypatch.setattr(module, "load_generator", lambda checkpoint: (generate, config))
-    sample = {"images": 120, "size": 64}
-    return SimpleNamespace(
-        dataset="phantoms", data_root=phantoms, stores=tmp_path / "stores", seed=0, workers=1, sample=sample
-    )
+    folders = {name: tmp_path / name for name in ("outputs", "stores", "released", "features")}
+    return Config("smoke", "phantoms", phantoms, workers=1, **folders)
 
 
 def test_write_blind_test_key_names_the_generated_half(cfg, tmp_path, monkeypatch):

@@ -36,15 +36,11 @@ def rare_classes(store: Store) -> list[str]:
     return rare or [store.classes[int(np.where(counts > 0, counts, counts.max()).argmin())]]
 
 
-def rare_labels(store: Store) -> list[int]:
-    """Labels of `rare_classes`."""
-    return [store.classes.index(name) for name in rare_classes(store)]
-
-
 def check_rare_masks(store: Store) -> None:
     """Raise `DataError` if no image of a rare class has mask and sketch."""
-    if not np.isin(store.labels[store.rows(needs=MASKED)], rare_labels(store)).any():
-        names = " ".join(rare_classes(store))
+    rare = rare_classes(store)
+    if not len(store.rows(needs=MASKED, classes=rare)):
+        names = " ".join(rare)
         raise DataError(f"{store.name} needs masks of its rare classes ({names}) to generate or blend them, got none")
 
 
@@ -153,7 +149,7 @@ def synthetic_source(
     """Images of the rare classes by "DCGAN", "CGAN" (trained in `folder`) or "blended", from the rows `train` only."""
     masked, count = np.intersect1d(train, store.rows(needs=MASKED)), experiment.num_synthetic
     rows, checkpoint = train if method == "DCGAN" else masked, folder / method / "checkpoint.pt"
-    rare_rows = rows[np.isin(store.labels[rows], rare_labels(store))]
+    rare_rows = np.intersect1d(rows, store.rows(classes=rare_classes(store)))
     if method == "DCGAN":
         train_gan(store, experiment.dcgan, folder / method, experiment.dcgan_train, train)
         return dcgan_images(checkpoint, store, rare_rows, count, seed)
