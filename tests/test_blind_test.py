@@ -1,12 +1,11 @@
 import json
-from dataclasses import replace
 from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
-from helpers.config import Config, get_config
+from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.experiments import blind_test as module
 from helpers.experiments.blind_test import write_blind_test
@@ -19,10 +18,10 @@ def cfg(phantoms, phantom_store, tmp_path, monkeypatch) -> Config:
     def generate(batch, seed):
         return np.zeros_like(batch["images"])
 
-    config = SimpleNamespace(size=64, classes=tuple(phantom_store.classes))
+    config = SimpleNamespace(size=64, style="contour", classes=tuple(phantom_store.classes))
     monkeypatch.setattr(module, "load_generator", lambda checkpoint: (generate, config))
-    monkeypatch.setenv("LESION_PROFILE", "smoke")
-    return replace(get_config("phantoms", phantoms), stores=tmp_path / "stores")
+    folders = {name: tmp_path / name for name in ("outputs", "stores", "released", "features")}
+    return Config("smoke", "phantoms", phantoms, workers=1, **folders)
 
 
 def test_write_blind_test_key_names_the_generated_half(cfg, tmp_path, monkeypatch):

@@ -7,14 +7,20 @@ import pytest
 import torch
 from factories import MeanPoolExtractor, isic2016
 
-from helpers.config import Config, get_config
+from helpers.config import ROOT, Config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.experiments import evaluate_generator as generator_module
-from helpers.experiments.evaluate_artifacts import ArtifactEvaluation, evaluate_artifacts
-from helpers.experiments.evaluate_classifier import ClassifierEvaluation, evaluate_classifier
 from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator, sample_rows
-from helpers.experiments.evaluate_segmenter import MEASURES, SegmenterEvaluation, evaluate_segmenter
+from helpers.experiments.evaluate_networks import (
+    MEASURES,
+    ArtifactEvaluation,
+    ClassifierEvaluation,
+    SegmenterEvaluation,
+    evaluate_artifacts,
+    evaluate_classifier,
+    evaluate_segmenter,
+)
 from helpers.experiments.evaluation import format_table, load_generator, mean_row, to_table
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.prediction_tables import predict_table, score_table
@@ -30,7 +36,7 @@ def cfg(phantoms, tmp_path_factory) -> Config:
     """As from `get_config`, with the small sample."""
     root = tmp_path_factory.mktemp("evaluation")
     folders = {name: root / name for name in ("stores", "features", "outputs")}
-    return replace(get_config("phantoms", phantoms), profile="smoke", **folders)
+    return Config("smoke", "phantoms", phantoms, released=ROOT / "data" / "released", workers=1, **folders)
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,13 @@ def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, out
     assert not {"label_accuracy", "sketch_dice", "artifact_rate"} & set(table["measure"])
     assert {"no Dice of the sketches: there is no checkpoint of `train segmenter`",
             "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
+
+
+def test_evaluate_generator_of_a_dcgan_has_no_measure_of_sketches(cfg, phantom_store, extractor, tmp_path):
+    config = dcgan_config(64, classes=tuple(phantom_store.classes), base_channels=8)
+    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))
+    table = evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation(), replace(cfg, outputs=tmp_path))
+    assert {"kid", "structure", "copies"} < set(table["measure"]) and "sketch_dice" not in set(table["measure"])
 
 
 def test_sketch_dices_without_masks_says_so(outputs, phantom_store, monkeypatch):

@@ -6,6 +6,7 @@ import pytest
 
 from helpers.config import PROFILES
 from helpers.data.store import Store
+from helpers.experiments.runner import fit_configs
 from helpers.presets import PRESETS
 
 
@@ -33,11 +34,11 @@ def test_presets_are_frozen_dataclasses_without_classes():
     "name", ["segmentation", "real_vs_synthetic", "balancing", "ablation", "small_data", "segmentation_notebook"]
 )
 def test_smoke_experiments_fit_the_sample_and_get_its_classes(name, phantom_store: Store):
-    experiment = PRESETS["smoke"][name].fit(phantom_store)
+    experiment = fit_configs(PRESETS["smoke"][name], phantom_store)
     config = experiment.cgan if name == "balancing" else experiment.generator
     assert config.classes == tuple(phantom_store.classes)
 
 
 def test_experiments_refuse_a_store_of_another_size(phantom_store: Store):
     with pytest.raises(ValueError, match="128"):
-        PRESETS["full"]["ablation"].fit(phantom_store)
+        fit_configs(PRESETS["full"]["ablation"], phantom_store)

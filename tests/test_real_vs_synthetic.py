@@ -5,6 +5,7 @@ import pytest
 
 from helpers.data.files import DataError
 from helpers.experiments import real_vs_synthetic as module
+from helpers.experiments import synthetic as sources_module
 from helpers.experiments.real_vs_synthetic import RealVsSyntheticExperiment, real_vs_synthetic_experiment
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.metrics.prediction_tables import balanced_accuracy, probabilities, recalls_by_arm
@@ -54,8 +55,8 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
             with pytest.raises(StopIteration):
                 arm(0.5, 1, tmp_path / name)
 
-    train_gan = module.train_gan
-    monkeypatch.setattr(module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
+    train_gan = sources_module.train_gan
+    monkeypatch.setattr(sources_module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
     monkeypatch.setattr(module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
@@ -67,7 +68,7 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
         augmented = (
             experiment.classifier
             if name in with_augmentation
-            else replace(experiment.classifier, **module.NO_AUGMENTATION)
+            else replace(experiment.classifier, **sources_module.NO_AUGMENTATION)
         )
         assert config == replace(augmented, balance="loss" if name == "class-weighted" else "sampling")
         assert set(ids) == set(ids_of(phantom_store.table.iloc[rows]))

@@ -9,10 +9,11 @@ from factories import isic2016
 from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.experiments import segmentation as module
+from helpers.experiments import synthetic
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.experiments.segmentation import SegmentationExperiment, segmentation_experiment
-from helpers.metrics import segmentation as metrics
-from helpers.metrics.segmentation import score_images
+from helpers.metrics import segmentation_scores as metrics
+from helpers.metrics.segmentation_scores import score_images
 from helpers.models.gan import GANConfig
 from helpers.models.segmenter import Segmenter, SegmenterConfig
 from helpers.models.trainer import TrainConfig
@@ -106,8 +107,8 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
             with pytest.raises(StopIteration):
                 arm(0.5, 1, tmp_path / name)
 
-    train_gan = module.train_gan
-    monkeypatch.setattr(module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
+    train_gan = synthetic.train_gan
+    monkeypatch.setattr(synthetic, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
     monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
     monkeypatch.setattr(module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
@@ -119,7 +120,7 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
     for name, (sources, config, train_config) in trained_with.items():
         assert train_config == replace(experiment.train, seed=1)
         assert (
-            replace(config, **{k: getattr(experiment.segmenter, k) for k in module.NO_AUGMENTATION})
+            replace(config, **{k: getattr(experiment.segmenter, k) for k in synthetic.NO_AUGMENTATION})
             == experiment.segmenter
         )
         assert len(sources) == ("real" in name) + ("synthetic" in name)

@@ -4,18 +4,26 @@ Both experiments train one generator per run, each on equally many images. The i
 of the val split are compared with the real ones by a feature extractor that was not used in training.
 """
 
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
 from helpers.data.batches import SketchSampling, balanced_batches
-from helpers.data.store import Store, fit_config
-from helpers.experiments.runner import Arm, check_fractions, fingerprint_of, fraction_of_rows, run_grid
+from helpers.data.store import Store
+from helpers.experiments.runner import (
+    check_fractions,
+    fingerprint_of,
+    fit_configs,
+    fraction_of_rows,
+    run_grid,
+    seconds_of,
+)
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.generator_eval import GeneratorEval
 from helpers.metrics.memorization import memorization, thumbnails
@@ -26,7 +34,7 @@ from helpers.models.sampling import sample_batch
 from helpers.models.trainer import Batch, TrainConfig, train
 
 FULL_RECIPE, FLOOR = "full recipe", "real images"
-# Config fields that an arm changes in the full recipe; `ablation_experiment` adds arms that need other code.
+# Arguments of `Runs.cgan`: what an arm changes in the full recipe.
 ABLATIONS = {
     "no augmentation": {"color_jitter": 0.0, "translate": 0.0},
     "no hand-drawn lines": {"hand_drawn_prob": 0.0},
@@ -44,6 +52,10 @@ ABLATIONS = {
     "no random maps": {"code_channels": 0, "noise_channels": 0},
     "lines at fine scales": {"fine_lines": True},
     "constant L1 weight": {"l1_floor": 1.0},
+    "no EMA": {"ema": False},
+    "no label in G": {"use_label": False},
+    "no z": {"use_z": False},
+    "no class balancing": {"balanced": False},
 }
 
 
@@ -55,10 +67,6 @@ class AblationExperiment:
     train: TrainConfig
     num_eval: int = 1_000  # val sketches to generate from
     seeds: tuple[int, ...] = (0, 1)  # of the trainings
-
-    def fit(self, store: Store) -> "AblationExperiment":
-        """With the classes of the store. Raises `ValueError` if a config does not fit the store."""
-        return replace(self, generator=fit_config(self.generator, store))
 
 
 @dataclass(frozen=True)
@@ -82,6 +90,62 @@ class AblatedCGAN(GAN):
         return super().generate(batch | {"labels": labels}, latents * kept)
 
 
+class Runs:
+    """The runs of both experiments: each trains a generator and scores it on the val sketches."""
+
+    def __init__(self, store: Store, experiment: AblationExperiment, extractor: FeatureExtractor, out: str | Path):
+        self.store, self.experiment = store, fit_configs(experiment, store)
+        self.evaluation = GeneratorEval(store, extractor, experiment.num_eval, Path(out) / "features")
+
+    def fingerprint(self, question: str) -> dict:
+        data, extractor = self.store.folder.name, self.evaluation.extractor.name
+        return fingerprint_of(self.experiment, question=question, data=data, extractor=extractor)
+
+    def floor(self, _: float, seed: int, work: Path) -> pd.DataFrame:
+        return self.evaluation.floor(seed).assign(seconds=0, updates=0)
+
+    def cgan(
+        self, _: float, seed: int, work: Path, use_label=True, use_z=True, balanced=True, ema=True, **changes: Any
+    ) -> pd.DataFrame:
+        """The full recipe with `changes` of the config; see `AblatedCGAN`, `balanced_batches`, `TrainConfig`."""
+        config, train_config = replace(self.experiment.generator, **changes), replace(self.experiment.train, seed=seed)
+        train_config = train_config if ema else replace(train_config, ema_nimg=0)
+        if use_label and use_z and balanced:
+            seconds = seconds_of(train_gan, self.store, config, work, train_config)
+        else:
+            torch.manual_seed(seed)
+            sampling = SketchSampling(config.hand_drawn_prob)
+            get_batch = balanced_batches(self.store, train_config.batch_size, seed, None, sampling, balanced)
+            seconds = seconds_of(train, AblatedCGAN(config, use_label, use_z), get_batch, work, train_config)
+        scores = self.evaluation.evaluate(load_ablated_generator(work / "checkpoint.pt", use_label, use_z))
+        return scores.assign(seconds=round(seconds), updates=train_config.steps)
+
+    def pix2pix(self, _: float, seed: int, work: Path) -> pd.DataFrame:
+        """Batches of one image, and as many images as the other arms."""
+        config, nimg = self.experiment.train, self.experiment.train.batch_size
+        steps, save_every = config.steps * nimg, config.checkpoint_interval * nimg
+        config = replace(config, steps=steps, batch_size=1, seed=seed, ema_nimg=0, save_every=save_every)
+        generator = self.experiment.generator
+        seconds = seconds_of(train_pix2pix, self.store, Pix2PixConfig(generator.size, generator.classes), work, config)
+        scores = self.evaluation.evaluate(load_pix2pix(work / "checkpoint.pt"), batch_size=1)
+        return scores.assign(seconds=round(seconds), updates=steps)
+
+    def small_data(self, fraction: float, seed: int, work: Path) -> pd.DataFrame:
+        """The full recipe on a fraction of the training images, and how many generated images copy one of them."""
+        rows, train_config = fraction_of_rows(self.store, fraction, seed), replace(self.experiment.train, seed=seed)
+        seconds = seconds_of(train_gan, self.store, self.experiment.generator, work, train_config, rows)
+        generator, _ = load_gan(work / "checkpoint.pt")
+        images = sample_batch(generator, self.evaluation.batch)
+        sets = [images, np.array(self.store.images[rows]), self.evaluation.images]  # synthetic, training, held out
+        return self.evaluation.evaluate(generator).assign(
+            seconds=round(seconds),
+            updates=train_config.steps,
+            num_images=len(rows),
+            copies=memorization(*(self.evaluation.features(images).values for images in sets)).copies,
+            pixel_copies=memorization(*map(thumbnails, sets)).copies,
+        )
+
+
 def ablation_experiment(
     store: Store,
     experiment: AblationExperiment,
@@ -95,55 +159,10 @@ def ablation_experiment(
     Returns a row per arm and seed with the columns of `GeneratorEval.evaluate`, `seconds` and `updates` (training
     steps). Raises `ValueError` for an unknown arm, `DataError` if the val split has too few sketches.
     """
-    experiment = experiment.fit(store)
-    evaluation = GeneratorEval(store, extractor, experiment.num_eval, Path(out) / "features")
-
-    def arm(use_label: bool = True, use_z: bool = True, balanced: bool = True, ema: bool = True, **changes) -> Arm:
-        config = replace(experiment.generator, **changes)
-
-        def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-            start, train_config = time.perf_counter(), replace(experiment.train, seed=seed)
-            train_config = train_config if ema else replace(train_config, ema_nimg=0)
-            torch.manual_seed(seed)
-            if use_label and use_z and balanced:
-                train_gan(store, config, work, train_config)
-            else:
-                sketch_sampling = SketchSampling(config.hand_drawn_prob)
-                get_batch = balanced_batches(store, train_config.batch_size, seed, None, sketch_sampling, balanced)
-                train(AblatedCGAN(config, use_label, use_z), get_batch, work, train_config)
-            seconds = time.perf_counter() - start
-            generator = load_ablated_generator(work / "checkpoint.pt", use_label, use_z)
-            return evaluation.evaluate(generator).assign(seconds=round(seconds), updates=train_config.steps)
-
-        return run_one
-
-    def pix2pix(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        start, images_per_step = time.perf_counter(), experiment.train.batch_size
-        train_config = replace(
-            experiment.train,
-            steps=experiment.train.steps * images_per_step,
-            batch_size=1,
-            seed=seed,
-            ema_nimg=0,
-            save_every=experiment.train.checkpoint_interval * images_per_step,
-        )
-        train_pix2pix(store, Pix2PixConfig(experiment.generator.size, experiment.generator.classes), work, train_config)
-        seconds = time.perf_counter() - start
-        scores = evaluation.evaluate(load_pix2pix(work / "checkpoint.pt"), batch_size=1)
-        return scores.assign(seconds=round(seconds), updates=train_config.steps)
-
-    def floor(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        return evaluation.floor(seed).assign(seconds=0, updates=0)
-
-    arms = {FLOOR: floor, FULL_RECIPE: arm()} | {name: arm(**changes) for name, changes in ABLATIONS.items()}
-    arms |= {
-        "no EMA": arm(ema=False),
-        "no label in G": arm(use_label=False),
-        "no z": arm(use_z=False),
-        "no class balancing": arm(balanced=False),
-        "pix2pix": pix2pix,
-    }
-    return run_grid(arms, [1.0], experiment.seeds, out, _fingerprint("ablation", experiment, evaluation), only)
+    runs = Runs(store, experiment, extractor, out)
+    ablations = {name: partial(runs.cgan, **changes) for name, changes in ABLATIONS.items()}
+    arms = {FLOOR: runs.floor, FULL_RECIPE: runs.cgan, **ablations, "pix2pix": runs.pix2pix}
+    return run_grid(arms, [1.0], experiment.seeds, out, runs.fingerprint("ablation"), only)
 
 
 def small_data_experiment(
@@ -158,37 +177,13 @@ def small_data_experiment(
 
     Raises `ValueError` for fractions outside (0, 1], `DataError` if masks or labels are missing.
     """
-    experiment = experiment.fit(store)
     check_fractions(experiment.fractions)
-    evaluation = GeneratorEval(store, extractor, experiment.num_eval, Path(out) / "features")
-
-    def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        start, train_rows = time.perf_counter(), fraction_of_rows(store, fraction, seed)
-        train_gan(store, experiment.generator, work, replace(experiment.train, seed=seed), train_rows)
-        seconds = time.perf_counter() - start
-        generator, _ = load_gan(work / "checkpoint.pt")
-        images = sample_batch(generator, evaluation.batch)
-        sets = [images, np.array(store.images[train_rows]), evaluation.images]
-        by_features = memorization(*(evaluation.features(images).values for images in sets))
-        by_pixels = memorization(*(thumbnails(images) for images in sets))
-        return evaluation.evaluate(generator).assign(
-            seconds=round(seconds),
-            updates=experiment.train.steps,
-            num_images=len(train_rows),
-            copies=by_features.copies,
-            pixel_copies=by_pixels.copies,
-        )
-
-    fingerprint = _fingerprint("small data", experiment, evaluation)
-    return run_grid({FULL_RECIPE: run_one}, experiment.fractions, experiment.seeds, out, fingerprint)
+    runs = Runs(store, experiment, extractor, out)
+    arms, fingerprint = {FULL_RECIPE: runs.small_data}, runs.fingerprint("small data")
+    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint)
 
 
-def _fingerprint(question: str, experiment: AblationExperiment, evaluation: GeneratorEval) -> dict:
-    data, extractor = evaluation.store.folder.name, evaluation.extractor.name
-    return fingerprint_of(experiment, question=question, data=data, extractor=extractor)
-
-
-def load_ablated_generator(checkpoint: Path, use_label: bool = True, use_z: bool = True) -> Generator:
+def load_ablated_generator(checkpoint: Path, use_label: bool, use_z: bool) -> Generator:
     """The EMA generator of a checkpoint of `AblatedCGAN`, which ignores labels or z as in training: every label gets
     the embedding of label 0, and the latent statistics map every z to 0."""
     generator, _ = load_gan(checkpoint)

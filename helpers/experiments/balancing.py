@@ -4,9 +4,9 @@ Rare classes have so few lesions that a test split of 10 % says nothing about th
 lesion: every lesion is tested once, by a classifier (and generators) that was not trained on it.
 """
 
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +15,8 @@ from sklearn.model_selection import StratifiedGroupKFold
 
 from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
-from helpers.data.store import Store, fit_config
-from helpers.experiments.runner import Arm, fingerprint_of, run_grid
+from helpers.data.store import Store
+from helpers.experiments.runner import fingerprint_of, fit_configs, run_grid, seconds_of
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.metrics.prediction_tables import predict_table, probabilities
@@ -25,6 +25,7 @@ from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
 RARE_FRACTION = 0.05  # of the labeled images, at most
+MASKED = ("mask", "label", "sketch")  # what images need to be blended, or to train the CGAN
 
 
 def rare_classes(store: Store) -> list[str]:
@@ -33,6 +34,14 @@ def rare_classes(store: Store) -> list[str]:
     limit = RARE_FRACTION * counts.sum()
     rare = [name for name, count in zip(store.classes, counts, strict=True) if 0 < count <= limit]
     return rare or [store.classes[int(np.where(counts > 0, counts, counts.max()).argmin())]]
+
+
+def check_rare_masks(store: Store) -> None:
+    """Raise `DataError` if no image of a rare class has mask and sketch."""
+    rare = rare_classes(store)
+    if not len(store.rows(needs=MASKED, classes=rare)):
+        names = " ".join(rare)
+        raise DataError(f"{store.name} needs masks of its rare classes ({names}) to generate or blend them, got none")
 
 
 def lesion_folds(store: Store, num_folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -62,11 +71,6 @@ class BalancingExperiment:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
     real_per_synthetic: tuple[int, ...] = (1,)  # real images of a rare class per synthetic one; one arm per value
 
-    def fit(self, store: Store) -> "BalancingExperiment":
-        """With the classes of the store. Raises `ValueError` if a config does not fit the store."""
-        configs = {name: fit_config(getattr(self, name), store) for name in ("classifier", "cgan", "dcgan")}
-        return replace(self, **configs)
-
 
 def synthetic_arms(real_per_synthetic: tuple[int, ...]) -> dict[str, tuple[str, int]]:
     """Arms with synthetic images: name -> (method, real images of a rare class per synthetic one)."""
@@ -95,67 +99,71 @@ def balancing_experiment(
 ) -> pd.DataFrame:
     """Train a classifier per arm, seed and fold, and test it on the fold's test rows. All arms use augmentation.
 
-    Arms: "unbalanced"; "class-weighted" (loss); "oversampled" (classes sampled equally); and oversampled with synthetic
-    images of the rare classes, from a DCGAN, a CGAN or blending, see `synthetic_arms`. `only`: names of the arms to
-    run. Every fold trains its generators on its own training rows; seeds share folds and generators.
+    Arms (or those named in `only`): "unbalanced"; "class-weighted" (loss); "oversampled" (classes sampled equally); and
+    oversampled with synthetic images of the rare classes, from a DCGAN, a CGAN or blending, see `synthetic_arms`. Every
+    fold trains its generators on its own training rows; seeds share folds and generators.
 
     Returns the columns `arm fraction seed`, those of `predict_table`, `fold init seconds`. Raises `DataError` if masks
     or labels are missing, `ValueError` for an unknown arm.
     """
-    experiment = experiment.fit(store)
-    out, folds = Path(out), lesion_folds(store, experiment.folds)
-    rare = [store.classes.index(name) for name in rare_classes(store)]
-    with_mask = store.rows(needs=["mask", "label", "sketch"])
-    if not np.isin(store.labels[with_mask], rare).any():
-        names = " ".join(store.classes[k] for k in rare)
-        raise DataError(f"{store.name} needs masks of its rare classes ({names}) to generate or blend them, got none")
+    experiment, folds = fit_configs(experiment, store), lesion_folds(store, experiment.folds)
+    check_rare_masks(store)
 
-    def synthetic_source(method: str, fold: int, seed: int) -> ImageSource:
-        train, folder = folds[fold][0], out / f"fold-{fold}" / method
-        masked = np.intersect1d(train, with_mask)
-        rare_rows = train if method == "DCGAN" else masked
-        rare_rows = rare_rows[np.isin(store.labels[rare_rows], rare)]
-        if method == "DCGAN":
-            train_gan(store, experiment.dcgan, folder, experiment.dcgan_train, train)
-            return dcgan_images(folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed)
-        if method == "CGAN":
-            train_gan(store, experiment.cgan, folder, experiment.gan_train, masked)
-            return cgan_images(
-                folder / "checkpoint.pt", store, rare_rows, experiment.num_synthetic, seed, balanced=True
-            )
-        return blended_images(store, rare_rows, experiment.num_synthetic, small_lesions(store, masked), seed)
+    def run_one(balance: str, method: str | None, ratio: int, _: float, seed: int, work: Path) -> pd.DataFrame:
+        def sources_of(fold: int) -> list[ImageSource]:
+            train, folder = folds[fold][0], Path(out) / f"fold-{fold}"
+            # Every source that has a class is equally likely, so repeating the real one sets the ratio.
+            sources = ratio * [ImageSource(store.images, train, labels=store.labels)]
+            return sources + ([synthetic_source(method, store, experiment, train, folder, seed)] if method else [])
 
-    def arm(balance: str, method: str | None = None, real_per_synthetic: int = 1) -> Arm:
-        config = replace(experiment.classifier, balance=balance)
+        config, train_config = replace(experiment.classifier, balance=balance), replace(experiment.train, seed=seed)
+        return cross_validate(store, folds, sources_of, config, train_config, work)
 
-        def run_one(fraction: float, seed: int, work: Path) -> pd.DataFrame:
-            tables, seconds = [], 0.0
-            for fold, (train, test) in enumerate(folds):
-                # Every source that has a class is equally likely, so repeating the real one sets the ratio.
-                sources = real_per_synthetic * [ImageSource(store.images, train, labels=store.labels)]
-                sources += [synthetic_source(method, fold, seed)] if method else []
-                start, folder = time.perf_counter(), work / f"{fold}"
-                ids = ids_of(store.table.iloc[train])
-                fit_classifier(sources, config, folder, replace(experiment.train, seed=seed), ids)
-                seconds += time.perf_counter() - start
-                classifier, _ = load_classifier(folder / "checkpoint.pt")
-                tables.append(predict_table(classifier, store, test).assign(fold=fold, init=classifier.backbone.init))
-            return pd.concat(tables).assign(seconds=round(seconds, 1))
-
-        return run_one
-
-    arms = {"unbalanced": arm("none"), "class-weighted": arm("loss"), "oversampled": arm("sampling")}
-    arms |= {
-        name: arm("sampling", method, n) for name, (method, n) in synthetic_arms(experiment.real_per_synthetic).items()
-    }
+    arms = {"unbalanced": ("none", None, 1), "class-weighted": ("loss", None, 1), "oversampled": ("sampling", None, 1)}
+    arms |= {name: ("sampling", *arm) for name, arm in synthetic_arms(experiment.real_per_synthetic).items()}
+    arms = {name: partial(run_one, *arm) for name, arm in arms.items()}
     return run_grid(arms, [1.0], experiment.seeds, out, fingerprint_of(experiment, data=store.folder.name), only)
+
+
+def cross_validate(
+    store: Store,
+    folds: list[tuple[np.ndarray, np.ndarray]],
+    sources_of: Callable[[int], list[ImageSource]],
+    config: ClassifierConfig,
+    train_config: TrainConfig,
+    work: Path,
+) -> pd.DataFrame:
+    """Train a classifier on the sources of every fold: predictions of all test rows, with `fold init seconds`."""
+    tables, seconds = [], 0.0
+    for fold, (train, test) in enumerate(folds):
+        ids, folder = ids_of(store.table.iloc[train]), work / f"{fold}"
+        seconds += seconds_of(fit_classifier, sources_of(fold), config, folder, train_config, ids)
+        classifier, _ = load_classifier(folder / "checkpoint.pt")
+        tables.append(predict_table(classifier, store, test).assign(fold=fold, init=classifier.backbone.init))
+    return pd.concat(tables).assign(seconds=round(seconds, 1))
+
+
+def synthetic_source(
+    method: str, store: Store, experiment: BalancingExperiment, train: np.ndarray, folder: Path, seed: int
+) -> ImageSource:
+    """Images of the rare classes by "DCGAN", "CGAN" (trained in `folder`) or "blended", from the rows `train` only."""
+    masked, count = np.intersect1d(train, store.rows(needs=MASKED)), experiment.num_synthetic
+    rows, checkpoint = train if method == "DCGAN" else masked, folder / method / "checkpoint.pt"
+    rare_rows = np.intersect1d(rows, store.rows(classes=rare_classes(store)))
+    if method == "DCGAN":
+        train_gan(store, experiment.dcgan, folder / method, experiment.dcgan_train, train)
+        return dcgan_images(checkpoint, store, rare_rows, count, seed)
+    if method == "CGAN":
+        train_gan(store, experiment.cgan, folder / method, experiment.gan_train, masked)
+        return cgan_images(checkpoint, store, rare_rows, count, seed, balanced=True)
+    return blended_images(store, rare_rows, count, small_lesions(store, masked), seed)
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
     """A `Measure` of tables of `predict_table`: mean recall of the `rare` classes, over all folds together."""
-    chosen = [classes.index(name) for name in rare]
+    columns = [classes.index(name) for name in rare]
 
     def mean_recall_of_rare_classes(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-        return recalls(probabilities(table), table["label"].to_numpy(), weights)[:, chosen].mean(axis=1)
+        return recalls(probabilities(table), table["label"].to_numpy(), weights)[:, columns].mean(axis=1)
 
     return mean_recall_of_rare_classes

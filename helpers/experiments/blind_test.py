@@ -18,9 +18,7 @@ import numpy as np
 
 from helpers.config import Config
 from helpers.data.files import DataError
-from helpers.data.layouts import open_dataset
-from helpers.data.store import StoreConfig, prepare
-from helpers.experiments.evaluation import load_generator
+from helpers.experiments.evaluation import load_generator, open_store
 from helpers.experiments.synthetic import check_same_classes
 
 NUM_IMAGES, ENLARGED = 32, 384  # images; pixels per side
@@ -35,8 +33,7 @@ def write_blind_test(checkpoint: str | Path, out: str | Path, seed: int, cfg: Co
     32 images with sketch and label.
     """
     generate, config = load_generator(checkpoint)
-    store_config = StoreConfig(config.size, getattr(config, "style", "contour"), "center", cfg.seed)
-    store = prepare(open_dataset(cfg), cfg.stores, store_config, workers=cfg.workers)
+    store = open_store(cfg, config.size, config.style)
     check_same_classes(config.classes, store)
     rng, half = np.random.default_rng(seed), NUM_IMAGES // 2
     rows = rng.permutation(store.rows("val", needs=["sketch", "label"]))[:NUM_IMAGES]

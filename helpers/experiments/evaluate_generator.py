@@ -18,11 +18,11 @@ import pandas as pd
 
 from helpers.config import Config
 from helpers.data.files import DataError
-from helpers.data.layouts import ARTIFACTS, open_dataset
-from helpers.data.store import Store, StoreConfig, prepare
-from helpers.experiments.evaluation import Generate, load_generator, mean_row, to_table
+from helpers.data.layouts import ARTIFACTS
+from helpers.data.store import Store
+from helpers.experiments.evaluation import Generate, load_generator, mean_row, open_store, to_table
 from helpers.experiments.synthetic import check_same_classes
-from helpers.metrics.extractors import FeatureExtractor, ImageSet, available_extractors, extract_features
+from helpers.metrics.extractors import FeatureExtractor, ImageSet, available_extractors, extract_array
 from helpers.metrics.fidelity import (
     MIN_POSITION_IMAGES,
     label_accuracy,
@@ -73,15 +73,14 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
     """
     generate, config = load_generator(checkpoint)
     extractors, notes = available_extractors(cfg.outputs / "classifier" / "checkpoint.pt")
-    store_config = StoreConfig(config.size, getattr(config, "style", "contour"), "center", cfg.seed)
-    store, rows = prepare(open_dataset(cfg), cfg.stores, store_config, workers=cfg.workers), []
+    store, rows = open_store(cfg, config.size, config.style), []
     check_same_classes(config.classes, store)
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
         measured = distances(generated, extractors, cfg.features, notes)
         for name in ("classifier", "classifier-lesion-only"):
             measured += label_accuracies(generated, cfg.outputs / name / "checkpoint.pt", notes)
-        if hasattr(config, "style"):  # a DCGAN has no sketches
+        if config.style != "none":  # a DCGAN has no sketches
             measured += sketch_dices(generated, cfg.outputs / "segmenter" / "checkpoint.pt", notes)
         if protocol == "natural":
             measured += diversities(generated, extractors)
@@ -189,23 +188,22 @@ def sketch_dices(generated: Generated, checkpoint: Path, notes: list[str]) -> li
 
 def diversities(generated: Generated, extractors: Sequence[FeatureExtractor]) -> list[dict]:
     """Row per extractor of `latent_diversity`; none if it has fewer than two values."""
-    ratios = {e.name: latent_diversity(generated.generate, generated.store, generated.batch, e) for e in extractors}
+    ratios = {extractor.name: latent_diversity(generated, extractor) for extractor in extractors}
     return [mean_row("diversity", np.array(values), extractor=k) for k, values in ratios.items() if len(values) > 1]
 
 
-def latent_diversity(generate: Generate, store: Store, batch: dict, extractor: FeatureExtractor) -> list[float]:
+def latent_diversity(generated: Generated, extractor: FeatureExtractor) -> list[float]:
     """Mean pairwise distance of eight images of one sketch and label that differ in z, divided by that of real images
     of the class; one value for each of the first 40 sketches whose class has two real images."""
 
     def diversity(images: np.ndarray) -> float:
-        features = extract_features(ImageSet.from_array(images), extractor, store.config.size)
-        return mean_pairwise_distance(features.values)
+        return mean_pairwise_distance(extract_array(images, extractor).values)
 
-    labels = batch["labels"]
+    batch, labels = generated.batch, generated.batch["labels"]
     sketch_rows = [k for k, label in enumerate(labels[:DIVERSITY_SKETCHES]) if np.sum(labels == label) > 1]
     real = {label: diversity(batch["images"][labels == label][:60]) for label in set(labels[sketch_rows])}
-    generated = (generate(take(batch, [k] * NUM_LATENTS), k) for k in sketch_rows)
-    return [diversity(images) / real[label] for images, label in zip(generated, labels[sketch_rows], strict=True)]
+    samples = {k: generated.generate(take(batch, [k] * NUM_LATENTS), k) for k in sketch_rows}
+    return [diversity(images) / real[labels[k]] for k, images in samples.items()]
 
 
 def structures(generated: Generated) -> list[dict]:
@@ -226,9 +224,10 @@ def artifact_rates(generated: Generated, checkpoint: Path, notes: list[str]) -> 
         return []
     detector, _ = load_artifacts(checkpoint)
     sets = (generated.images, generated.batch["images"])
-    rates = zip(ARTIFACTS, *((predict_artifacts(detector, s) > 0.5).mean(axis=0) for s in sets), strict=True)
-    row = {"measure": "artifact_rate", "compared": "synthetic", "n": len(generated.images)}
-    return [row | {"class": name, "value": synthetic, "real": real} for name, synthetic, real in rates]
+    synthetic, real = ((predict_artifacts(detector, images) > 0.5).mean(axis=0) for images in sets)
+    table = pd.DataFrame({"class": ARTIFACTS, "value": synthetic, "real": real})
+    table = table.assign(measure="artifact_rate", compared="synthetic", n=len(generated.images))
+    return table.to_dict("records")
 
 
 def copies(
@@ -238,12 +237,9 @@ def copies(
     the sketches. Appends to `notes`."""
     train_images = generated.store.batch(generated.store.rows("train"), ("images",))["images"]
     sets = (generated.images, train_images, generated.batch["images"])  # synthetic, training, held out
-    results = {}
-    for extractor in extractors:
-        image_sets = [ImageSet.from_array(images) for images in sets]
-        features = (extract_features(s, extractor, s.image_size, cache).values for s in image_sets)
-        results[extractor.name] = memorization(*features)
-    for name, result in (results | {"pixels": memorization(*map(thumbnails, sets))}).items():
+    features = {e.name: [extract_array(images, e, cache).values for images in sets] for e in extractors}
+    for name, arrays in (features | {"pixels": [thumbnails(images) for images in sets]}).items():
+        result = memorization(*arrays)
         notes.append(f"copies by {name}: {result}")
         row = {"extractor": name, "compared": "synthetic", "n": len(result.distances), "n_real": len(result.held_out)}
         yield row | {"measure": "copies", "value": result.copies, "real": 0.01}  # by definition

@@ -10,8 +10,11 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from helpers.config import Config
 from helpers.data.files import DataError
-from helpers.metrics.stats import bootstrap_ci
+from helpers.data.layouts import open_dataset
+from helpers.data.store import Store, StoreConfig, prepare
+from helpers.metrics.stats import bootstrap_ci, paired_difference
 from helpers.models.gan import GANConfig, load_gan
 from helpers.models.sampling import sample_batch
 
@@ -25,6 +28,14 @@ COLUMNS = ("protocol", "extractor", "compared", "class", "measure", "value", "lo
 ALWAYS = ("measure", "value", "low", "high", "n")
 # Where a measure has a line of its own.
 PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", "real", "majority")
+
+
+def open_store(cfg: Config, size: int, style: str | None = None, crop: str = "center") -> Store:
+    """Store of the selected data set. Sketch style, if None or "none": "contour" where the data set has contours."""
+    dataset = open_dataset(cfg)
+    if style in (None, "none"):
+        style = "contour" if dataset.has_contours else "structure"
+    return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)
 
 
 def load_generator(checkpoint: str | Path) -> tuple[Generate, GANConfig]:
@@ -42,6 +53,12 @@ def mean_row(measure: str, values: np.ndarray, groups: Sequence | None = None, *
     given. `other`: further columns."""
     low, high = bootstrap_ci(values, groups)
     return {"measure": measure, "value": float(np.mean(values)), "low": low, "high": high, "n": len(values)} | other
+
+
+def difference_row(compared: str, measure: str, values: np.ndarray, baseline: np.ndarray, groups: Sequence) -> dict:
+    """Table row of the mean difference of two `(N,)` measured on the same cases, see `paired_difference`."""
+    value, low, high = paired_difference(values, baseline, groups)
+    return {"measure": measure, "compared": compared, "value": value, "low": low, "high": high, "n": len(values)}
 
 
 def to_table(rows: Iterable[dict], header: Iterable = (), notes: Iterable[str] = ()) -> pd.DataFrame:
@@ -77,9 +94,9 @@ def format_table(table: pd.DataFrame) -> str:
 def _a_line_per_comparison(rows: pd.DataFrame) -> pd.DataFrame:
     """The measures of each comparison side by side; floors have lines of their own."""
     keys = ["extractor", "compared", "class", "n", "n_real"]
-    groups = rows.groupby(keys, sort=False)
+    comparisons = rows.groupby(keys, sort=False)
     return pd.DataFrame(
-        [dict(zip(keys, key, strict=True)) | dict(zip(g["measure"], g["value"], strict=True)) for key, g in groups]
+        [dict(zip(keys, key, strict=True), **part.set_index("measure")["value"]) for key, part in comparisons]
     )
 
 

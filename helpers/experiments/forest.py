@@ -13,7 +13,7 @@ from sklearn.ensemble import RandomForestClassifier
 
 from helpers.config import cpu_count
 from helpers.metrics.classification import balanced_accuracy
-from helpers.metrics.extractors import FeatureExtractor, ImageSet, extract_features
+from helpers.metrics.extractors import FeatureExtractor, extract_array
 
 TREES = 300
 SETS = {"real": ["real"], "synthetic": ["synthetic"], "combined": ["real", "synthetic"]}
@@ -32,7 +32,7 @@ def feature_table(
 ) -> pd.DataFrame:
     """One row per image `uint8 (N, H, W, 3)` with label `(N,)`: the constant columns `metadata` (such as source and
     split), `diagnosis`, then the features `f0 f1 ...`."""
-    values = extract_features(ImageSet.from_array(images), extractor, images.shape[1]).values
+    values = extract_array(images, extractor).values
     columns = {**metadata, "diagnosis": np.array(classes)[labels]}
     return pd.concat([pd.DataFrame(columns), pd.DataFrame(values).add_prefix("f")], axis=1)
 

@@ -1,21 +1,20 @@
 """Scores and samples of a CGAN while it trains, to see what more images gain and which checkpoint is best on val."""
 
-import csv
 import time
 from pathlib import Path
 
 import cv2
 import numpy as np
+import pandas as pd
 
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
+from helpers.metrics.extractors import FeatureExtractor, extract_array
 from helpers.metrics.fidelity import MIN_POSITION_IMAGES, position_score, structure_correlation
 from helpers.metrics.quality import compute_metrics
 from helpers.models.networks import Generator
 from helpers.models.sampling import sample_batch
 
-MIN_EVAL = MIN_POSITION_IMAGES
 MAX_EVAL = 600
 MAX_PAIRS = 200  # sketches for the structure correlation
 STRIP_NIMG = (0, 1_000, 3_000, 10_000, 30_000, 100_000, 300_000, 1_000_000)  # columns of the progress strip
@@ -37,18 +36,14 @@ class LearningCurve:
         self, store: Store, extractor: FeatureExtractor, out: str | Path, images_per_step: int, every_nimg: int
     ):
         rows = np.random.default_rng(0).permutation(store.rows("val", needs=["sketch", "label"]))[:MAX_EVAL]
-        if len(rows) < MIN_EVAL:
-            raise DataError(f"{store.name} needs at least {MIN_EVAL} val images with sketch and label, got {len(rows)}")
+        if len(rows) < MIN_POSITION_IMAGES:
+            raise DataError(f"{store.name} needs at least {MIN_POSITION_IMAGES} val images with sketch and label, "
+                            f"got {len(rows)}")  # fmt: skip
         self.out, self.images_per_step, self.every_nimg = Path(out), images_per_step, every_nimg
         self.started = time.monotonic() - self.last_row()[1]
-        self.extractor, self.size = extractor, store.config.size
-        self.batch = store.batch(rows)
-        self.real = self.features(self.batch["images"])
+        self.extractor, self.batch = extractor, store.batch(rows)
+        self.real = extract_array(self.batch["images"], extractor)
         self.position_real = position_score(self.batch["images"])
-
-    def features(self, images: np.ndarray) -> Features:
-        """Features of images `uint8 (N, S, S, 3)`."""
-        return extract_features(ImageSet.from_array(images), self.extractor, self.size)
 
     def __call__(self, generator: Generator, step: int) -> None:
         nimg = step * self.images_per_step
@@ -72,7 +67,7 @@ class LearningCurve:
         """Scores of the generator, see `LearningCurve`."""
         images = self.generate(generator, len(self.real.values), seed=0)
         others = self.generate(generator, MAX_PAIRS, seed=1)
-        return compute_metrics(self.features(images), self.real) | {
+        return compute_metrics(extract_array(images, self.extractor), self.real) | {
             "position": position_score(images),
             "position_real": self.position_real,
             "structure": structure_correlation(images[: len(others)], others),
@@ -81,12 +76,7 @@ class LearningCurve:
     def add_row(self, nimg: int, scores: dict[str, float]) -> None:
         """Append to `val.csv`."""
         file, row = self.out / "val.csv", {"nimg": nimg, "seconds": round(time.monotonic() - self.started)} | scores
-        is_new = not file.is_file()
-        with file.open("a", newline="") as stream:
-            writer = csv.DictWriter(stream, list(row))
-            if is_new:
-                writer.writeheader()
-            writer.writerow({name: round(value, 4) for name, value in row.items()})
+        pd.DataFrame([row]).round(4).to_csv(file, mode="a", header=not file.is_file(), index=False, na_rep="nan")
 
     def strip_file(self, nimg: int) -> Path:
         """The column of the progress strip for one number of training images."""

@@ -6,8 +6,9 @@ Every run leaves one CSV file, so that a killed experiment continues with the fi
 import json
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -18,14 +19,12 @@ from tqdm.auto import tqdm
 
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.store import Store
+from helpers.data.store import Store, fit_config
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
 
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
 # A column of the results, averaged over images, or a function: (rows of one run, weights (R, N)) -> (R,).
 Measure = str | Callable[[pd.DataFrame, np.ndarray], np.ndarray]
-
-NO_AUGMENTATION = {"color_jitter": 0.0, "translate": 0.0, "scale": 0.0}  # fields of classifier and segmenter configs
 
 
 def run_grid(
@@ -78,11 +77,25 @@ def _check_same_experiment(out: Path, fingerprint: dict) -> None:
         raise ValueError(f"{message}: choose another folder or delete it")
 
 
+def fit_configs(experiment: Any, store: Store) -> Any:
+    """An experiment's settings with the classes of the store in every method's config. Raises `ValueError` if a config
+    does not fit the store."""
+    configs = {name: value for name, value in vars(experiment).items() if hasattr(value, "size")}
+    return replace(experiment, **{name: fit_config(config, store) for name, config in configs.items()})
+
+
 def fingerprint_of(experiment: Any, **context: str) -> dict:
     """What decides an experiment's results: all fields of its dataclass except those that only add runs, and
     `context`."""
     grid = ("fractions", "seeds", "real_per_synthetic")
     return {name: value for name, value in asdict(experiment).items() if name not in grid} | context
+
+
+def seconds_of(train: Callable, *args: Any) -> float:
+    """Call `train(*args)` and return the seconds it took."""
+    start = time.perf_counter()
+    train(*args)
+    return time.perf_counter() - start
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

@@ -1,6 +1,12 @@
-"""Synthetic training images: from deformed sketches (CGAN), from noise (DCGAN), or blended onto other skin."""
+"""Synthetic training images: from deformed sketches (CGAN), from noise (DCGAN), or blended onto other skin; and what
+the arms of notebooks 4 and 6 train on.
+"""
 
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -9,10 +15,48 @@ from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
 from helpers.data.sketches import contour, deform, fill
 from helpers.data.store import Store
-from helpers.models.gan import load_gan
+from helpers.experiments.runner import fraction_of_rows
+from helpers.models.gan import load_gan, train_gan
 from helpers.models.sampling import sample, sample_batch
 
 MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
+NO_AUGMENTATION = {"color_jitter": 0.0, "translate": 0.0, "scale": 0.0}  # fields of classifier and segmenter configs
+
+
+@dataclass(frozen=True)
+class ArmConfig:
+    """What the networks of an arm train on."""
+
+    real: bool = False
+    synthetic: bool = False
+    augmented: bool = False
+    balance: str = "sampling"  # of a classifier
+
+    def apply(self, config: Any) -> Any:
+        """The config of a classifier or segmenter, without augmentation if the arm has none."""
+        return config if self.augmented else replace(config, **NO_AUGMENTATION)
+
+
+def training_sources(
+    store: Store, experiment: Any, out: str | Path, count: int, balanced: bool = False
+) -> Callable[[ArmConfig, float, int], list[ImageSource]]:
+    """Function (arm, fraction, seed) -> sources of an arm's training images, `count` of them synthetic.
+
+    The generator of a fraction is trained on its images, once for all arms and seeds, in a folder of `out`;
+    `experiment` has its config, `generator` and `gan_train`. `balanced`: see `cgan_images`.
+    """
+
+    @lru_cache(maxsize=len(experiment.seeds))  # all arms of a fraction use the same images
+    def synthetic(fraction: float, seed: int) -> ImageSource:
+        rows, folder = fraction_of_rows(store, fraction), Path(out) / f"generator-{fraction:g}"
+        train_gan(store, experiment.generator, folder, experiment.gan_train, rows)
+        return cgan_images(folder / "checkpoint.pt", store, rows, count, seed, balanced)
+
+    def sources(arm: ArmConfig, fraction: float, seed: int) -> list[ImageSource]:
+        real = ImageSource(store.images, fraction_of_rows(store, fraction), store.masks, store.labels)
+        return [real] * arm.real + ([synthetic(fraction, seed)] if arm.synthetic else [])
+
+    return sources
 
 
 def cgan_images(

@@ -98,7 +98,7 @@ def reliability(probabilities: np.ndarray, labels: np.ndarray, bins: int = NUM_B
 
 
 def with_intervals(
-    measures: list[Measure], probabilities: np.ndarray, labels: np.ndarray, groups: Sequence | None = None
+    measures: Sequence[Measure], probabilities: np.ndarray, labels: np.ndarray, groups: Sequence | None = None
 ) -> pd.DataFrame:
     """Table of measures and of the recall of each class that occurs: `value`, the ends `from` and `to` of its 95 %
     bootstrap interval, and `N`.
@@ -107,10 +107,8 @@ def with_intervals(
     and Pearson (1934) for the number of groups, because its bootstrap interval would have no width.
     """
     weights = bootstrap_with_original(len(labels), groups)
-    replicates = {
-        measure.__name__.replace("_", " "): (measure(probabilities, labels, weights), len(labels))
-        for measure in measures
-    }
+    names = [measure.__name__.replace("_", " ") for measure in measures]
+    replicates = {k: (f(probabilities, labels, weights), len(labels)) for k, f in zip(names, measures, strict=True)}
     by_class = recalls(probabilities, labels, weights)
     replicates |= {f"recall {k}": (by_class[:, k], int((labels == k).sum())) for k in np.unique(labels)}
     rows = {name: [values[0], *percentile_ci(values[1:]), count] for name, (values, count) in replicates.items()}

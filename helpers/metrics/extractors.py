@@ -11,6 +11,7 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -101,12 +102,9 @@ class ImageSet:
     def drop(self, unreadable: list[Path]) -> None:
         """Record unreadable files. Raises `DataError` if they are now more than 20 % of all files."""
         self.unreadable.update(unreadable)
-        num_files = len(self.unreadable.union(self.items)) if unreadable else 0
-        if unreadable and len(self.unreadable) > MAX_UNREADABLE * num_files:
-            raise DataError(
-                f"{len(self.unreadable)} of {num_files} images of {self.name} are unreadable, at most "
-                f"{MAX_UNREADABLE:.0%} may be; one of them is {unreadable[0].name}"
-            )
+        if unreadable and len(self.unreadable) > MAX_UNREADABLE * (total := len(self.unreadable.union(self.items))):
+            raise DataError(f"{len(self.unreadable)} of {total} images of {self.name} are unreadable, at most "
+                            f"{MAX_UNREADABLE:.0%} may be; one of them is {unreadable[0].name}")  # fmt: skip
 
     def crop(self, index: int, image_size: int) -> np.ndarray:
         """Central square of one image as `uint8 (image_size, image_size, 3)`. Raises `DataError` for a bad file."""
@@ -142,10 +140,8 @@ def _list_images_by_class(folder: Path) -> tuple[list[Path], list[str]]:
     subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     paths, by_class = list_images(folder), [(path, sub.name) for sub in subfolders for path in list_images(sub)]
     if paths and by_class:
-        raise DataError(
-            f"{display_path(folder)} must hold either images or folders of images, got both: the image {paths[0].name} "
-            f"and the folder {by_class[0][1]}"
-        )
+        raise DataError(f"{display_path(folder)} must hold either images or folders of images, got both: the image "
+                        f"{paths[0].name} and the folder {by_class[0][1]}")  # fmt: skip
     if not paths and not by_class:
         raise DataError(f"{display_path(folder)} holds no images, nor do its subfolders")
     return paths or [path for path, _ in by_class], [class_name for _, class_name in by_class]
@@ -202,15 +198,13 @@ def load_extractor(name: str) -> FeatureExtractor:
         return FeatureExtractor(name, optimize_for_inference(network, 299), num_logits=1008)
     backbone = Backbone(name, file=Path(file) if file else None)
     if backbone.init != "ImageNet":
-        raise DataError(
-            f"the weights of {name} are not available: no connection, and no {name}-imagenet.pth in LESION_WEIGHTS_DIR"
-        )
+        raise DataError(f"the weights of {name} are not available: no connection, and no {name}-imagenet.pth in "
+                        "LESION_WEIGHTS_DIR")  # fmt: skip
     return _resized_extractor(name, backbone, 224)
 
 
 def load_extractor_or_random(name: str) -> FeatureExtractor:
-    """Load a torchvision network with ImageNet weights. If they are not available it is randomly initialized and named
-    "<name>, random init"."""
+    """A torchvision network with ImageNet weights; without them one of random weights, named "<name>, random init"."""
     backbone = Backbone(name)
     return _resized_extractor(name if backbone.init == "ImageNet" else f"{name}, {backbone.init}", backbone, 224)
 
@@ -295,9 +289,8 @@ def load_inception(file: Path | None = None) -> Inception:
                 INCEPTION, ["2048"], feature_extractor_weights_path=path and str(path), verbose=False
             )
     except (OSError, RuntimeError) as error:
-        raise DataError(
-            f"the weights of Inception are not available ({error}), so there is no FID and no IS"
-        ) from error
+        message = f"the weights of Inception are not available ({error}), so there is no FID and no IS"
+        raise DataError(message) from error
     return Inception(published)
 
 
@@ -353,27 +346,27 @@ def extract_features(
     """
     key = f"{images.key}-{image_size}-{extractor.key}"
     path = cache and cache / f"{key}.npz"
-    if not path or not path.is_file():
+    if path and path.is_file():
+        with np.load(path) as saved:
+            arrays = dict(saved)
+    else:
         arrays = _compute_features(images, extractor, image_size)
-        if not path:
-            return _to_features(key, images, extractor, arrays)
+    if path and not path.is_file():
         cache.mkdir(parents=True, exist_ok=True)
         temporary = cache / f".{key}-{os.getpid()}.npz"
         np.savez(temporary, **arrays)
         os.replace(temporary, path)
-    with np.load(path) as arrays:
-        return _to_features(key, images, extractor, dict(arrays))
-
-
-def _to_features(key: str, images: ImageSet, extractor: FeatureExtractor, arrays: dict[str, np.ndarray]) -> Features:
-    """Features from the arrays of `_compute_features`; drops the unreadable files from `images`."""
     values, rows = arrays["values"], arrays["rows"]
     if len(rows) < len(images):
-        unreadable = sorted(set(range(len(images))) - set(rows.tolist()))
-        images.drop([images.items[k] for k in unreadable])
-    num_features = values.shape[1] - extractor.num_logits
+        images.drop([images.items[k] for k in sorted(set(range(len(images))) - set(rows.tolist()))])
     class_names = [images.class_names[k] for k in rows] if images.class_names else []
-    return Features(key, values[:, :num_features], values[:, num_features:], class_names, arrays["marks"], rows)
+    features, logits = np.split(values, [values.shape[1] - extractor.num_logits], axis=1)
+    return Features(key, features, logits, class_names, arrays["marks"], rows)
+
+
+def extract_array(images: np.ndarray, extractor: FeatureExtractor, cache: Path | None = None) -> Features:
+    """Features of images in memory, `uint8 (N, S, S, 3)`, at their own size."""
+    return extract_features(ImageSet.from_array(images), extractor, images.shape[1], cache)
 
 
 def _compute_features(images: ImageSet, extractor: FeatureExtractor, image_size: int) -> dict[str, np.ndarray]:
@@ -384,7 +377,7 @@ def _compute_features(images: ImageSet, extractor: FeatureExtractor, image_size:
     unit = f" x {BATCH_SIZE} images"
     for batch_rows, batch in tqdm(batches, f"{extractor.name}, {images.name}", num_batches, unit=unit, leave=False):
         outputs = extractor(batch)
-        if values is None:
+        if values is None:  # filled in place: a list of the outputs would need the memory twice
             values = np.empty((len(images), outputs.shape[1]), np.float32)
         values[len(rows) : len(rows) + len(batch_rows)] = outputs
         rows += batch_rows
@@ -402,10 +395,8 @@ def _batches(images: ImageSet, image_size: int) -> Iterator[tuple[list[int], np.
     def read(start: int) -> list[tuple[int, np.ndarray]]:
         batch = []
         for k in range(start, min(start + BATCH_SIZE, len(images))):
-            try:
+            with suppress(DataError):  # reported by `extract_features`, from the missing rows
                 batch.append((k, images.crop(k, image_size)))
-            except DataError:
-                continue  # reported by `_to_features`, from the missing rows
         return batch
 
     with ThreadPoolExecutor(1) as pool:

@@ -99,9 +99,8 @@ def sketch_separability(images: np.ndarray, sketches: np.ndarray) -> float:
 def _gray128(image: np.ndarray) -> np.ndarray:
     """`uint8 (H, W, 3)` -> mean of R, G, B, `float32 (128, 128)`."""
     if image.shape[:2] != (STRUCTURE_SIZE, STRUCTURE_SIZE):
-        larger = len(image) > STRUCTURE_SIZE
-        image = cv2.resize(image, (STRUCTURE_SIZE, STRUCTURE_SIZE),
-                           interpolation=cv2.INTER_AREA if larger else cv2.INTER_CUBIC)  # fmt: skip
+        interpolation = cv2.INTER_AREA if len(image) > STRUCTURE_SIZE else cv2.INTER_CUBIC
+        image = cv2.resize(image, (STRUCTURE_SIZE, STRUCTURE_SIZE), interpolation=interpolation)
     return image.astype(np.float32).mean(axis=2)
 
 

@@ -13,7 +13,7 @@ from sklearn.preprocessing import StandardScaler
 from helpers.data.files import DataError
 from helpers.data.sketches import hand_drawn
 from helpers.data.store import Store
-from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, extract_features
+from helpers.metrics.extractors import FeatureExtractor, Features, extract_array
 from helpers.metrics.fidelity import layout_scores, mean_pairwise_distance, sketch_separability
 from helpers.metrics.quality import compute_metrics
 from helpers.models.networks import Generator
@@ -53,7 +53,7 @@ class GeneratorEval:
 
     def features(self, images: np.ndarray, cache: Path | None = None) -> Features:
         """Features of images `uint8 (N, S, S, 3)`."""
-        return extract_features(ImageSet.from_array(images), self.extractor, self.store.config.size, cache)
+        return extract_array(images, self.extractor, cache)
 
     def floor(self, seed: int) -> pd.DataFrame:
         """Scores of real images, in the columns of `evaluate`: distances of equally many random training images to the

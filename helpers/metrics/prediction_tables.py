@@ -1,6 +1,7 @@
 """Predicted class probabilities of real images as a table with a row per image, and the scores of such tables."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
 
 import numpy as np
 import pandas as pd
@@ -22,8 +23,7 @@ def predict_table(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.
     if tuple(classifier.classes) != tuple(store.classes):
         raise DataError(f"classifier and {store.name} must have the same classes, got {' '.join(classifier.classes)} "
                         f"and {' '.join(store.classes)}")  # fmt: skip
-    check_not_trained_on(classifier, store, rows)
-    check_labeled(store, rows)
+    check_test_rows(classifier, store, rows)
     return _as_table(store, rows, store.labels[rows], predict_proba(classifier, store.images[rows]), store.classes)
 
 
@@ -38,8 +38,7 @@ def predict_cross_dataset(
     Raises `DataError` if fewer than two classes are shared, if the classifier was trained on one of these images or
     lesions, or if a label is missing.
     """
-    check_not_trained_on(classifier, store, rows)
-    check_labeled(store, rows)
+    check_test_rows(classifier, store, rows)
     names = [(class_map or {}).get(name, name) for name in store.classes]
     shared = [name for name in classifier.classes if name in names]
     if len(shared) < 2:
@@ -58,15 +57,12 @@ def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray,
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def check_not_trained_on(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
-    """Raise `DataError` if the classifier was trained on one of these images or on another image of their lesions."""
+def check_test_rows(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` if the classifier was trained on one of these images or on another image of their lesions, if
+    there are no rows, or if a label is missing."""
     if leaked := sorted(set(ids_of(store.table.iloc[rows])) & set(classifier.trained_on)):
         raise DataError(f"{len(leaked)} test images or lesions are in the classifier's training set "
                         f"({', '.join(leaked[:5])}): test it on others")  # fmt: skip
-
-
-def check_labeled(store: Store, rows: np.ndarray) -> None:
-    """Raise `DataError` if there are no rows, or a label is missing."""
     if not len(rows) or (store.labels[rows] < 0).any():
         unlabeled = int((store.labels[rows] < 0).sum())
         raise DataError(f"{store.name}: need labeled test images, got {len(rows)} images, {unlabeled} without label")
@@ -77,37 +73,33 @@ def probabilities(table: pd.DataFrame) -> np.ndarray:
     return table.filter(regex="^p_").to_numpy()
 
 
-def balanced_accuracy(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Mean recall over classes `(R,)` of a table of `predict_table`, for bootstrap `weights (R, N)`."""
-    return classification.balanced_accuracy(probabilities(table), table["label"].to_numpy(), weights)
+def _of_table(measure: classification.Measure) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
+    """`measure` as a function of a table of `predict_table` and bootstrap `weights (R, N)`, `(R,)` in [0, 1]."""
+
+    @wraps(measure)
+    def measure_table(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+        return measure(probabilities(table), table["label"].to_numpy(), weights)
+
+    return measure_table
 
 
-def auc(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Mean one-vs-rest ROC AUC `(R,)` of a table of `predict_table`, for bootstrap `weights (R, N)`."""
-    return classification.auc(probabilities(table), table["label"].to_numpy(), weights)
-
-
-def average_precision(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
-    """Mean one-vs-rest average precision `(R,)` of a table of `predict_table`, for bootstrap `weights (R, N)`."""
-    return classification.average_precision(probabilities(table), table["label"].to_numpy(), weights)
+balanced_accuracy = _of_table(classification.balanced_accuracy)
+auc = _of_table(classification.auc)
+average_precision = _of_table(classification.average_precision)
+MEASURES = (classification.balanced_accuracy, classification.accuracy, classification.auc,
+            classification.average_precision)  # fmt: skip
 
 
 def score_table(table: pd.DataFrame) -> pd.DataFrame:
     """Scores of a table of `predict_table`: a row per measure and per class's recall, with `value`, 95 % interval
     (bootstrap over lesions), N, and the score of always predicting the `majority` class."""
     p, labels = probabilities(table), table["label"].to_numpy()
-    measures = [
-        classification.balanced_accuracy,
-        classification.accuracy,
-        classification.auc,
-        classification.average_precision,
-    ]
-    scores = classification.with_intervals(measures, p, labels, table["group"])
+    scores = classification.with_intervals(MEASURES, p, labels, table["group"])
     names = {f"recall {k}": f"recall {name}" for k, name in enumerate(classes_of(table))}
     majority_p = np.zeros_like(p)
     majority_p[:, np.bincount(labels).argmax()] = 1
-    majority = [measure(majority_p, labels, np.ones((1, len(labels)))).item() for measure in measures]
-    return scores.rename(index=names).assign(majority=[*majority, *[np.nan] * (len(scores) - len(measures))])
+    majority = [measure(majority_p, labels, np.ones((1, len(labels)))).item() for measure in MEASURES]
+    return scores.rename(index=names).assign(majority=[*majority, *[np.nan] * (len(scores) - len(MEASURES))])
 
 
 def recalls_by_arm(results: pd.DataFrame) -> pd.DataFrame:

@@ -8,8 +8,9 @@ Inception's included, favor generators that were trained with ImageNet features 
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from itertools import combinations
 from pathlib import Path
 
@@ -103,10 +104,8 @@ def precision_recall(synthetic: np.ndarray, real: np.ndarray) -> tuple[float, fl
 
     Uses at most `PR_MAX_IMAGES` random images per set. Both depend on N: compare with a floor of the same N.
     """
-    rng = np.random.default_rng(0)
-    sets = [f if len(f) <= PR_MAX_IMAGES else f[rng.permutation(len(f))[:PR_MAX_IMAGES]] for f in (synthetic, real)]
     kwargs = {"prc_neighborhood": PR_NEIGHBORS, "prc_batch_size": 1000, "save_cpu_ram": True, "verbose": False}
-    metrics = prc_features_to_metric(*_to_tensors(*sets), **kwargs)
+    metrics = prc_features_to_metric(*_to_tensors(*_subsample(synthetic, real)), **kwargs)
     return metrics["precision"], metrics["recall"]
 
 
@@ -121,10 +120,7 @@ def density_coverage(synthetic: np.ndarray, real: np.ndarray) -> tuple[float, fl
     """
     if len(real) <= DC_NEIGHBORS:
         raise ValueError(f"density and coverage need more than {DC_NEIGHBORS} real images, got {len(real)}")
-    rng = np.random.default_rng(0)
-    synthetic, real = (
-        f if len(f) <= PR_MAX_IMAGES else f[rng.permutation(len(f))[:PR_MAX_IMAGES]] for f in (synthetic, real)
-    )
+    synthetic, real = _subsample(synthetic, real)
     radii = NearestNeighbors(n_neighbors=DC_NEIGHBORS + 1).fit(real).kneighbors(real)[0][:, -1]  # the first is itself
     contained, covered = 0, 0
     for start in range(0, len(real), DC_CHUNK):
@@ -137,6 +133,12 @@ def inception_score(logits: np.ndarray) -> float:
     """Inception Score from `logits (N, K)`, mean over ten splits (Salimans et al., arXiv 1606.03498): 1 to K, high if
     the predicted classes are certain and varied."""
     return isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
+
+
+def _subsample(*sets: np.ndarray) -> list[np.ndarray]:
+    """At most `PR_MAX_IMAGES` random rows of each set."""
+    rng = np.random.default_rng(0)
+    return [f if len(f) <= PR_MAX_IMAGES else f[rng.permutation(len(f))[:PR_MAX_IMAGES]] for f in sets]
 
 
 def _to_tensors(*arrays: np.ndarray) -> list[torch.Tensor]:
@@ -154,30 +156,22 @@ def compute_metrics(synthetic: Features, real: Features, cache: Path | None = No
         if len(features) < MIN_IMAGES:
             raise DataError(f"need at least {MIN_IMAGES} images, got {len(features)}")
 
-    def compute() -> dict[str, float]:
-        low, high = kid_interval(synthetic.values, real.values)
-        precision, recall = precision_recall(synthetic.values, real.values)
-        metrics = {"kid": kid(synthetic.values, real.values), "kid_low": low, "kid_high": high}
-        density, coverage = density_coverage(synthetic.values, real.values)
-        metrics |= {"fd": frechet(synthetic.values, real.values), "precision": precision, "recall": recall}
-        metrics |= {"density": density, "coverage": coverage}
-        has_score = synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS
-        return metrics | ({"is": inception_score(synthetic.logits)} if has_score else {})
-
     counts = {"n": len(synthetic), "n_real": len(real)}
-    return counts | (cached(cache / f"{VERSION}-{synthetic.key}-{real.key}.json", compute) if cache else compute())
-
-
-def cached(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, float]:
-    """The numbers in the JSON file `path`; if it does not exist, those of `compute`, which are written to it."""
-    if path.is_file():
-        return json.loads(path.read_text())
-    metrics = compute()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{os.getpid()}-{path.name}")
-    temporary.write_text(json.dumps(metrics))
-    os.replace(temporary, path)
-    return metrics
+    path = cache and cache / f"{VERSION}-{synthetic.key}-{real.key}.json"
+    if path and path.is_file():
+        return counts | json.loads(path.read_text())
+    pair = synthetic.values, real.values
+    metrics = {"kid": kid(*pair)} | dict(zip(("kid_low", "kid_high"), kid_interval(*pair), strict=True))
+    metrics |= {"fd": frechet(*pair)} | dict(zip(("precision", "recall"), precision_recall(*pair), strict=True))
+    metrics |= dict(zip(("density", "coverage"), density_coverage(*pair), strict=True))
+    if synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS:
+        metrics["is"] = inception_score(synthetic.logits)
+    if path:
+        cache.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{os.getpid()}-{path.name}")
+        temporary.write_text(json.dumps(metrics))
+        os.replace(temporary, path)
+    return counts | metrics
 
 
 # ------------------------------------------------------------------------------------------------------------- tables
@@ -185,9 +179,8 @@ def cached(path: Path, compute: Callable[[], dict[str, float]]) -> dict[str, flo
 
 @dataclass
 class Quality:
-    """`table` has one row per comparison: `extractor compared class n n_real kid kid_low kid_high fd precision recall
-    density coverage`,
-    for Inception `fid` and `is` instead of `fd`. What was not measured is empty there and explained in `notes`."""
+    """`table` has a row per comparison: `extractor compared class`, then the columns of `compute_metrics`, with `fid`
+    instead of `fd` for Inception. What was not measured is empty there and explained in `notes`."""
 
     table: pd.DataFrame
     notes: list[str]
@@ -211,9 +204,9 @@ class Quality:
         return record | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
 
     def __str__(self) -> str:
-        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1, "precision": 2, "recall": 2}
-        digits |= {"density": 2, "coverage": 2, "is": 2}
-        text = self.table.round({k: v for k, v in digits.items() if k in self.table}).to_string(index=False, na_rep="")
+        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1}
+        digits |= dict.fromkeys(("precision", "recall", "density", "coverage", "is"), 2)
+        text = self.table.round(digits).to_string(index=False, na_rep="")
         return "\n".join([text, *(f"! {note}" for note in self.notes)])
 
 
@@ -234,15 +227,18 @@ def quality(
     Features and numbers are stored in the folder `cache`. Raises `DataError` if there are fewer than `MIN_IMAGES` real
     or synthetic images.
     """
-    check_counts(real, synthetic)
     sets = [images for images in (real, synthetic, floor) if images is not None]
+    for images in (real, synthetic):
+        if len(images) < MIN_IMAGES:
+            raise DataError(f"{images.name}: need at least {MIN_IMAGES} images, got {len(images)}")
     image_size, notes, rows = min(s.image_size for s in sets), [], []
     if len({s.image_size for s in sets}) > 1:
         sizes = ", ".join(f"{s.name} {s.image_size}" for s in sets)
         notes.append(f"sizes differ ({sizes} pixels): all are compared at {image_size}")
     for extractor in extractors:
-        features = [extract_features(images, extractor, image_size, cache) for images in sets]
-        rows += _compute_rows(extractor, sets, features, image_size, cache, notes)
+        extract = partial(extract_features, extractor=extractor, image_size=image_size, cache=cache)
+        features = [extract(images) for images in sets]
+        rows += _rows(extractor.name, comparison_sets(sets, features, extract, notes), cache, notes)
     problems = [problem for images in sets for problem in images.problems]
     have_classes = real.class_names and synthetic.class_names
     if have_classes and (unmatched := sorted(set(real.class_names) ^ set(synthetic.class_names))):
@@ -250,69 +246,46 @@ def quality(
     return Quality(pd.DataFrame(rows), list(dict.fromkeys(problems + notes + shared_images(sets, features))))
 
 
-def _compute_rows(
-    extractor: FeatureExtractor,
-    sets: list[ImageSet],
-    features: list[Features],
-    image_size: int,
-    cache: Path | None,
-    notes: list[str],
-) -> list[dict]:
-    """Table rows of one extractor; `sets` and their `features` are real, synthetic and optionally floor. Appends to
-    `notes`."""
-    real, synthetic, others = features[0], features[1], features[-1] if len(features) > 2 else features[0]
-    near, rest = floor_rows(len(synthetic), len(others), half=others is real)
+def comparison_sets(
+    sets: list[ImageSet], features: list[Features], extract: Callable[[ImageSet], Features], notes: list[str]
+) -> Iterator[tuple[str, str, Features, Features]]:
+    """Yield (comparison, class, set, reference set) per table row; lazily, because every subset is a copy.
+
+    `sets` and their `features` are real, synthetic and optionally floor. Appends to `notes`.
+    """
+    real, synthetic, others = features[0], features[1], features[2 if len(features) > 2 else 0]
+    order, count = np.random.default_rng(0).permutation(len(others)), len(others) // (2 if others is real else 1)
+    near, rest = np.split(order, [min(count, len(synthetic))])
     if len(near) < len(synthetic):
         counts = f"{len(near)} images for {len(synthetic)} synthetic ones"
         notes.append(f"the floor has only {counts}: its FD is biased upwards in comparison")
-    reference = real.select(rest) if others is real else real
-    floor_images = sets[-1] if len(sets) > 2 else sets[0]
-    blurred = extract_features(floor_images.blurred(others.rows[near]), extractor, image_size, cache)
-    rows = []
-    for comparison, class_name, compared, compared_to in comparison_sets(
-        real, synthetic, others.select(near), reference, blurred
-    ):
+    floor, reference = others.select(near), real.select(rest) if others is real else real
+    yield "synthetic", "all", synthetic, real
+    yield "floor", "all", floor, reference
+    yield "blurred real", "all", extract(sets[2 if len(sets) > 2 else 0].blurred(floor.rows)), reference
+    names = list(dict.fromkeys(real.class_names))
+    for name in (name for name in names if name in synthetic.class_names):
+        yield "synthetic", name, synthetic.of_class(name), real.of_class(name)
+        if name in floor.class_names and name in reference.class_names:
+            yield "floor", name, floor.of_class(name), reference.of_class(name)
+    if len(names) > 1:
+        largest = max(sorted(names), key=real.class_names.count)
+        yield "other classes", largest, real.of_class(largest, invert=True), real.of_class(largest)
+
+
+def _rows(extractor: str, comparisons: Iterable[tuple], cache: Path | None, notes: list[str]) -> Iterator[dict]:
+    """Table rows of one extractor. Appends comparisons of too few images to `notes`."""
+    for comparison, class_name, *pair in comparisons:
         try:
-            row = compute_metrics(compared, compared_to, cache)
+            row = compute_metrics(*pair, cache)
         except DataError as error:
             if (comparison, class_name) == ("synthetic", "all"):
                 raise
             notes.append(f"{comparison}, {class_name}: {error}")
             continue
-        if extractor.name == INCEPTION:
+        if extractor == INCEPTION:
             row["fid"] = row.pop("fd")  # no other extractor's distance is FID
-        rows.append({"extractor": extractor.name, "compared": comparison, "class": class_name} | row)
-    return rows
-
-
-def check_counts(*sets: ImageSet) -> None:
-    """Raise `DataError` if a set has fewer than `MIN_IMAGES` images."""
-    for images in sets:
-        if len(images) < MIN_IMAGES:
-            raise DataError(f"{images.name}: need at least {MIN_IMAGES} images, got {len(images)}")
-
-
-def floor_rows(num_images: int, num_available: int, half: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Random rows of the floor, at most `num_images` (with `half`, at most half of those available), and the rest."""
-    order = np.random.default_rng(0).permutation(num_available)
-    num_images = min(num_images, num_available // 2 if half else num_available)
-    return order[:num_images], order[num_images:]
-
-
-def comparison_sets(
-    real: Features, synthetic: Features, floor: Features, reference: Features, blurred: Features
-) -> Iterator[tuple[str, str, Features, Features]]:
-    """Yield (comparison, class, set, reference set) per table row; lazily, because every subset is a copy."""
-    yield "synthetic", "all", synthetic, real
-    yield "floor", "all", floor, reference
-    yield "blurred real", "all", blurred, reference
-    for name in sorted(set(real.class_names) & set(synthetic.class_names), key=real.class_names.index):
-        yield "synthetic", name, synthetic.of_class(name), real.of_class(name)
-        if name in floor.class_names and name in reference.class_names:
-            yield "floor", name, floor.of_class(name), reference.of_class(name)
-    if len(set(real.class_names)) > 1:
-        largest = max(sorted(set(real.class_names)), key=real.class_names.count)
-        yield "other classes", largest, real.of_class(largest, invert=True), real.of_class(largest)
+        yield {"extractor": extractor, "compared": comparison, "class": class_name} | row
 
 
 def shared_images(sets: list[ImageSet], features: list[Features]) -> list[str]:
@@ -320,7 +293,6 @@ def shared_images(sets: list[ImageSet], features: list[Features]) -> list[str]:
     messages = []
     for i, j in combinations(range(len(features)), 2):
         if num_shared := int(np.isin(features[i].pixel_hashes, features[j].pixel_hashes).sum()):
-            messages.append(
-                f"{num_shared} images of {sets[i].name} are also in {sets[j].name}, which lowers the distance"
-            )
+            names = f"{sets[i].name} are also in {sets[j].name}"
+            messages.append(f"{num_shared} images of {names}, which lowers the distance")
     return messages

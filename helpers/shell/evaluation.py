@@ -10,10 +10,15 @@ import tyro
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.experiments.blind_test import write_blind_test
-from helpers.experiments.evaluate_artifacts import ArtifactEvaluation, evaluate_artifacts
-from helpers.experiments.evaluate_classifier import ClassifierEvaluation, evaluate_classifier
 from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator
-from helpers.experiments.evaluate_segmenter import SegmenterEvaluation, evaluate_segmenter
+from helpers.experiments.evaluate_networks import (
+    ArtifactEvaluation,
+    ClassifierEvaluation,
+    SegmenterEvaluation,
+    evaluate_artifacts,
+    evaluate_classifier,
+    evaluate_segmenter,
+)
 from helpers.experiments.evaluation import format_table
 from helpers.metrics.extractors import ImageSet, available_extractors, load_extractor
 from helpers.metrics.quality import quality

@@ -1,0 +1,208 @@
+"""Scores of a segmenter, a classifier and an artifact detector on real images.
+
+Segmenter: every image at its own size against its original mask, as in the ISIC challenges. Classifier: also its
+calibration, and its accuracy on generated images of the same sketches; `val` selected its weights and temperature, so
+these scores are optimistic; use `test` once.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pandas as pd
+from scipy.special import softmax
+
+from helpers.config import DATASETS, ROOT, Config, display_path
+from helpers.data.files import DataError
+from helpers.data.layouts import ARTIFACTS
+from helpers.data.store import Store
+from helpers.experiments.evaluation import difference_row, load_generator, mean_row, open_store, to_table
+from helpers.metrics.classification import calibration_error
+from helpers.metrics.fidelity import label_accuracy
+from helpers.metrics.prediction_tables import predict_cross_dataset, predict_table, probabilities, score_table
+from helpers.metrics.segmentation_scores import score_images
+from helpers.models.artifacts import average_precisions, load_artifacts, predict_artifacts, read_flags
+from helpers.models.classifier import Classifier, ClassifierConfig, load_classifier, predict_logits, predict_proba
+from helpers.models.segmenter import load_segmenter
+
+MEASURES = ("jaccard", "thresholded_jaccard", "dice", "sensitivity", "specificity", "hd95")  # hd95 in pixels
+CLASS_MAP = {"SK": "BKL"}  # ISIC 2017's class counts as HAM10000's
+
+# --------------------------------------------------------------------------------------------------------- segmenter
+
+
+@dataclass(frozen=True)
+class SegmenterEvaluation:
+    """Options of `evaluate segmenter`."""
+
+    split: Literal["val", "test"] = "val"  # everything is chosen on val; test is scored once
+    csv: Path | None = None  # file to write, with the scores of every image
+    against: Path | None = None  # such a file of another checkpoint: adds the paired difference of the Jaccard index
+
+
+def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg: Config) -> pd.DataFrame:
+    """Table of mean scores with intervals (over lesions), the Jaccard index of every class, and the paired difference
+    to the scores in `options.against`.
+
+    Raises `DataError` if the file is no segmenter, if no image has a mask, or if `options.against` lacks an image.
+    """
+    segmenter, config = load_segmenter(checkpoint)
+    store = open_store(cfg, config.size, "contour", crop="none")
+    images = store.table.iloc[store.rows(options.split, needs=["mask"])]
+    if not len(images):
+        raise DataError(f"{store.name} has no masks in {options.split} to compare with")
+    start = time.perf_counter()
+    scores = score_images(segmenter, images)
+    seconds = time.perf_counter() - start
+    rows = [mean_row(measure, scores[measure], scores["group"]) for measure in MEASURES]
+    class_names = images["label"].map(dict(enumerate(store.classes))).to_numpy()
+    for name, values in scores["jaccard"].groupby(class_names):
+        rows.append({"measure": "jaccard", "class": name, "value": values.mean(), "n": len(values)})
+    if options.against:
+        baseline = read_jaccard(options.against, scores["image_id"])
+        compared = f"against {options.against.name}"
+        rows.append(difference_row(compared, "jaccard_difference", scores["jaccard"], baseline, scores["group"]))
+    if options.csv:
+        options.csv.parent.mkdir(parents=True, exist_ok=True)
+        scores.to_csv(options.csv, index=False)
+    time_taken = f"{options.split}, N {len(scores)}, {seconds:.0f} s including reading and scoring"
+    return to_table(rows, [store, config, time_taken])
+
+
+def read_jaccard(file: Path, image_ids: pd.Series) -> pd.Series:
+    """The Jaccard index of these images in a CSV file of scores. Raises `DataError` if it lacks one."""
+    jaccard = pd.read_csv(file).set_index("image_id")["jaccard"].reindex(image_ids)
+    if jaccard.isna().any():
+        raise DataError(f"{file.name} lacks {jaccard.isna().sum()} of the {len(jaccard)} images, such as "
+                        f"{jaccard.index[jaccard.isna()][0]}")  # fmt: skip
+    return jaccard
+
+
+# ----------------------------------------------------------------------------------------------------------- classifier
+
+
+@dataclass(frozen=True)
+class ClassifierEvaluation:
+    """Options of `evaluate classifier`."""
+
+    split: Literal["val", "test"] = "val"  # everything is chosen on val; test is scored once
+    across: str | None = None  # score a split of this data set instead, by the classes that both have
+    across_root: Path | None = None  # folder of the data set `across`; default: data/<across>
+    cgan: Path | None = None  # generator of the synthetic images; default: the one of `train cgan`
+
+
+def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, cfg: Config) -> pd.DataFrame:
+    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, and if
+    there is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
+
+    With `options.across` only the scores, on that data set. Raises `DataError` if the file is no classifier, if it was
+    trained on one of these images or lesions, if labels are missing or classes differ, `ValueError` for an unknown data
+    set.
+    """
+    classifier, config = load_classifier(checkpoint)
+    cfg = other_dataset(cfg, options.across, options.across_root) if options.across else cfg
+    store = open_store(cfg, config.size)
+    header = [store, f"{config.arch} from {classifier.backbone.init}, {config.size} px, {options.split}"]
+    image_rows = store.rows(options.split, needs=["label"])
+    if options.across:
+        return to_table(scores(predict_cross_dataset(classifier, store, image_rows, CLASS_MAP)), header)
+    predictions = predict_table(classifier, store, image_rows)
+    rows = [*scores(predictions), *calibration(classifier, store, image_rows, probabilities(predictions))]
+    generator = options.cgan or cfg.outputs / "cgan" / "checkpoint.pt"
+    if not options.cgan and not generator.is_file():
+        return to_table(rows, header, [f"no synthetic images: there is no {display_path(generator)}"])
+    return to_table([*rows, *real_against_synthetic(classifier, config, store, options.split, generator)], header)
+
+
+def other_dataset(cfg: Config, name: str, data_root: Path | None) -> Config:
+    """The config with another data set and its folder. Raises `ValueError` for an unknown name."""
+    if name not in DATASETS:
+        raise ValueError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
+    folder = Path(data_root).resolve() if data_root else ROOT / "data" / name
+    return replace(cfg, dataset=name, data_root=folder)
+
+
+def scores(predictions: pd.DataFrame) -> Iterator[dict]:
+    """Rows of `score_table`; recalls have their class in `class`."""
+    table = score_table(predictions).rename(columns={"from": "low", "to": "high", "N": "n"})
+    for name, row in table.iterrows():
+        measure, _, class_name = name.partition("recall ")
+        named = {"measure": "recall", "class": class_name} if class_name else {"measure": measure.replace(" ", "_")}
+        yield named | row.to_dict()
+
+
+def calibration(classifier: Classifier, store: Store, rows: np.ndarray, calibrated: np.ndarray) -> list[dict]:
+    """Rows of the calibration error with and without temperature scaling, and of the temperature."""
+    labels, uncalibrated = store.labels[rows], softmax(predict_logits(classifier, store.images[rows]), axis=1)
+    values = {
+        "calibration_error_before": calibration_error(uncalibrated, labels),
+        "calibration_error": calibration_error(calibrated, labels),
+        "temperature": float(classifier.temperature),
+    }
+    return [{"measure": name, "value": value, "n": len(rows)} for name, value in values.items()]
+
+
+def real_against_synthetic(
+    classifier: Classifier, config: ClassifierConfig, store: Store, split: str, generator: Path
+) -> list[dict]:
+    """Rows of the label accuracy, overall and as mean over classes, on the split's real images that have a sketch and
+    on images generated from these sketches, and of the gap. Raises `DataError` if the generator has another size or
+    other classes."""
+    generate, gan_config = load_generator(generator)
+    if (gan_config.size, gan_config.classes) != (config.size, config.classes):
+        raise DataError(f"the generator must have size {config.size} and classes {config.classes}, got "
+                        f"{gan_config.size} and {gan_config.classes}")  # fmt: skip
+    sketch_rows, rows = store.rows(split, needs=["label", "sketch"]), []
+    batch = store.batch(sketch_rows)
+    sets, labels = {"real": batch["images"], "synthetic": generate(batch, 0)}, batch["labels"]
+    correct = {name: label_accuracy(predict_proba(classifier, images), labels) for name, images in sets.items()}
+    lesions = store.table["lesion_id"].fillna(store.table["image_id"]).iloc[sketch_rows]
+    for name, hits in correct.items():
+        balanced = float(np.mean([hits[labels == k].mean() for k in np.unique(labels)]))
+        rows.append(mean_row("label_accuracy", hits, lesions, compared=name))
+        rows.append({"measure": "balanced_label_accuracy", "compared": name, "value": balanced, "n": len(hits)})
+    return [*rows, difference_row("real - synthetic", "label_accuracy_gap", *correct.values(), lesions)]
+
+
+# ------------------------------------------------------------------------------------------------------------ artifacts
+
+
+@dataclass(frozen=True)
+class ArtifactEvaluation:
+    """Options of `evaluate artifacts`."""
+
+    split: Literal["val", "test"] = "val"  # everything is chosen on val; test is scored once
+    flags: Path | None = None  # CSV with annotations: image_id and seven flags; default: those of the data set
+
+
+def evaluate_artifacts(checkpoint: str | Path, options: ArtifactEvaluation, cfg: Config) -> pd.DataFrame:
+    """Table of the average precision of every artifact, beside its prevalence, and of how often it is detected.
+
+    Raises `DataError` if the file is no detector, if the annotations are unreadable, or if no image is annotated.
+    """
+    detector, config = load_artifacts(checkpoint)
+    store = open_store(cfg, config.size)
+    rows, ids = store.rows(options.split), store.table["image_id"].to_numpy(str)
+    if options.flags:
+        flags = read_flags(options.flags).reindex(ids[rows]).to_numpy()
+        known = ~np.isnan(flags).any(axis=1)
+    else:
+        flags, known = store.artifacts[rows], store.artifacts_known[rows]
+    rows, flags = rows[known], flags[known] > 0.5
+    if not len(rows):
+        raise DataError(f"{store.name} has no annotated images in {options.split}: name a file with --flags")
+    num_trained_on = len(set(detector.trained_on) & set(ids[rows]))
+    detected = predict_artifacts(detector, np.array(store.images[rows]))
+    precisions, prevalence = average_precisions(detected, flags), flags.mean(axis=0)
+    values = {"average_precision": precisions, "artifact_rate": (detected > 0.5).mean(axis=0)}
+    table = [
+        {"class": name, "n": len(rows), "real": prevalence[k], "measure": measure, "value": by_artifact[k]}
+        for k, name in enumerate(ARTIFACTS)
+        for measure, by_artifact in values.items()
+    ]
+    return to_table(
+        table, [store, f"{options.split}, N {len(rows)}, of which trained on {num_trained_on}; real: prevalence"]
+    )
