@@ -31,7 +31,7 @@ from helpers.config import REPOSITORY, cpu_count, get_config  # noqa: E402
 FIRST = ("01", "02", "03", "05")  # they write stores, generator and classifier
 
 # Figures of the README, copied when notebooks are executed for committing.
-GALLERY = ("01_examples.png", "02_structure.png", "03_released.png")
+GALLERY = ("01_examples.png", "02_structure.png")
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 SETUP = """\

@@ -142,6 +142,34 @@ def test_released_files_are_small_and_have_a_model_card():
             assert required in card, f"{method}.md lacks {required!r}"
 
 
+def test_released_folder_stays_below_its_limit():
+    assert sum(path.stat().st_size for path in RELEASED.iterdir()) < 24e6
+
+
+@pytest.mark.parametrize("name", ["released/cgan", "training/cgan-ham10000", "training/cgan-isic2017"])
+def test_generator_card_has_license_attribution_and_the_classes_of_its_config(name):
+    folder = RELEASED.parent
+    with safe_open(folder / f"{name}.safetensors", "pt") as file:
+        header = json.loads(file.metadata()["checkpoint"])
+    card = (folder / f"{name}.md").read_text()
+    assert card.startswith(f"# {name.split('/')[1]}.safetensors\n") and "Not for diagnosis" in card
+    if name.endswith("isic2017"):
+        assert header["config"]["classes"] == ["MEL", "SK", "NV"] and "CC-0" in card
+        return
+    assert header["config"]["classes"] == ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    assert header["config"]["artifacts"] and header["extra_state"]["trained_on"]
+    for required in ("CC BY-NC 4.0", "Tschandl", "Rosendahl", "Kittler", "HAM10000"):
+        assert required in header["license"] and required in card, required
+
+
+def test_released_generator_samples_with_and_without_artifacts_differ():
+    generator, config = load_gan(RELEASED / "cgan.safetensors")
+    sketches = circle_sketch_and_mask(config.size)[0][None].repeat(7, 0)
+    without, asked = (sample(generator, sketches, range(7), 0, artifacts=flags) for flags in (None, np.eye(7)))
+    assert (np.abs(without.astype(float) - asked).mean(axis=(1, 2, 3)) > 1).all(), "every flag changes the image"
+    assert len({image.tobytes() for image in without}) == 7
+
+
 def test_main_released_weights_generate_segment_and_classify(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
     shutil.copytree(RELEASED, tmp_path / "data/released")
@@ -156,7 +184,7 @@ def test_main_released_weights_generate_segment_and_classify(tmp_path, monkeypat
 
     run("generate", "sketches", "generated")
     generated = sorted((tmp_path / "generated").glob("*/circle.png"))
-    assert [path.parent.name for path in generated] == ["MEL", "NV", "SK"]
+    assert [path.parent.name for path in generated] == sorted(["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"])
     run("segment", "generated/MEL", "masks")
     segmented = cv2.imread(str(tmp_path / "masks/circle.png"), cv2.IMREAD_GRAYSCALE) > 127
     dice = 2 * (segmented & (mask > 0)).sum() / (segmented.sum() + mask.sum())

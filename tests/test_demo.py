@@ -92,6 +92,13 @@ def test_generate_clips_count_seed_and_variation(predictor):
     assert len(handlers.sample_without_sketch("SK", 1_000, 5)) == demo.MAX_IMAGES
 
 
+def test_class_choices_are_those_of_each_network_with_display_names(predictor):
+    generated, analyzed = (demo.class_choices(predictor, method) for method in ("cgan", "classifier"))
+    assert [name for _, name in generated] == ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    assert [name for _, name in analyzed] == ["MEL", "SK", "NV"]
+    assert all(shown != name for shown, name in generated + analyzed), "every class has a display name"
+
+
 def test_describe_without_a_segmenter_does_not_claim_that_there_is_no_lesion(predictor):
     without = Predictor({name: path for name, path in predictor.weights.items() if name != "segmenter"})
     text = Handlers(without).describe(without.analyze(render(1, 4)[0]))
@@ -128,16 +135,16 @@ def test_upload_dir_is_private_and_is_deleted_when_the_process_ends():
 def test_api_generate_returns_images_and_a_zip_with_sketch_and_mask(client, predictor, tmp_path):
     sketch = example_sketches(128)[1]
     canvas = canvas_value(sketch, tmp_path)
-    gallery, archive = client.predict(canvas, "SK", 1.0, 3, 7, api_name="/generate")
-    assert np.array_equal(read_gallery(gallery), predictor.sample(sketch, "SK", 3, 1.0, 7))
+    gallery, archive = client.predict(canvas, "BKL", 1.0, 3, 7, api_name="/generate")
+    assert np.array_equal(read_gallery(gallery), predictor.sample(sketch, "BKL", 3, 1.0, 7))
     with ZipFile(archive) as file:
-        assert sorted(file.namelist()) == ["SK-7-1.png", "SK-7-2.png", "SK-7-3.png", "mask.png", "sketch.png"]
+        assert sorted(file.namelist()) == ["BKL-7-1.png", "BKL-7-2.png", "BKL-7-3.png", "mask.png", "sketch.png"]
         file.extractall(tmp_path)
     assert np.array_equal(np.array(Image.open(tmp_path / "sketch.png")), sketch)
     mask = np.array(Image.open(tmp_path / "mask.png"))
     assert set(np.unique(mask)) == {0, 255} and mask[sketch > 0].mean() > 200
-    more, _, seed = client.predict(canvas, "SK", 1.0, 1, 7, api_name="/generate_more")
-    assert seed == 8 and np.array_equal(read_gallery(more), predictor.sample(sketch, "SK", 1, 1.0, 8))
+    more, _, seed = client.predict(canvas, "BKL", 1.0, 1, 7, api_name="/generate_more")
+    assert seed == 8 and np.array_equal(read_gallery(more), predictor.sample(sketch, "BKL", 1, 1.0, 8))
 
 
 def test_api_generate_with_an_empty_canvas_raises(client, tmp_path):
@@ -354,7 +361,7 @@ def test_browser_draw_generate_analyze_and_reuse_the_sketch(address, browser, fi
         if k == 0:
             page.mouse.down()
     page.mouse.up()
-    page.get_by_label("seborrheic keratosis").first.check()
+    page.get_by_label("benign keratosis").first.check()
     page.get_by_role("button", name="Generate", exact=True).click()
     thumbnails = page.get_by_role("button", name=re.compile("Thumbnail . of 4"))
     thumbnails.nth(3).wait_for()

@@ -563,7 +563,7 @@ def test_demo_opens_the_page_with_released_or_given_weights(monkeypatch, capsys,
     monkeypatch.setattr(demo, "launch_page", lambda page, port, wait: launched.append((page.title, port, wait)))
     assert main(["demo", "--port", "7999"]) == 0
     assert launched == [("Sketch2Lesion", 7999, True)]
-    assert "cgan: data/released/cgan.safetensors, 128 px, MEL SK NV" in capsys.readouterr().out
+    assert "cgan: data/released/cgan.safetensors, 128 px, MEL NV BCC AKIEC BKL DF VASC" in capsys.readouterr().out
     fails(capsys, ["demo", "--cgan", tmp_path / "gone.pt"], "gone.pt does not exist")
 
 

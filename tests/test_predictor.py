@@ -77,7 +77,7 @@ def test_find_weights_prefers_given_checkpoints_to_released_weights(tmp_path):
 
 
 def test_predictor_as_text_lists_weights_sizes_and_classes(predictor):
-    assert "data/released/cgan.safetensors, 128 px, MEL SK NV" in str(predictor)
+    assert "data/released/cgan.safetensors, 128 px, MEL NV BCC AKIEC BKL DF VASC" in str(predictor)
 
 
 def test_display_name_of_unknown_class_is_the_class():
@@ -91,15 +91,15 @@ def test_sample_depends_on_seed_class_and_variation(predictor):
     repeated = predictor.sample(sketch, "MEL", count=2, seed=5)
     assert np.array_equal(repeated, images[:2]), "the first images of a seed do not depend on the count"
     assert not np.array_equal(images[0], predictor.sample(sketch, "MEL", count=1, seed=6)[0])
-    assert not np.array_equal(images[0], predictor.sample(sketch, "SK", count=1, seed=5)[0])
+    assert not np.array_equal(images[0], predictor.sample(sketch, "VASC", count=1, seed=5)[0])
     first, second = predictor.sample(sketch, "MEL", count=2, variation=0, seed=5)
     assert np.array_equal(first, second)
     assert np.abs(images[0].astype(float) - images[1]).mean() > 10, "the latent changes the image"
 
 
 def test_sample_of_unknown_class_raises_with_the_known_ones(predictor):
-    with pytest.raises(DataError, match="must be one of MEL, SK, NV, got DF"):
-        predictor.sample(example_sketches(predictor.size)[0], "DF")
+    with pytest.raises(DataError, match="must be one of MEL, NV, BCC, AKIEC, BKL, DF, VASC, got SK"):
+        predictor.sample(example_sketches(predictor.size)[0], "SK")
 
 
 def test_predictor_with_only_a_cgan_explains_how_to_get_a_dcgan_and_analyzes_nothing(predictor):

@@ -25,6 +25,7 @@ from helpers.views.plots import grid, overlay, save
 
 CELL, CGAN_CELL = 0.92, 1.2  # inches per image side, 110 pixels each
 LINE = 0.12  # inches per line of the text at an image
+CLASSIFIER_GENERATOR = "../training/cgan-isic2017.safetensors"
 COLORS = 256  # palette of the files, which are then a third as large as in true color
 
 
@@ -40,10 +41,22 @@ def generate(file: Path, count: int) -> tuple[np.ndarray, np.ndarray, GANConfig]
     """
     generator, config = load_gan(file)
     sketches, num_classes = phantom_contours(count, config.size), len(config.classes)
-    z = torch.randn(count, config.z_dim, generator=torch.Generator().manual_seed(0))
-    labels = np.tile(np.arange(num_classes), count)
+    z, labels = draw_latents(count, config.z_dim), np.tile(np.arange(num_classes), count)
     images = sample(generator, sketches.repeat(num_classes, 0), labels, 0, z.repeat_interleave(num_classes, dim=0))
     return sketches, images.reshape(count, num_classes, *images.shape[1:]), config
+
+
+def draw_latents(count: int, z_dim: int) -> torch.Tensor:
+    """The latents (count, z_dim) of all figures: one per column or row."""
+    return torch.randn(count, z_dim, generator=torch.Generator().manual_seed(0))
+
+
+def generate_with_each_artifact(file: Path, rows: Sequence[int], labels: Sequence[int]) -> np.ndarray:
+    """`uint8 (7, H, W, 3)`: image k has the outline and the latent of number `rows[k]` in `generate`, class `labels[k]`
+    and only the k-th of `ARTIFACTS`."""
+    generator, config = load_gan(file)
+    sketches, z = phantom_contours(max(rows) + 1, config.size), draw_latents(max(rows) + 1, config.z_dim)
+    return sample(generator, sketches[list(rows)], labels, 0, z[list(rows)], np.eye(len(ARTIFACTS), dtype=np.uint8))
 
 
 def captioned(
@@ -64,17 +77,30 @@ def captioned(
 
 
 def cgan_figure(file: Path, generator: Path) -> Figure:
-    """Rows: four contours; columns: the sketch and an image of every class, with the same latent."""
+    """Rows: four contours; columns: the sketch and an image of every class, with the same latent. Last row, if the
+    generator takes artifact flags: the first contour and its latent as NV, with one artifact each, named below."""
     sketches, images, config = generate(file, 4)
     rows = [[sketch, *row] for sketch, row in zip(sketches, images, strict=True)]
-    return grid(rows, column_titles=["sketch", *config.classes], cell=CGAN_CELL)
+    titles, count = ["sketch", *config.classes], len(ARTIFACTS)
+    if not config.artifacts:
+        return grid(rows, column_titles=titles, cell=CGAN_CELL)
+    rows.append([sketches[0], *generate_with_each_artifact(file, [0] * count, [config.classes.index("NV")] * count)])
+    figure = grid(rows, column_titles=titles, cell=CGAN_CELL)
+    height, below = figure.get_figheight(), 2 * LINE
+    figure.set_figheight(height + below)
+    figure.subplots_adjust(
+        bottom=below / (height + below), top=(below + figure.subplotpars.top * height) / (height + below)
+    )
+    for axis, name in zip(figure.axes[(len(rows) - 1) * len(rows[0]) :], ["sketch", *ARTIFACTS], strict=True):
+        axis.set_xlabel(name.replace("_", " "), fontsize=9, labelpad=3)
+    return figure
 
 
 def dcgan_figure(file: Path, generator: Path) -> Figure:
     """Rows: classes; columns: six latents, the same for every class."""
     network, config = load_gan(file, sketch=False)
     num_classes = len(config.classes)
-    z = torch.randn(6, config.z_dim, generator=torch.Generator().manual_seed(0)).repeat(num_classes, 1)
+    z = draw_latents(6, config.z_dim).repeat(num_classes, 1)
     images = sample(network, None, np.arange(num_classes).repeat(6), 0, z)
     rows = [list(row) for row in images.reshape(num_classes, 6, *images.shape[1:])]
     return grid(rows, config.classes, [f"z {k + 1}" for k in range(6)], cell=CELL)
@@ -103,14 +129,15 @@ def classifier_figure(file: Path, generator: Path) -> Figure:
 
 def artifacts_figure(file: Path, generator: Path) -> Figure:
     """First row: for each artifact the first phantom that shows no other one, with the artifact as title; second row:
-    generated images, each of the next class; captions: the detected flags."""
+    generated images, each of another outline and of the next class, for which that artifact alone was asked; captions:
+    the detected flags."""
     detector, config = load_artifacts(file)
     phantoms = [phantom_with(name, config.size) for name in ARTIFACTS]
-    _, images, generator_config = generate(generator, len(ARTIFACTS))
-    labels = [k % len(generator_config.classes) for k in range(len(ARTIFACTS))]
-    generated = [row[k] for row, k in zip(images, labels, strict=True)]
+    classes = load_gan(generator)[1].classes
+    labels = [k % len(classes) for k in range(len(ARTIFACTS))]
+    generated = list(generate_with_each_artifact(generator, range(len(ARTIFACTS)), labels))
     captions = [[detected(p) for p in predict_artifacts(detector, np.stack(row))] for row in (phantoms, generated)]
-    titles = [f"has {name}" for name in ARTIFACTS], [generator_config.classes[k] for k in labels]
+    titles = [[f"has {name}" for name in ARTIFACTS], [f"asked: {name}" for name in ARTIFACTS]]
     return captioned([phantoms, generated], ["procedural", "generated"], captions, titles)
 
 
@@ -144,7 +171,8 @@ def write_cards(
 ) -> list[Path]:
     """Write NAME.png of each name of `FIGURES` from the weights `released`/NAME.safetensors; returns the paths.
 
-    `generator`: CGAN that generates the images for segmenter, classifier and artifacts; default: the released one.
+    `generator`: CGAN that generates the images for segmenter, classifier and artifacts; default: the released one, and
+    for the classifier `CLASSIFIER_GENERATOR`, which has its classes.
     `out`: folder of the figures; default: `released`. Raises `ValueError` for an unknown name, `DataError` if a file is
     missing or not of its method.
     """
@@ -153,7 +181,8 @@ def write_cards(
     paths = []
     for name in names:
         path = (out or released) / f"{name}.png"
-        save(FIGURES[name](released / f"{name}.safetensors", generator or released / "cgan.safetensors"), path)
+        default = released / (CLASSIFIER_GENERATOR if name == "classifier" else "cgan.safetensors")
+        save(FIGURES[name](released / f"{name}.safetensors", generator or default), path)
         image = Image.open(path).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
         image.save(path, optimize=True)
         paths.append(path)

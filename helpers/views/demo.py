@@ -35,8 +35,8 @@ EMPTY_CANVAS = {"background": None, "layers": [], "composite": None}
 NO_LESION = "No lesion was found in this image."
 NO_SEGMENTER = "The lesion is not outlined: no weights of a segmenter are available."
 PROBABILITY_NOTE = """The bars show calibrated probabilities for the central square of the image. The classifier can
-only choose among these diagnoses, and it is often wrong. In the heatmap, yellow marks the regions that support the most
-probable diagnosis."""
+only choose among these diagnoses, which need not be those that images are generated for, and it is often wrong. In the
+heatmap, yellow marks the regions that support the most probable diagnosis."""
 MAX_IMAGES, MAX_ZIP_IMAGES, MAX_QUEUE, MAX_VARIATION = 8, 100, 100, 1.5
 # The sketch pad starts without a selected tool, and the first stroke would be lost.
 SELECT_BRUSH_JS = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
