@@ -96,7 +96,7 @@ def clean_metadata(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 def execute_and_write(mode: str, path: Path, label: str, threads: int) -> bool:
     """Execute a notebook, write it, and print its time or its error; returns whether it succeeded."""
-    start, folder = time.perf_counter(), get_config("sample").outputs / "notebooks"
+    start, folder = time.perf_counter(), get_config().outputs / "notebooks"
     notebook, error = execute(path.resolve(), label, threads)
     target = path if mode == "in-place" and not error else folder / path.name
     nbformat.write(clean_metadata(notebook), target)
@@ -113,7 +113,7 @@ def execute_and_write(mode: str, path: Path, label: str, threads: int) -> bool:
 
 def run_notebooks(mode: str, paths: list[Path]) -> int:
     """Execute `paths`; mode: "run" or "in-place". Returns the exit status."""
-    cfg = get_config("sample")
+    cfg = get_config()
     (cfg.outputs / "notebooks").mkdir(parents=True, exist_ok=True)
     first = [path for path in paths if path.name[:2] in FIRST]
     rest = [path for path in paths if path.name[:2] not in FIRST]
