@@ -81,8 +81,8 @@ def test_notebook_contains_no_absolute_path(notebook):
 
 
 def test_notebook_files_are_small():
-    sizes = [path.stat().st_size for path in PATHS]
-    assert max(sizes) < 700_000 and sum(sizes) < 4_000_000
+    sizes = {path.name[:2]: path.stat().st_size for path in PATHS}
+    assert sizes.pop("03") < 1_000_000 and max(sizes.values()) < 700_000 and sum(sizes.values()) < 4_000_000
 
 
 # --------------------------------------------------------------------------------------------------------- Colab
