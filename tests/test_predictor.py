@@ -51,7 +51,7 @@ def test_read_of_unusable_files_raises_without_naming_the_folder(tmp_path):
     messages = {
         "note": "not an image",
         "cut": "damaged",
-        "huge": "at most 50,000,000 in all, got 9000 x 9000",
+        "huge": "at most 80,000,000 in all, got 9000 x 9000",
         "thin": "at least 16 pixels per side .* got 8 x 400",
         "gone": "not an image",
     }
