@@ -22,15 +22,17 @@ def shrink_ham10000(out: str | Path, size: int, cfg: Config) -> int:
     JPEG, masks as PNG, and the metadata. Returns the bytes in `out`.
 
     A network of `size` pixels is trained on the copy as on the original, except for the JPEG artifacts. Raises
-    `DataError` if the config's data set is another one or unreadable.
+    `DataError` if the config's data set is another one, unreadable or in `out`.
     """
     if cfg.dataset != "ham10000":
         raise DataError(f"only ham10000 can be shrunk, got {cfg.dataset}")
-    out = Path(out)
+    out, dataset = Path(out), open_dataset(cfg)
+    if out.resolve() == dataset.root.resolve():
+        raise DataError(f"--out must not be the data set's folder {out}: its images would be overwritten")
     images, masks = out / "HAM10000_images_part_1", out / "HAM10000_segmentations_lesion_tschandl"
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
-    for row in tqdm(open_dataset(cfg).table.itertuples(), unit="images"):
+    for row in tqdm(dataset.table.itertuples(), unit="images"):
         image = _square(read_image(row.path), size, cv2.INTER_AREA)[..., ::-1]  # OpenCV writes BGR
         cv2.imwrite(str(images / f"{row.image_id}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if isinstance(row.mask_path, str):

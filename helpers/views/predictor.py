@@ -18,9 +18,11 @@ from helpers.data.files import (
     MAX_PIXELS,
     DataError,
     center_crop,
+    is_mask,
     list_images,
     read_header,
     read_image,
+    report_skipped,
 )
 from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
@@ -251,12 +253,18 @@ def predict_folder(predictor: Predictor, folder: str | Path) -> tuple[pd.DataFra
     """Analyze every image of a folder.
 
     Returns a table with a row per readable image (`file diagnosis lesion_fraction`, then a probability per class), the
-    analyses in its order, and a message per unreadable image. Raises `DataError` if no image is readable.
+    analyses in its order, and messages about unreadable images, masks and skipped files. Raises `DataError` if no image
+    is readable.
     """
     rows, analyses, problems = [], [], []
-    for path in list_images(Path(folder)):
+    paths = list_images(folder)
+    report_skipped(folder, paths, problems)
+    for path in paths:
         try:
-            analysis = predictor.analyze(read_photo(path))
+            photo = read_photo(path)
+            if is_mask(photo):
+                raise DataError(f"{path.name} is a mask or a drawing, not a photo")
+            analysis = predictor.analyze(photo)
         except DataError as error:
             problems.append(str(error) if path.name in str(error) else f"{path.name}: {error}")
             continue
