@@ -408,7 +408,8 @@ def _fit(image: np.ndarray, size: int) -> np.ndarray:
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:
     """`image (H, W, 3)` with at most `side` pixels on its longer side."""
     scale = side / max(image.shape)
-    return image if scale >= 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    shape = [max(1, round(scale * length)) for length in image.shape[1::-1]]
+    return image if scale >= 1 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
 
 
 def _pad_to_square(image: np.ndarray) -> np.ndarray:
