@@ -137,6 +137,13 @@ def test_parse_drawing_of_thin_and_thick_jpeg_strokes_gives_lines(width, color, 
     assert not problems and mask_from_sketch(sketch).sum() == pytest.approx(np.pi * 40 * 36, rel=0.15)
 
 
+def test_parse_drawing_of_a_strip_raises():
+    strip = np.full((1, 4000, 3), 255, np.uint8)
+    strip[:, 1000:1004] = 0
+    with pytest.raises(DataError):
+        parse_drawing(strip, 128)
+
+
 def test_parse_drawing_applies_exif_rotation(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate clockwise

@@ -69,8 +69,21 @@ def test_from_folder_mixed_sizes_and_gray_images_are_reported(folder, extractor)
     Image.fromarray(np.full((40, 50), 100, np.uint8)).save(folder / "MEL" / "00.png")
     images = ImageSet.from_folder(folder)
     sizes, gray = images.problems
-    assert images.image_size == 32 and "32 to 40 pixels" in sizes and "1 of 20 images are gray" in gray
+    assert (
+        images.image_size == 32
+        and "32 to 40 pixels, all resized to 32, the size of most" in sizes
+        and "1 of 20 images are gray" in gray
+    )
     assert np.allclose(extract_features(images, extractor, 32).values[0], 100 / 255)
+
+
+def test_from_folder_far_smaller_images_are_left_out_and_named(folder):
+    for name, side in (("00.png", 1), ("01.png", 15), ("02.png", 16)):
+        Image.new("RGB", (side, side), "pink").save(folder / "MEL" / name)
+    images = ImageSet.from_folder(folder)
+    assert images.image_size == 32 and len(images) == 18 and images.class_names == ["MEL"] * 6 + ["NV"] * 12
+    assert "2 images are far smaller and left out (00.png of 1 pixels, 01.png of 15 pixels)" in images.problems[0]
+    assert "16 to 32 pixels, all resized to 32" in images.problems[1]
 
 
 def test_from_folder_missing_or_empty_raises(tmp_path):

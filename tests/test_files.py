@@ -1,8 +1,11 @@
+import os
+import struct
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
-from factories import write_image
+from factories import write_image, write_lines
 from PIL import Image
 
 from helpers.data.files import (
@@ -10,9 +13,12 @@ from helpers.data.files import (
     atomic_folder,
     center_crop,
     image_shape,
+    is_mask,
     list_images,
+    read_header,
     read_image,
     read_mask,
+    report_skipped,
 )
 
 DISC = (np.hypot(*np.mgrid[-16:16, -20:20]) < 9).astype(np.uint8)
@@ -48,11 +54,57 @@ def test_read_image_gray_becomes_rgb(tmp_path):
     assert image.shape == (6, 8, 3) and (image == 77).all()
 
 
-def test_read_image_16_bit_is_scaled_not_clipped(tmp_path):
-    ramp = np.linspace(0, 60000, 20 * 30).reshape(20, 30).astype(np.uint16)
-    Image.fromarray(ramp).save(tmp_path / "deep.png")
-    image = read_image(tmp_path / "deep.png")
-    assert image.shape == (20, 30, 3) and abs(float(image.mean()) - 127) < 5
+@pytest.mark.parametrize("peak", [1.0, 255, 4095, 65535])
+def test_read_image_of_more_than_8_bits_is_scaled_not_clipped(tmp_path, peak):
+    ramp = np.linspace(0, peak, 20 * 30).reshape(20, 30)
+    Image.fromarray(ramp.astype(np.float32 if peak == 1 else np.uint16)).save(tmp_path / "deep.tif")
+    image = read_image(tmp_path / "deep.tif")
+    assert image.shape == (20, 30, 3) and np.abs(image[..., 0] - ramp * 255 / peak).max() <= 1
+
+
+@pytest.mark.parametrize("value", [-1, 70_000, np.nan, np.inf])
+def test_read_image_of_values_that_are_no_tones_raises(tmp_path, value):
+    Image.fromarray(np.full((8, 8), value, np.float32)).save(tmp_path / "heights.tif")
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match=r"heights\.tif.*expected pixel values of 0 to 1, 255, 4095 or 65535"):
+            read(tmp_path / "heights.tif")
+
+
+@pytest.mark.parametrize("read", [read_image, read_mask, image_shape, read_header])
+def test_formats_that_are_not_listed_are_never_opened(tmp_path, read, monkeypatch):
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: pytest.fail("Ghostscript was started"))
+    write_lines(tmp_path / "page.jpg", "%!PS-Adobe-3.0 EPSF-3.0", "%%BoundingBox: 0 0 9 9", "%%EndComments", "loop")
+    Image.new("RGB", (8, 8)).save(tmp_path / "drawing.png", "PPM")
+    for name in ("page.jpg", "drawing.png"):
+        with pytest.raises(DataError, match=f"{name} is missing, damaged or not an image"):
+            read(tmp_path / name)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no named pipes")
+def test_a_pipe_is_not_read(tmp_path):
+    os.mkfifo(tmp_path / "pipe.png")
+    assert list_images(tmp_path) == []
+    with pytest.raises(DataError, match="no such file"):
+        read_image(tmp_path / "pipe.png")
+
+
+@pytest.mark.parametrize("error", [struct.error, TypeError, IndexError, KeyError, ZeroDivisionError, MemoryError])
+def test_whatever_a_decoder_raises_is_a_data_error(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error("bad chunk")
+
+    path = write_image(tmp_path / "a.png")
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", fail)
+    for read in (read_image, read_mask, image_shape):
+        with pytest.raises(DataError, match=r"a\.png is .*damaged.*bad chunk"):
+            read(path)
+
+
+def test_too_many_pixels_are_not_decoded(tmp_path):
+    Image.new("1", (10_000, 8_001)).save(tmp_path / "huge.png")
+    for read in (read_image, read_mask):
+        with pytest.raises(DataError, match="10000 x 8001 pixels, at most 80,000,000"):
+            read(tmp_path / "huge.png")
 
 
 def test_read_image_min_size_reduces_large_jpeg(tmp_path):
@@ -63,12 +115,20 @@ def test_read_image_min_size_reduces_large_jpeg(tmp_path):
     assert np.abs(reduced - resized).mean() < 3
 
 
-def test_read_image_upright_applies_exif_orientation(tmp_path):
+@pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
+def test_every_reader_applies_exif_orientation(tmp_path, suffix):
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees for display
-    Image.new("RGB", (8, 6)).save(tmp_path / "rotated.jpg", exif=exif)
-    assert read_image(tmp_path / "rotated.jpg").shape == (6, 8, 3)
-    assert read_image(tmp_path / "rotated.jpg", upright=True).shape == (8, 6, 3)
+    exif[0x0112] = 6  # rotate clockwise by 90 degrees for display
+    pixels = np.zeros((600, 800), np.uint8)
+    pixels[50:350, 100:700] = 255  # the upper half, which a viewer shows on the right
+    path = tmp_path / f"rotated.{suffix}"
+    Image.fromarray(pixels).save(path, exif=exif)
+    expected = np.rot90(pixels, -1)
+    assert image_shape(path) == expected.shape == (800, 600)
+    assert np.abs(read_image(path)[..., 0].astype(int) - expected).mean() < 3
+    assert (read_mask(path, (800, 600)) == expected // 255).mean() > 0.99
+    reduced = read_image(path, min_size=150)
+    assert reduced.shape == ((200, 150, 3) if suffix == "jpg" else (800, 600, 3))
 
 
 @pytest.mark.parametrize("encoding", ["0/1", "0/100", "0/255", "RGB", "one bit", "palette", "16 bit", "jpeg"])
@@ -102,6 +162,60 @@ def test_read_mask_compression_noise_is_empty(tmp_path):
     assert read_mask(tmp_path / "mask.png").max() == 0
 
 
+MASK = DISC * 255
+CLEAR = np.full_like(DISC, 255)
+
+
+@pytest.mark.parametrize(
+    "pixels",
+    [
+        DISC * 2,
+        255 - MASK,
+        cv2.GaussianBlur(MASK, (0, 0), 1.5),
+        DISC.astype(np.float32),
+        DISC.astype(np.uint16) * 4095,
+        np.dstack([CLEAR, CLEAR, CLEAR, MASK]),
+        np.dstack([0 * DISC, 0 * DISC, 0 * DISC, MASK]),
+        np.dstack([CLEAR, 0 * DISC, 0 * DISC, MASK]),
+        np.dstack([MASK, MASK, MASK, (np.abs(np.mgrid[-16:16, -20:20][0]) < 12) * CLEAR]),
+    ],
+    ids=["0/2", "inverted", "soft", "float", "12 bits", "white, alpha", "black, alpha", "red, alpha", "opaque part"],
+)
+def test_read_mask_is_what_a_person_sees(tmp_path, pixels):
+    Image.fromarray(pixels).save(tmp_path / "mask.tif")
+    assert (read_mask(tmp_path / "mask.tif") != DISC).mean() < 0.01
+
+
+def test_read_mask_palette_is_read_by_its_colors(tmp_path):
+    image = Image.fromarray(DISC)
+    image.putpalette([68, 1, 84, 253, 231, 37])
+    image.save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png") == DISC).all()
+    image.putpalette([255, 0, 0, 0, 255, 0])
+    image.save(tmp_path / "mask.png")
+    with pytest.raises(DataError, match=r"mask\.png.*equally bright: which of them is the lesion"):
+        read_mask(tmp_path / "mask.png")
+
+
+def test_read_mask_lesion_larger_than_the_image_is_not_inverted(tmp_path):
+    mask = np.full((90, 120), 255, np.uint8)
+    mask[:20, :20] = mask[-4:, 50:60] = 0  # a corner; and a notch
+    mask[40:44, 40:44] = 0  # and a hole, of 0.1 %
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    assert (read_mask(tmp_path / "mask.png") == mask // 255).all()
+
+
+def test_is_mask_two_tones_of_gray_are_none_of_a_photo(tmp_path):
+    for pixels in (DISC, DISC * 2, MASK, 255 - MASK):
+        assert is_mask(np.dstack([pixels] * 3))
+    Image.fromarray(cv2.resize(MASK, (400, 320))).save(tmp_path / "mask.jpg")
+    assert is_mask(read_image(tmp_path / "mask.jpg"))
+    photo = read_image(write_image(tmp_path / "photo.jpg", size=(400, 320)))
+    gray = np.dstack([photo[..., 1]] * 3)
+    noise = np.random.default_rng(0).integers(120, 122, (32, 40, 1), np.uint8).repeat(3, axis=2)
+    assert not any(map(is_mask, (photo, gray, noise, np.full((8, 8, 3), 7, np.uint8))))
+
+
 def test_read_mask_other_size_raises_with_both_sizes(tmp_path):
     Image.fromarray(DISC).save(tmp_path / "mask.png")
     with pytest.raises(DataError, match=r"40 x 32 pixels but its image is 80 x 64"):
@@ -119,6 +233,19 @@ def test_list_images_skips_hidden_and_other_files(tmp_path):
         (tmp_path / name).write_bytes(b"")
     assert [p.name for p in list_images(tmp_path)] == ["a.png", "b.JPG"]
     assert list_images(tmp_path / "absent") == []
+
+
+def test_report_skipped_names_other_formats_and_folders(tmp_path):
+    used = [write_image(tmp_path / "a.png")]
+    write_image(tmp_path / "benign/patient1/b.png")
+    for name in ("c.HEIX", "d.psd", "table.csv", ".hidden/e.psd", "@eaDir/a.png", ".DS_Store"):
+        write_lines(tmp_path / name, "")
+    problems = []
+    report_skipped(tmp_path, used, problems)
+    assert problems == [
+        "2 files of formats that are not read (.heix .psd) are left out: c.HEIX, d.psd",
+        "1 files in folders that are not read (benign/patient1) are left out: benign/patient1/b.png",
+    ]
 
 
 def write_version(folder: Path, text: str) -> None:

@@ -51,7 +51,7 @@ def test_read_of_unusable_files_raises_without_naming_the_folder(tmp_path):
     messages = {
         "note": "not an image",
         "cut": "damaged",
-        "huge": "at most 50,000,000 in all, got 9000 x 9000",
+        "huge": "at most 80,000,000 in all, got 9000 x 9000",
         "thin": "at least 16 pixels per side .* got 8 x 400",
         "gone": "not an image",
     }
@@ -179,12 +179,16 @@ def test_predict_folder_gives_a_row_per_readable_image_and_the_other_files_as_pr
     Image.fromarray(render(2, 1)[0]).save(tmp_path / "1.jpg")
     Image.new("RGB", (64, 64), "pink").save(tmp_path / "uniform.png")
     (tmp_path / "broken.jpg").write_text("not an image")
+    Image.fromarray(255 * render(1, 0)[1]).save(tmp_path / "mask.png")
+    (tmp_path / "photo.raw").write_text("not read")
     table, analyses, problems = predict_folder(predictor, tmp_path)
     assert list(table.columns) == ["file", "diagnosis", "lesion_fraction", "MEL", "SK", "NV"]
     assert list(table["file"]) == ["0.png", "1.jpg", "1.png", "2.png"]
     assert (table["diagnosis"] == table[["MEL", "SK", "NV"]].idxmax(axis=1)).all()
     assert list(table["lesion_fraction"]) == [analysis.lesion_fraction for analysis in analyses]
-    assert problems[0].startswith("broken.jpg is damaged or not an image")
-    assert problems[1].startswith("uniform.png: The image has one color only")
+    assert "1 files of formats that are not read (.raw) are left out: photo.raw" in problems[0]
+    assert problems[1].startswith("broken.jpg is damaged or not an image")
+    assert problems[2] == "mask.png is a mask or a drawing, not a photo"
+    assert problems[3].startswith("uniform.png: The image has one color only")
     with pytest.raises(DataError, match="nothing needs at least one readable image"):
         predict_folder(predictor, tmp_path / "nothing")

@@ -23,6 +23,12 @@ def test_shrink_writes_small_squares_in_the_published_layout(tmp_path):
     assert mask.shape == (16, 16) and set(mask.ravel()) == {0, 255}
 
 
+def test_shrink_into_the_data_set_raises(tmp_path):
+    cfg = SimpleNamespace(dataset="ham10000", data_root=ham10000(tmp_path / "original"))
+    with pytest.raises(DataError, match="its images would be overwritten"):
+        shrink_ham10000(tmp_path / "original", 16, cfg)
+
+
 def test_shrink_of_another_data_set_raises(tmp_path):
     with pytest.raises(DataError, match="only ham10000 can be shrunk, got isic2016"):
         shrink_ham10000(tmp_path, 16, SimpleNamespace(dataset="isic2016", data_root=tmp_path))

@@ -3,20 +3,34 @@
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp"}
+# The only formats that are ever opened. Pillow knows others, among them PostScript, which starts Ghostscript.
+FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
+with suppress(ImportError):  # optional: photos of telephones
+    import pillow_heif
+
+    pillow_heif.register_heif_opener()
+    Image.init()
+    FORMATS += tuple(name for name in ("HEIF", "AVIF") if name in Image.OPEN)
+    IMAGE_SUFFIXES |= {ending for ending, name in Image.EXTENSION.items() if name in ("HEIF", "AVIF")}
+NOT_REPORTED = {".csv", ".tab", ".tsv", ".txt", ".json", ".md", ".xlsx", ".xls", ".db", ".ini"}  # beside images
+MAX_DEPTH = 3  # folders below a data set or a folder of images in which unread files are looked for
 
 # OpenCV's own threads compete with our thread pools; each worker is one thread.
 cv2.setNumThreads(1)
-# Far above any dermoscopic image (ISIC has some of 60 megapixels), below decompression bombs.
-Image.MAX_IMAGE_PIXELS = 400_000_000
+# Above any dermoscopic image (ISIC has some of 60 megapixels), below decompression bombs.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS = 80_000_000
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_pixels` raises instead
 
 
 class DataError(ValueError):
@@ -27,65 +41,166 @@ def list_images(folder: str | Path) -> list[Path]:
     """Image files directly in `folder`, sorted by name, without hidden and resource-fork files."""
     if not Path(folder).is_dir():
         return []
-    with os.scandir(folder) as entries:
-        names = [e.name for e in entries if not e.name.startswith(".")]
+    with os.scandir(folder) as entries:  # a pipe or a device is no file: reading it would never end
+        names = [e.name for e in entries if not e.name.startswith(".") and (e.is_file() or _is_broken_link(e))]
     return [Path(folder) / n for n in sorted(names) if os.path.splitext(n)[1].lower() in IMAGE_SUFFIXES]
 
 
-def read_image(path: str | Path, min_size: int | None = None, upright: bool = False) -> np.ndarray:
-    """Read an image as RGB `uint8 (H, W, 3)`, transparency on white.
+def _is_broken_link(entry: os.DirEntry) -> bool:
+    return entry.is_symlink() and not os.path.exists(entry.path)
+
+
+def report_skipped(folder: str | Path, used: Iterable[Path], problems: list[str]) -> None:
+    """Add to `problems` the files below `folder` that are not in `used`: those of other formats, and images in folders
+    that are not read. Hidden entries and tables are not reported."""
+    used, formats, images = set(used), [], []
+    for inner, folders, names in os.walk(folder):
+        depth = len(Path(inner).relative_to(folder).parts)
+        folders[:] = sorted(f for f in folders if depth < MAX_DEPTH and not f.startswith((".", "@", "__MACOSX")))
+        paths = [Path(inner, name) for name in sorted(names) if not name.startswith(".")]
+        unused = [p for p in paths if p not in used and p.suffix.lower() not in NOT_REPORTED]
+        formats += [p for p in unused if p.suffix.lower() not in IMAGE_SUFFIXES or not p.is_file()]
+        images += [p for p in unused if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()]
+    for paths, text in ((formats, "of formats that are not read"), (images, "in folders that are not read")):
+        if paths:
+            examples = ", ".join(path.relative_to(folder).as_posix() for path in paths[:5])
+            suffixes = " ".join(sorted({path.suffix.lower() or "no ending" for path in paths}))
+            places = " ".join(sorted({path.parent.relative_to(folder).as_posix() for path in paths})[:5])
+            what = suffixes if paths is formats else places
+            problems.append(f"{len(paths)} files {text} ({what}) are left out: {examples}")
+
+
+@contextmanager
+def open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
+    """Open an image file, or its content, if it has one of `FORMATS`; every image is opened here.
+
+    Raises `DataError` if the file is missing, no regular file or not such an image, and for whatever Pillow raises in
+    the block: on damaged files also `struct.error`, `TypeError`, `IndexError` and others.
+    """
+    try:
+        if not isinstance(source, bytes) and not os.path.isfile(source):  # a pipe would never end
+            raise OSError("no such file")
+        # A stream, because of a path Pillow maps gray TIFFs into memory, and then rotates them wrongly (12.3).
+        with (
+            BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as stream,
+            Image.open(stream, formats=FORMATS) as image,
+        ):
+            yield image
+    except Exception as error:
+        name = "the image" if isinstance(source, bytes) else source
+        reason = f"expected {', '.join(FORMATS)}" if isinstance(error, UnidentifiedImageError) else error
+        raise DataError(f"{name} is missing, damaged or not an image ({reason})") from error
+
+
+def read_header(source: str | Path | bytes) -> tuple[tuple[int, int], str]:
+    """(width, height) as stored, and Pillow's mode, without decoding. Raises `DataError` as `open_image` does."""
+    with open_image(source) as image:
+        return image.size, image.mode
+
+
+def image_shape(path: str | Path) -> tuple[int, int]:
+    """Height and width of an image file as a viewer shows it. Raises `DataError` as `open_image` does."""
+    with open_image(path) as image:
+        # Pillow rotates a TIFF itself, and gives its rotated size.
+        orientation = 1 if image.format == "TIFF" else image.getexif().get(ExifTags.Base.Orientation)
+        return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]
+
+
+def read_image(path: str | Path, min_size: int | None = None) -> np.ndarray:
+    """Read an image as a viewer shows it: RGB `uint8 (H, W, 3)`, transparency on white, EXIF rotation applied.
 
     `min_size` allows reduced JPEG decoding, which is much faster: the result may be 2, 4 or 8 times smaller than the
-    file, but both sides keep at least `min_size` pixels if the file has them. EXIF orientation is ignored because masks
-    match the stored pixels; `upright=True` applies it. Raises `DataError` if the file is missing, truncated or not an
-    image.
+    file, but both sides keep at least `min_size` pixels if the file has them. Raises `DataError` if the file is
+    missing, damaged, not an image of `FORMATS`, or has over `MAX_PIXELS` pixels.
     """
-
-    def to_array(image: Image.Image) -> np.ndarray:
+    with open_image(path) as image:
+        _check_pixels(image)
         if min_size:
             image.draft("RGB", (min_size, min_size))
-        return to_rgb(ImageOps.exif_transpose(image) if upright else image)
+        return to_rgb(image)
 
-    return _decode(path, to_array)
+
+def _check_pixels(image: Image.Image) -> None:
+    if image.width * image.height > MAX_PIXELS:
+        raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} in all are read")
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:
-    """Convert an image of any mode to RGB `uint8 (H, W, 3)`, transparency on white."""
-    if image.mode.startswith(("I", "F")):  # 16 bits and more, which convert() would clip to white
-        deep = np.asarray(image, np.float32)
-        image = Image.fromarray((deep * (255 / max(deep.max(), 255))).astype(np.uint8))
-    if image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info:
+    """Convert an image of any mode to RGB `uint8 (H, W, 3)`, transparency on white, EXIF rotation applied. Raises
+    `ValueError` for pixel values without a meaning as tones (`_to_8_bits`)."""
+    image = _to_8_bits(ImageOps.exif_transpose(image))
+    if _has_alpha(image):
         image = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
     return np.asarray(image.convert("RGB"))
 
 
-def _decode(path: str | Path, to_array: Callable[[Image.Image], np.ndarray]) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            return to_array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise DataError(f"{path} is missing, damaged or not an image ({error})") from error
+def _has_alpha(image: Image.Image) -> bool:
+    return image.mode in ("RGBA", "LA", "PA") or "transparency" in image.info
 
 
-def image_shape(path: str | Path) -> tuple[int, int]:
-    """Height and width from the header of an image file, without decoding it."""
-    with Image.open(path) as image:
-        return image.size[::-1]
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """An image of 12, 16 or 32 bits or floats, which `convert` would clip to white, as 8 bits; others unchanged.
+
+    White is the first of 1, 255, 4095 (12 bits) and 65535 that no pixel exceeds. Raises `ValueError` for negative,
+    infinite and larger values.
+    """
+    if not image.mode.startswith(("I", "F")):
+        return image
+    deep = np.asarray(image, np.float32)
+    white = next((white for white in (1, 255, 4095, 65535) if deep.max() <= white), 0)
+    if not white or not deep.min() >= 0:
+        raise ValueError(f"expected pixel values of 0 to 1, 255, 4095 or 65535, got {deep.min():g} to {deep.max():g}")
+    return Image.fromarray((deep * (255 / white)).round().astype(np.uint8))
+
+
+def is_mask(image: np.ndarray) -> bool:
+    """Whether `image uint8 (H, W, 3)` has two tones of gray only, apart from soft edges: a mask or a line drawing."""
+    if np.ptp(image, axis=2).max() > 24:  # the colors of JPEG noise
+        return False
+    tones = image[..., 1].astype(np.int16)
+    low, contrast = tones.min(), np.ptp(tones)
+    if contrast < 16:  # 0/1 or 0/2; else an image of one color with noise
+        return low == 0 and len(np.unique(tones)) == 2
+    return bool((np.abs(tones - low - contrast / 2) > contrast * 7 / 16).mean() > 0.95)
 
 
 def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
-    """Read a lesion mask stored as 0/1, 0/255, gray or RGB as `uint8 (H, W)` in {0, 1}.
+    """Read a lesion mask as a viewer shows it, as `uint8 (H, W)` in {0, 1}.
 
-    Raises `DataError` if the file is not readable, or if `shape` (H, W of the image) is given and the mask's differs.
+    Allowed are 0/1, 0/2, 0/255, gray, 16 bits, floats, palettes, RGB, a lesion that alone is opaque, soft and JPEG
+    edges. A dark area on a light frame is an inverted mask. Raises `DataError` if the file is not readable or has
+    equally bright colors, or if `shape` (H, W of the image) is given and the mask's differs.
     """
-    mask = _decode(path, _mask_values)
+    with open_image(path) as image:
+        _check_pixels(image)
+        mask = _mask_values(_to_8_bits(ImageOps.exif_transpose(image)))
     if shape is not None and mask.shape != tuple(shape):
         raise DataError(size_mismatch_message(path, mask.shape, shape))
     peak = int(mask.max())
-    if 1 < peak < 32:  # compression noise in an empty mask
+    if 1 < peak < 32 and not (mask.min() == 0 and len(np.unique(mask)) == 2):  # compression noise in an empty mask
         return np.zeros_like(mask)
-    return (mask > peak / 2).astype(np.uint8)
+    mask = (mask > peak / 2).astype(np.uint8)
+    return 1 - mask if _is_inverted(mask) else mask
+
+
+def _mask_values(image: Image.Image) -> np.ndarray:
+    """Brightness `uint8 (H, W)`; opacity where all that is opaque has one brightness."""
+    if image.mode in ("1", "L") and not _has_alpha(image):
+        return np.asarray(image.convert("L"))
+    *colors, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), 2, 0)
+    tones, opaque = np.max(colors, axis=0), alpha > 127
+    if not opaque.all() and opaque.any():
+        return alpha if np.ptp(tones[opaque]) == 0 else tones * opaque
+    if tones.min() == tones.max() and np.ptp(colors, axis=(1, 2)).any():
+        raise ValueError("its colors are equally bright: which of them is the lesion?")
+    return tones
+
+
+def _is_inverted(mask: np.ndarray) -> bool:
+    """Whether `mask (H, W)` in {0, 1} has a frame of ones around zeros that are over 1 % of the image."""
+    frame = np.concatenate([mask[0], mask[-1], mask[:, 0], mask[:, -1]])
+    return bool(frame.mean() > 0.99 and mask.mean() < 0.99)
 
 
 def size_mismatch_message(path: str | Path, shape: tuple[int, int], expected: tuple[int, int]) -> str:
@@ -99,12 +214,6 @@ def center_crop(image: np.ndarray) -> np.ndarray:
     side = min(height, width)
     top, left = (height - side) // 2, (width - side) // 2
     return image[top : top + side, left : left + side]
-
-
-def _mask_values(image: Image.Image) -> np.ndarray:
-    if image.mode in ("1", "L"):
-        return np.asarray(image.convert("L"))
-    return np.asarray(image.convert("RGB")).max(axis=2)
 
 
 @contextmanager

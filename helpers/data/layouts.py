@@ -16,7 +16,7 @@ import pandas as pd
 
 from helpers.config import display_path
 from helpers.data.download import download, is_unfinished
-from helpers.data.files import DataError, list_images
+from helpers.data.files import DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
     ISIC2016_CLASSES,
@@ -176,20 +176,26 @@ def _csv(folder: Path, pattern: str) -> Path | None:
 
 
 def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
-    """Image files in `folder`, or in the folders inside it if it has none, by image id; without superpixel files.
+    """Image files of a folder (`image_files`) by image id.
 
-    Of several files with one id the first is used; the others are reported in `problems`.
+    Of several files with one id the first is used; the others are reported in `problems`, as are skipped files.
     """
-    if folder is None:
-        return {}
-    paths = list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
     by_id, repeated = {}, []
-    for path in paths:
-        if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(id_from_stem(path.stem), path) != path:
+    for path in image_files(folder, problems) if folder else []:
+        if by_id.setdefault(id_from_stem(path.stem), path) != path:
             repeated.append(path.name)
     if problems is not None:
         report_ids(problems, "have the id of another file and are left out", repeated)
     return by_id
+
+
+def image_files(folder: Path, problems: list[str] | None = None) -> list[Path]:
+    """Image files in `folder`, or in the folders inside it if it has none; without superpixel files. Other files and
+    folders are reported in `problems`."""
+    paths = list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
+    if problems is not None:
+        report_skipped(folder, paths, problems)
+    return [path for path in paths if not path.stem.lower().endswith("_superpixels")]
 
 
 def _build_table(

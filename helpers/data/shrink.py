@@ -7,10 +7,11 @@ import shutil
 from pathlib import Path
 
 import cv2
+import numpy as np
 from tqdm.auto import tqdm
 
 from helpers.config import Config
-from helpers.data.files import DataError
+from helpers.data.files import DataError, center_crop, read_image, read_mask
 from helpers.data.layouts import open_dataset
 
 JPEG_QUALITY = 80
@@ -21,30 +22,26 @@ def shrink_ham10000(out: str | Path, size: int, cfg: Config) -> int:
     JPEG, masks as PNG, and the metadata. Returns the bytes in `out`.
 
     A network of `size` pixels is trained on the copy as on the original, except for the JPEG artifacts. Raises
-    `DataError` if the config's data set is another one or unreadable.
+    `DataError` if the config's data set is another one, unreadable or in `out`.
     """
     if cfg.dataset != "ham10000":
         raise DataError(f"only ham10000 can be shrunk, got {cfg.dataset}")
-    out = Path(out)
+    out, dataset = Path(out), open_dataset(cfg)
+    if out.resolve() == dataset.root.resolve():
+        raise DataError(f"--out must not be the data set's folder {out}: its images would be overwritten")
     images, masks = out / "HAM10000_images_part_1", out / "HAM10000_segmentations_lesion_tschandl"
     for folder in (images, masks):
         folder.mkdir(parents=True, exist_ok=True)
-    for row in tqdm(open_dataset(cfg).table.itertuples(), unit="images"):
-        image = read_square(row.path, size, cv2.INTER_AREA)
+    for row in tqdm(dataset.table.itertuples(), unit="images"):
+        image = _square(read_image(row.path), size, cv2.INTER_AREA)[..., ::-1]  # OpenCV writes BGR
         cv2.imwrite(str(images / f"{row.image_id}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
         if isinstance(row.mask_path, str):
-            mask = read_square(row.mask_path, size, cv2.INTER_NEAREST)
+            mask = _square(255 * read_mask(row.mask_path), size, cv2.INTER_NEAREST)
             cv2.imwrite(str(masks / f"{row.image_id}_segmentation.png"), mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
     shutil.copy(cfg.data_root / "HAM10000_metadata.csv", out)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 
-def read_square(path: str | Path, size: int, interpolation: int) -> cv2.typing.MatLike:
-    """The central square of an image file, as stored (BGR or gray), resized to `size` pixels. Raises `DataError` if it
-    cannot be read."""
-    image = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
-    if image is None:
-        raise DataError(f"{Path(path).name} cannot be read")
-    side = min(image.shape[:2])
-    top, left = ((length - side) // 2 for length in image.shape[:2])
-    return cv2.resize(image[top : top + side, left : left + side], (size, size), interpolation=interpolation)
+def _square(image: np.ndarray, size: int, interpolation: int) -> np.ndarray:
+    """The central square of `image (H, W[, C])`, resized to `size` pixels."""
+    return cv2.resize(center_crop(image), (size, size), interpolation=interpolation)

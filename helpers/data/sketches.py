@@ -10,7 +10,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
 from helpers.data.files import DataError, read_image, to_rgb
 
@@ -317,9 +317,9 @@ def mask_from_sketch(sketch: np.ndarray) -> np.ndarray | None:
 def _upright_rgb(drawing: np.ndarray | Image.Image | str | Path) -> np.ndarray:
     """The drawing as RGB `uint8 (H, W, 3)`, transparency on white, EXIF rotation applied."""
     if isinstance(drawing, str | Path):
-        return read_image(drawing, upright=True)
+        return read_image(drawing)
     image = Image.fromarray(drawing) if isinstance(drawing, np.ndarray) else drawing
-    return to_rgb(ImageOps.exif_transpose(image))
+    return to_rgb(image)
 
 
 def _lines_on_paper(image: np.ndarray) -> np.ndarray:
@@ -408,7 +408,8 @@ def _fit(image: np.ndarray, size: int) -> np.ndarray:
 def _shrink(image: np.ndarray, side: int) -> np.ndarray:
     """`image (H, W, 3)` with at most `side` pixels on its longer side."""
     scale = side / max(image.shape)
-    return image if scale >= 1 else cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    shape = [max(1, round(scale * length)) for length in image.shape[1::-1]]
+    return image if scale >= 1 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
 
 
 def _pad_to_square(image: np.ndarray) -> np.ndarray:

@@ -15,18 +15,18 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
+from statistics import median_low
 
 import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, display_path, find_weights_file
-from helpers.data.files import DataError, center_crop, list_images, read_image
+from helpers.data.files import DataError, center_crop, list_images, read_header, read_image
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
 from helpers.models.weights import download_timeout, fuse_batchnorm
@@ -47,7 +47,7 @@ class ImageSet:
     name: str
     items: list[Path] | np.ndarray
     class_names: list[str]  # one per image, or empty
-    image_size: int  # pixels per side of the smallest central square
+    image_size: int  # pixels per side of most central squares, to which all are resized
     warnings: list[str] = field(default_factory=list)
     unreadable: set[Path] = field(default_factory=set)  # files left out so far
     blur: float = 0.0  # standard deviation of a Gaussian blur, as a fraction of the image size
@@ -56,22 +56,29 @@ class ImageSet:
     def from_folder(cls, folder: str | Path) -> "ImageSet":
         """Images directly in `folder`, or in its subfolders, whose names are then the class names.
 
-        Raises `DataError` if the folder does not exist, has no images, has both images and subfolders with images, or
-        if more than 20 % of the files are unreadable.
+        The common size is that of most images; images under half of the median size are left out with a warning. Raises
+        `DataError` if the folder does not exist, has no images, has both images and subfolders with images, or if more
+        than 20 % of the files are unreadable.
         """
         folder = Path(folder)
         paths, class_names = _list_images_by_class(folder)
         with ThreadPoolExecutor(cpu_count()) as pool:
             headers = list(pool.map(_read_header, paths))
-        readable = [k for k, header in enumerate(headers) if header is not None]
-        class_names = [class_names[k] for k in readable] if class_names else []
-        images = cls(folder.name, [paths[k] for k in readable], class_names, image_size=0)
+        images = cls(folder.name, paths, class_names, image_size=0)
         images.drop([path for path, header in zip(paths, headers, strict=True) if header is None])
-        sizes = Counter(min(headers[k][0]) for k in readable)
-        images.image_size = min(sizes)
-        if len(sizes) > 1:
-            span = f"images of {images.image_size} to {max(sizes)} pixels"
-            images.warnings.append(f"{folder.name}: {span}, all resized to the smallest size")
+        sides = [min(header[0]) if header else None for header in headers]
+        smallest = median_low([side for side in sides if side]) / 2
+        readable = [k for k, side in enumerate(sides) if side and side >= smallest]
+        images.items = [paths[k] for k in readable]
+        images.class_names = [class_names[k] for k in readable] if class_names else []
+        counts = Counter(sides[k] for k in readable)
+        images.image_size = max(counts, key=lambda side: (counts[side], -side))
+        if small := [k for k, side in enumerate(sides) if side and side < smallest]:
+            names = ", ".join(f"{paths[k].name} of {sides[k]} pixels" for k in small[:5])
+            images.warnings.append(f"{folder.name}: {len(small)} images are far smaller and left out ({names})")
+        if len(counts) > 1:
+            span = f"images of {min(counts)} to {max(counts)} pixels"
+            images.warnings.append(f"{folder.name}: {span}, all resized to {images.image_size}, the size of most")
         if num_gray := sum(headers[k][1] in ("1", "L", "LA", "I;16") for k in readable):
             images.warnings.append(f"{folder.name}: {num_gray} of {len(readable)} images are gray, used as they are")
         return images
@@ -150,9 +157,8 @@ def _list_images_by_class(folder: Path) -> tuple[list[Path], list[str]]:
 def _read_header(path: Path) -> tuple[tuple[int, int], str] | None:
     """Size (width, height) and mode from the file header, None if it is unreadable."""
     try:
-        with Image.open(path) as image:
-            return image.size, image.mode
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError):
+        return read_header(path)
+    except DataError:
         return None
 
 

@@ -1,5 +1,6 @@
 """What the commands share: parsing by tyro, the options that select the data, which checkpoint is used."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
@@ -77,5 +78,25 @@ def find_checkpoint(method: str, checkpoint: Path | None, cfg: Config) -> Path:
 
 
 def print_problems(problems: list[str]) -> None:
-    """One line per problem."""
-    print("".join(f"! {problem}\n" for problem in problems), end="")
+    """One line per problem; bytes of file names that are not UTF-8 are escaped."""
+    text = "".join(f"! {problem}\n" for problem in problems)
+    print(text.encode(errors="backslashreplace").decode(), end="")
+
+
+def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
+    """Before files are written: raise `DataError` if one of them is a file that was read, also by another name; print
+    how many files will be replaced. None among the `inputs` is ignored."""
+    existing = [path for path in outputs if path.exists()]
+    if folder := next((path for path in existing if path.is_dir()), None):
+        raise DataError(f"{display_path(folder)} is a folder, expected the name of a file")
+    read = {_identity(path) for path in inputs if existing and path is not None and path.exists()}
+    if clash := next((path for path in existing if _identity(path) in read), None):
+        raise DataError(f"{display_path(clash)} is read by this command and would be overwritten: choose another --out")
+    if existing:
+        names = ", ".join(display_path(path) for path in existing[:3])
+        print_problems([f"{len(existing)} existing files are replaced: {names}{', ...' * (len(existing) > 3)}"])
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    """What paths of one file have in common, through links and other spellings."""
+    return path.stat().st_dev, path.stat().st_ino

@@ -9,7 +9,7 @@ import tyro
 
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.experiments.blind_test import write_blind_test
+from helpers.experiments.blind_test import NUM_IMAGES, write_blind_test
 from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator
 from helpers.experiments.evaluate_networks import (
     ArtifactEvaluation,
@@ -22,7 +22,7 @@ from helpers.experiments.evaluate_networks import (
 from helpers.experiments.evaluation import format_table
 from helpers.metrics.extractors import ImageSet, available_extractors, load_extractor
 from helpers.metrics.quality import quality
-from helpers.shell.base import Command, DataCommand, Flat
+from helpers.shell.base import Command, DataCommand, Flat, check_outputs
 from helpers.views.cards import FIGURES, write_cards
 
 
@@ -108,6 +108,8 @@ class BlindTest(DataCommand):
     seed: int = 0  # of images, order and latents
 
     def run(self) -> int:
+        outputs = [self.out / "images" / f"{number:02d}.png" for number in range(NUM_IMAGES)]
+        check_outputs([*outputs, self.out / "key.json"], [self.checkpoint])
         numbers = write_blind_test(self.checkpoint, self.out, self.seed, self.config())
         print(f"32 images in {display_path(self.out / 'images')}, {len(numbers)} of them generated: key.json")
         return 0

@@ -1,6 +1,7 @@
 """Commands that apply a trained network to a folder, and the web page."""
 
 import csv
+import re
 import signal
 import sys
 from collections import Counter
@@ -12,16 +13,19 @@ import numpy as np
 from PIL import Image
 
 from helpers.config import display_path
-from helpers.data.files import DataError, image_shape, read_image
-from helpers.data.labels import read_labels
-from helpers.data.layouts import ARTIFACTS, images_by_id
+from helpers.data.files import DataError, image_shape, is_mask, read_image
+from helpers.data.labels import id_from_stem, read_labels, report_ids
+from helpers.data.layouts import ARTIFACTS, image_files, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
-from helpers.shell.base import Command, find_checkpoint, print_problems
+from helpers.shell.base import Command, check_outputs, find_checkpoint, print_problems
+
+# What publishers append to the names of masks: ISIC_1_Segmentation.png, IMD002_lesion.bmp
+_MASK_NAME = re.compile(r"_(segmentation|mask|lesion|roi|gt|groundtruth|sketch|contours?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +47,16 @@ class Generate(Command):
         if flags.any() and not generator.num_artifacts:
             raise DataError(f"{display_path(checkpoint)}: {NOT_CONDITIONED}")
         problems = []
-        sketches = read_drawings(images_by_id(existing_folder(self.sketches), problems), config.size, problems)
+        files = images_by_id(existing_folder(self.sketches), problems)
+        sketches = read_drawings(files, config.size, problems)
         labels = labels_for(sketches, self.labels, list(config.classes), problems)
         print_problems(problems)
         if not labels:
             raise DataError(f"{self.sketches} needs at least one readable sketch with a label, got none")
+        if self.out.resolve() == self.sketches.resolve():
+            raise DataError(f"--out must not be the folder of sketches {self.out}")
+        outputs = [self.out / name / f"{image_id}.png" for image_id, names in labels.items() for name in names]
+        check_outputs(outputs, [*files.values(), checkpoint, self.labels])
         for k, name in enumerate(config.classes):
             if ids := [image_id for image_id in sketches if name in labels.get(image_id, ())]:
                 indices, artifacts = [k] * len(ids), np.tile(flags, (len(ids), 1)) if flags.any() else None
@@ -99,13 +108,25 @@ def existing_folder(folder: Path) -> Path:
 
 def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
     """Yield id, path and image `uint8 (H, W, 3)` of every image of a folder, one at a time because images can be large;
-    unreadable ones go to `problems`. `size`: pixels per side that are needed; larger JPEGs may be read at reduced
-    size."""
-    for image_id, path in images_by_id(existing_folder(folder), problems).items():
+    unreadable ones, masks and skipped files go to `problems`. `size`: pixels per side that are needed; larger JPEGs may
+    be read at reduced size."""
+    masks, repeated, ids = [], [], set()
+    for path in image_files(existing_folder(folder), problems):
+        if (image_id := id_from_stem(path.stem)) in ids:
+            (masks if _MASK_NAME.search(path.stem) else repeated).append(path.relative_to(folder))
+            continue
         try:
-            yield image_id, path, read_image(path, min_size=size)
+            image = read_image(path, min_size=size)
         except DataError as error:
             problems.append(str(error))
+            continue
+        if _MASK_NAME.search(path.stem) or is_mask(image):
+            masks.append(path.relative_to(folder))
+            continue
+        ids.add(image_id)
+        yield image_id, path, image
+    report_ids(problems, "are masks or drawings, not images, and are left out", masks)
+    report_ids(problems, "have the id of another file and are left out", repeated)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,7 +145,9 @@ class Segment(Command):
             )
         segmenter, config = load_segmenter(checkpoint)
         print(f"{display_path(checkpoint)}: {config.arch} with {config.encoder_name}, {config.size} px")
-        problems, areas = [], []
+        problems, areas, files = [], [], image_files(existing_folder(self.images))
+        outputs = [self.out / f"{id_from_stem(path.stem)}.png" for path in files]
+        check_outputs([*dict.fromkeys(outputs), self.out / "areas.csv"], [*files, checkpoint])
         self.out.mkdir(parents=True, exist_ok=True)
         for image_id, path, image in iter_images(self.images, config.size, problems):
             height, width = image_shape(path)
@@ -157,8 +180,9 @@ class Classify(Command):
         checkpoint = find_checkpoint("classifier", self.checkpoint, cfg)
         classifier, config = load_classifier(checkpoint)
         out, problems, rows = self.out or cfg.outputs / "classified.csv", [], []
+        check_outputs([out], [*image_files(existing_folder(self.images)), checkpoint])
         for image_id, path, image in iter_images(self.images, config.size, problems):
-            if image.max() == image.min():
+            if is_uniform(image):
                 problems.append(f"{path} has one color only: its probabilities are meaningless")
             (probs,) = predict_proba(classifier, resize(image, StoreConfig(config.size))[None])
             rows.append((image_id, config.classes[int(probs.argmax())], *(round(float(p), 6) for p in probs)))
@@ -173,12 +197,18 @@ class Classify(Command):
 
 
 def write_rows(file: Path, columns: tuple[str, ...], rows: list[tuple], images: Path) -> None:
-    """Write a CSV file. Raises `DataError` if there are no rows."""
+    """Write a CSV file in UTF-8, complete or not at all. Raises `DataError` if there are no rows."""
     if not rows:
         raise DataError(f"{images} needs at least one readable image, got none")
     file.parent.mkdir(parents=True, exist_ok=True)
-    with file.open("w", newline="") as stream:
-        csv.writer(stream).writerows([columns, *rows])
+    temporary = file.with_name(f".{file.name}.part")  # on a full disk an older file stays
+    try:
+        # Bytes of file names that are not UTF-8 are escaped.
+        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
+            csv.writer(stream).writerows([columns, *rows])
+        temporary.replace(file)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -23,7 +23,7 @@ from helpers.models.device import peak_memory
 from helpers.models.gan import GANConfig, grown_config, load_gan, train_gan
 from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
 from helpers.models.trainer import TrainConfig
-from helpers.shell.base import Command, DataCommand, Flat, print_problems
+from helpers.shell.base import Command, DataCommand, Flat, check_outputs, print_problems
 
 LOADERS = {
     "cgan": load_gan,
@@ -195,6 +195,7 @@ class Export(Command):
                             "writes it")  # fmt: skip
         LOADERS[self.method](checkpoint)  # raises if the checkpoint is of another method
         file = self.out or cfg.released / f"{self.method}.safetensors"
+        check_outputs([file], [checkpoint])
         export_weights(checkpoint, file, self.all_networks, self.license)
         print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; "
               "write a model card next to it: training data, license, measured quality")  # fmt: skip

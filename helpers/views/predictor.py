@@ -4,7 +4,6 @@ probabilities, heatmap and sketch. Does not import gradio."""
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from io import BytesIO
 from pathlib import Path
 from threading import Lock
 
@@ -12,10 +11,19 @@ import cv2
 import numpy as np
 import pandas as pd
 import torch
-from PIL import Image
 
 from helpers.config import Config, display_path
-from helpers.data.files import DataError, center_crop, list_images, read_image
+from helpers.data.files import (
+    FORMATS,
+    MAX_PIXELS,
+    DataError,
+    center_crop,
+    is_mask,
+    list_images,
+    read_header,
+    read_image,
+    report_skipped,
+)
 from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
@@ -43,8 +51,7 @@ LOADERS = {
     "classifier": load_classifier,
     "dcgan": partial(load_gan, sketch=False),
 }
-MIN_SIDE, MAX_PIXELS = 16, 50_000_000  # of an upload: pixels per side, pixels in all
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+MIN_SIDE = 16  # of an upload, in pixels
 # All threads share PyTorch's random generator. While a page is open, train in another process.
 LOCK = Lock()
 MAX_SIDE = 512  # pixels; larger photos are reduced to this
@@ -73,16 +80,15 @@ def find_weights(cfg: Config, checkpoints: dict[str, Path | None] | None = None)
 def read_drawing(path: str | Path, size: int) -> np.ndarray:
     """Read a drawing or mask from a file as a sketch `uint8 (size, size)` in {0, 255}. Raises `DataError` if the file
     is not a readable image (`check_image_header`) or not a drawing (`parse_drawing`)."""
-    return parse_drawing(read_upload(path, upright=True), size)
+    return parse_drawing(read_upload(path), size)
 
 
 def check_image_header(file: str | Path | bytes, name: str) -> None:
     """Raise `DataError` if a file, or its content, is not an image of `FORMATS`, has over `MAX_PIXELS` pixels or a side
     under `MIN_SIDE` pixels. Reads only the header. `name`: of the file, for the message."""
     try:
-        with Image.open(BytesIO(file) if isinstance(file, bytes) else file, formats=FORMATS) as image:
-            width, height = image.size
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        (width, height), _ = read_header(file)
+    except DataError as error:
         raise DataError(_unreadable(name)) from error
     if height * width > MAX_PIXELS or min(height, width) < MIN_SIDE:
         raise DataError(f"{name} must have at least {MIN_SIDE} pixels per side and at most {MAX_PIXELS:,} in all, "
@@ -107,7 +113,7 @@ def read_upload(path: str | Path, **kwargs) -> np.ndarray:
 def read_photo(path: str | Path) -> np.ndarray:
     """A photo as `uint8 (H, W, 3)`, upright, its longer side at most `MAX_SIDE` pixels. Raises `DataError` (see
     `check_image_header`)."""
-    image = read_upload(path, min_size=MAX_SIDE, upright=True)
+    image = read_upload(path, min_size=MAX_SIDE)
     scale = MAX_SIDE / max(image.shape[:2])
     shape = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return image if scale >= 1 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
@@ -247,12 +253,18 @@ def predict_folder(predictor: Predictor, folder: str | Path) -> tuple[pd.DataFra
     """Analyze every image of a folder.
 
     Returns a table with a row per readable image (`file diagnosis lesion_fraction`, then a probability per class), the
-    analyses in its order, and a message per unreadable image. Raises `DataError` if no image is readable.
+    analyses in its order, and messages about unreadable images, masks and skipped files. Raises `DataError` if no image
+    is readable.
     """
     rows, analyses, problems = [], [], []
-    for path in list_images(Path(folder)):
+    paths = list_images(folder)
+    report_skipped(folder, paths, problems)
+    for path in paths:
         try:
-            analysis = predictor.analyze(read_photo(path))
+            photo = read_photo(path)
+            if is_mask(photo):
+                raise DataError(f"{path.name} is a mask or a drawing, not a photo")
+            analysis = predictor.analyze(photo)
         except DataError as error:
             problems.append(str(error) if path.name in str(error) else f"{path.name}: {error}")
             continue

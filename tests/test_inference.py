@@ -1,0 +1,123 @@
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from factories import write_image, write_lines, write_mask
+from PIL import Image
+
+from helpers.__main__ import main
+from helpers.config import get_config
+from helpers.data.files import DataError
+from helpers.shell.base import check_outputs
+from helpers.shell.inference import iter_images, write_rows
+
+
+def content(folder: Path) -> dict[Path, bytes]:
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def ids_and_problems(folder: Path) -> tuple[list[str], str]:
+    problems = []
+    return [image_id for image_id, _, _ in iter_images(folder, 16, problems)], "\n".join(problems)
+
+
+def test_iter_images_takes_no_masks_of_the_images_ids(tmp_path):
+    for name in ("x1", "x2"):
+        write_mask(tmp_path / "AUTO" / f"{name}.png")
+        write_mask(tmp_path / "GT" / f"{name}.bmp")
+        write_image(tmp_path / "IMG" / f"{name}.jpg")
+    problems = []
+    paths = [path for _, path, _ in iter_images(tmp_path, 16, problems)]
+    assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["IMG/x1.jpg", "IMG/x2.jpg"]
+    assert len(problems) == 1 and problems[0].startswith("4 (AUTO/x1.png, AUTO/x2.png, GT/x1.bmp")
+    assert "are masks or drawings, not images" in problems[0]
+
+
+@pytest.mark.parametrize("ending", ["_Segmentation", "_lesion", "_roi", "_mask", "_GroundTruth"])
+def test_iter_images_leaves_out_files_named_as_masks(tmp_path, ending):
+    write_image(tmp_path / "a.jpg")
+    for name in ("a", "b"):
+        write_image(tmp_path / f"{name}{ending}.png")  # whatever it shows
+    ids, problems = ids_and_problems(tmp_path)
+    assert ids == ["a"] and f"2 (a{ending}.png, b{ending}.png) are masks" in problems
+
+
+def test_iter_images_names_whatever_it_skips(tmp_path):
+    write_image(tmp_path / "a.jpg")
+    write_image(tmp_path / "inner/b.jpg")
+    for name in ("c.RAW", "d.svg", "e.jpg"):
+        write_lines(tmp_path / name, "no image")
+    ids, problems = ids_and_problems(tmp_path)
+    assert ids == ["a"] and "2 files of formats that are not read (.raw .svg) are left out: c.RAW, d.svg" in problems
+    assert "1 files in folders that are not read (inner) are left out: inner/b.jpg" in problems
+    assert "e.jpg is missing, damaged or not an image" in problems
+
+
+def test_check_outputs_refuses_inputs_by_any_name(tmp_path, capsys):
+    image = write_image(tmp_path / "a.png")
+    os.link(image, tmp_path / "link.png")
+    (tmp_path / "symlink.png").symlink_to(image)
+    for name in ("a.png", "link.png", "symlink.png", "../" + tmp_path.name + "/a.png"):
+        with pytest.raises(DataError, match="is read by this command and would be overwritten"):
+            check_outputs([tmp_path / "new.png", tmp_path / name], [None, image])
+    with pytest.raises(DataError, match="is a folder, expected the name of a file"):
+        check_outputs([tmp_path], [])
+    check_outputs([tmp_path / "new.png"], [image])
+    assert capsys.readouterr().out == ""
+    check_outputs([image, tmp_path / "new.png"], [])
+    assert "! 1 existing files are replaced: " in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("inner", ["MEL", "."])
+def test_segment_below_its_images_overwrites_none(tmp_path, capsys, inner):
+    write_image(tmp_path / "T/MEL/a.png")
+    before = content(tmp_path)
+    assert main(["segment", "--images", str(tmp_path / "T"), "--out", str(tmp_path / "T" / inner)]) == 2
+    assert "--out" in capsys.readouterr().err and content(tmp_path) == before
+
+
+@pytest.mark.parametrize("sketches", ["S", "S/MEL"])
+def test_generate_into_its_sketches_overwrites_none(tmp_path, capsys, sketches):
+    write_mask(tmp_path / sketches / "a.png")
+    before = content(tmp_path)
+    assert main(["generate", "--sketches", str(tmp_path / sketches), "--out", str(tmp_path / "S")]) == 2
+    assert "--out" in capsys.readouterr().err and content(tmp_path) == before
+
+
+def test_export_onto_its_checkpoint_keeps_it(tmp_path, capsys):
+    checkpoint = shutil.copy(get_config().released / "classifier.safetensors", tmp_path)
+    before = content(tmp_path)
+    assert main(["export", "classifier", "--checkpoint", str(checkpoint), "--out", str(checkpoint)]) == 2
+    assert "would be overwritten" in capsys.readouterr().err and content(tmp_path) == before
+
+
+def test_classify_writes_names_of_any_alphabet_and_says_what_it_replaces(tmp_path, capsys):
+    write_image(tmp_path / "in/a.png").rename(tmp_path / "in/родинка.png")
+    command = ["classify", "--images", str(tmp_path / "in"), "--out", str(tmp_path / "p.csv")]
+    assert main(command) == 0 and "replaced" not in capsys.readouterr().out
+    assert main(command) == 0 and "1 existing files are replaced" in capsys.readouterr().out
+    assert list(pd.read_csv(tmp_path / "p.csv", encoding="utf-8")["image_id"]) == ["родинка"]
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["p.csv"]
+
+
+def test_classify_says_that_plain_skin_has_one_color(tmp_path, capsys):
+    (tmp_path / "in").mkdir()
+    skin = np.full((64, 64, 3), (220, 180, 160)) + np.random.default_rng(0).integers(-2, 3, (64, 64, 3))
+    Image.fromarray(skin.astype(np.uint8)).save(tmp_path / "in/plain.png")
+    assert main(["classify", "--images", str(tmp_path / "in"), "--out", str(tmp_path / "p.csv")]) == 0
+    assert "plain.png has one color only" in capsys.readouterr().out
+
+
+def test_write_rows_that_fails_keeps_the_old_file(tmp_path):
+    file = write_lines(tmp_path / "p.csv", "old")
+
+    class Full:
+        def __str__(self) -> str:
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        write_rows(file, ("a",), [("1",), (Full(),)], tmp_path)
+    assert file.read_text() == "old\n" and list(tmp_path.iterdir()) == [file]
