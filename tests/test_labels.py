@@ -1,5 +1,6 @@
+import pandas as pd
 import pytest
-from factories import course, ham10000, isic2016, isic2017, write_lines
+from factories import course, ham10000, isic2016, isic2017, write_image, write_lines, write_mask
 
 from helpers.data.files import DataError
 from helpers.data.labels import HAM_CLASSES, clean_id, read_labels
@@ -84,3 +85,40 @@ def test_read_one_hot_missing_column_raises(tmp_path):
     write_lines(labels, *[line.rsplit(",", 1)[0] for line in labels.read_text().split()])
     with pytest.raises(DataError, match="no column VASC"):
         read(tmp_path)
+
+
+def test_read_blanks_around_cells_and_column_names_are_removed(tmp_path):
+    root = ham10000(tmp_path)
+    labels = root / "HAM10000_metadata.csv"
+    expected = read(root).table
+    lines = labels.read_text().split("\n")
+    lines[1:-1:2] = [line.replace(",", " ,\u00a0", 3) for line in lines[1:-1:2]]  # every other row
+    labels.write_text("\n".join([lines[0].replace(",", " , "), *lines[1:]]), encoding="utf-8")
+    dataset = read(root)
+    pd.testing.assert_frame_equal(dataset.table, expected)
+    assert dataset.table["lesion_id"].nunique() == 7 and dataset.problems == []
+
+
+@pytest.mark.parametrize("image_id", ["NA", "null", "None", "nan"])
+def test_read_ids_that_pandas_takes_for_missing_are_kept(tmp_path, image_id):
+    write_image(isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_Data" / f"{image_id}.jpg", 99)
+    write_mask(tmp_path / "ISBI2016_ISIC_Part1_Training_GroundTruth" / f"{image_id}_Segmentation.png")
+    labels = tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
+    write_lines(labels, *labels.read_text().split(), f"{image_id},malignant")
+    dataset = read(tmp_path)
+    assert dataset.class_names()[dataset.table["image_id"] == image_id].to_list() == ["malignant"]
+    assert dataset.problems == []
+
+
+def test_read_lesion_id_called_na_is_unknown(tmp_path):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    labels.write_text(labels.read_text().replace("HAM_0000001,", "NA,"))
+    assert read(tmp_path).table["lesion_id"].isna().sum() == 2
+
+
+def test_read_composed_and_decomposed_names_are_the_same_id(tmp_path):
+    images = isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_Data"
+    (images / "ISIC_0000001.jpg").rename(images / "ne\u0301vus.jpg")
+    labels = tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
+    labels.write_text(labels.read_text().replace("ISIC_0000001,", "n\u00e9vus,"), encoding="utf-8")
+    assert "n\u00e9vus" in read(tmp_path).table["image_id"].to_list()

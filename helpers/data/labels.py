@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -14,12 +15,13 @@ ISIC2017_CLASSES = ["MEL", "SK", "NV"]
 
 # Publishers' additions to an image id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
+_MISSING = ["NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None"]  # as pandas reads them
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
 
 
 def id_from_stem(stem: str) -> str:
-    """The image id in a file name without ending."""
-    return _DECORATION.sub("", stem)
+    """The image id in a file name without ending; NFC, because macOS stores names decomposed."""
+    return _DECORATION.sub("", unicodedata.normalize("NFC", stem))
 
 
 def clean_id(text: str) -> str:
@@ -35,7 +37,7 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
     path = Path(path)
     table = read_table(path, [])
     if "label" in table:
-        table["diagnosis"] = table["label"].str.strip()
+        table["diagnosis"] = table["label"]
     elif hot := [c for c in classes if c in table]:
         table = _one_hot(table, path, hot, problems)
     else:
@@ -55,7 +57,7 @@ def read_isic2016_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
     class_names = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"}
     labels = read_table(path, ["image_id", "diagnosis"], header=False)
-    labels["diagnosis"] = labels["diagnosis"].str.strip().replace(class_names)
+    labels["diagnosis"] = labels["diagnosis"].replace(class_names)
     return drop_repeated_ids(labels, problems)
 
 
@@ -82,20 +84,31 @@ def read_isic2018_labels(path: Path, problems: list[str]) -> pd.DataFrame:
 def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
     """Read a label file as strings, with at least the columns `needs`; a file without header has exactly these.
 
-    If there is no column `image_id`, the first column becomes it. File endings are removed from ids. Raises `DataError`
-    if the file cannot be read or lacks a column.
+    Column names and cells are cleaned, see `clean_text`. If there is no column `image_id`, the first column becomes it.
+    File endings are removed from ids. Raises `DataError` if the file cannot be read or lacks a column.
     """
     kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
     try:  # utf-8-sig: Excel writes a byte order mark before the first column's name
-        table = pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", **kwargs)
-    except (OSError, ValueError, csv.Error) as error:
+        table = pd.read_csv(
+            path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", keep_default_na=False, **kwargs
+        )
+    except (OSError, EOFError, ValueError, csv.Error) as error:  # EOFError: a truncated .gz
         raise DataError(f"label file {path} cannot be read ({error})") from error
+    table = table.rename(columns=str).rename(columns=str.strip).apply(clean_text)
     table = table.rename(columns={table.columns[0]: "image_id"} if "image_id" not in table else {})
     absent = [column for column in needs if column not in table]
     if absent:
         raise DataError(f"label file {path} has no column {', '.join(absent)}, got {', '.join(map(str, table))}")
-    table["image_id"] = table["image_id"].str.strip().str.replace(_ENDING, "", regex=True)
-    return table.dropna(subset="image_id")
+    table["image_id"] = table["image_id"].str.replace(_ENDING, "", regex=True)
+    table = table.dropna(subset="image_id")
+    others = table.columns.drop("image_id")  # "NA" is a possible image id
+    return table.assign(**{c: table[c].mask(table[c].isin(_MISSING)) for c in others})
+
+
+def clean_text(column: pd.Series) -> pd.Series:
+    """Cells of a table without surrounding blanks, in Unicode form NFC; empty cells become `<NA>`."""
+    column = column.astype("string").str.normalize("NFC").str.strip()
+    return column.mask(column == "")
 
 
 def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list[str]) -> pd.DataFrame:
