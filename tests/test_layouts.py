@@ -8,7 +8,8 @@ from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_ho
 
 from helpers.config import get_config
 from helpers.data.files import DataError, read_image
-from helpers.data.layouts import ARTIFACTS, COLUMNS, images_by_id, open_dataset, read
+from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read
+from helpers.data.tables import COLUMNS
 from helpers.phantoms.sample import SAMPLE_SIZES
 
 

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from helpers.config import display_path
 from helpers.data.duplicates import exact_pairs, fingerprint, near_pairs
 from helpers.data.files import DataError
-from helpers.data.layouts import MISSING_LIMIT, DatasetTable
 from helpers.data.splits import assign_lesion_ids, groups_with_conflict, lesion_groups, split_by_lesion
+from helpers.data.tables import MISSING_LIMIT, DatasetTable
 
 Pair = tuple[str, str]
 

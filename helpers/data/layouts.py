@@ -9,12 +9,11 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from helpers.config import display_path
 from helpers.data.download import download, is_unfinished
 from helpers.data.files import DataError, list_images
 from helpers.data.labels import (
@@ -30,74 +29,15 @@ from helpers.data.labels import (
     read_table,
     report_ids,
 )
+from helpers.data.tables import DatasetTable, build_table, join
 from helpers.phantoms import sample
 from helpers.phantoms.photo import ARTIFACTS
 
-COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-MISSING_LIMIT = 0.2  # largest fraction of files that may be missing or unreadable
-
-
-@dataclass
-class DatasetTable:
-    """A data set as a table with one row per image; unknown values are `<NA>`.
-
-    `table`: columns `COLUMNS`; `label` is an index into `classes`; `artifacts` has names of `ARTIFACTS` separated by
-    spaces, "" for none. `problems`: what was missing, unreadable or doubtful, one sentence each.
-    """
-
-    name: str
-    root: Path
-    table: pd.DataFrame
-    classes: list[str]
-    problems: list[str] = field(default_factory=list)
-    unpaired_sketches: list[Path] = field(default_factory=list)
-
-    def subset(self, classes: list[str]) -> "DatasetTable":
-        """The images of the given classes, with labels renumbered in that order.
-
-        Raises `DataError` for unknown or repeated classes, or if no image is left.
-        """
-        unknown = [c for c in classes if c not in self.classes]
-        if unknown or len(set(classes)) < len(classes):
-            raise DataError(f"classes must be different ones of {', '.join(self.classes)} ({self.name}), got {classes}")
-        names = self.class_names()
-        keep = names.isin(classes)
-        if not keep.any():
-            raise DataError(f"no image of {self.name} is labeled {' or '.join(classes)}; choose other classes")
-        labels = names[keep].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-        table = self.table[keep].assign(label=labels).reset_index(drop=True)
-        return replace(self, table=table, classes=list(classes))
-
-    @property
-    def has_contours(self) -> bool:
-        """Whether contour sketches are available, from masks or as files of the data set."""
-        return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
-
-    def class_names(self) -> pd.Series:
-        """The class name of every row, `<NA>` if the label is unknown."""
-        return self.table["label"].map(dict(enumerate(self.classes))).astype("string")
-
-    def counts(self) -> pd.DataFrame:
-        """Number of images per class (rows) and split (columns), with totals."""
-        split = self.table["split"].fillna("no split")
-        names = self.class_names().fillna("no label")
-        order = [c for c in [*self.classes, "no label"] if c in set(names)]
-        columns = [s for s in ["train", "val", "test", "no split"] if s in set(split)]
-        counts = pd.crosstab(names, split).reindex(index=order, columns=columns, fill_value=0)
-        counts.index.name = counts.columns.name = None
-        counts["all"] = counts.sum(axis=1)
-        counts.loc["all"] = counts.sum(axis=0)
-        return counts
-
-    def __repr__(self) -> str:
-        classes = " ".join(self.classes)
-        root = display_path(self.root)
-        return f"DatasetTable({self.name}: {len(self.table)} images, classes {classes}, from {root})"
 
 
 @dataclass(frozen=True)
@@ -192,55 +132,6 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
     return by_id
 
 
-def _build_table(
-    name: str, root: Path, rows: pd.DataFrame, classes: list[str], problems: list[str], unpaired: list[Path] = ()
-) -> DatasetTable:
-    """Rows with columns `image_id diagnosis split path ...` -> `DatasetTable` with all columns and their types.
-
-    Rows without an image file are removed. Raises `DataError` if they are more than `MISSING_LIMIT`.
-    """
-    rows = rows.reindex(columns=[*rows.columns, *(c for c in COLUMNS if c not in rows)])
-    exists = rows["path"].notna()
-    report_ids(problems, "are listed in the label file but have no image file", rows["image_id"][~exists])
-    if len(rows) == 0 or (~exists).mean() > MISSING_LIMIT:
-        raise DataError(
-            f"{root}: {int((~exists).sum())} of {len(rows)} {name} images are missing, "
-            f"at most {100 * MISSING_LIMIT:.0f} % may be; add them and run the command again"
-        )
-    rows = rows[exists].reset_index(drop=True)
-    unknown = ~rows["diagnosis"].isin(classes) & rows["diagnosis"].notna()
-    report_ids(problems, f"have an unknown diagnosis, expected {' '.join(classes)}", rows["image_id"][unknown])
-    rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-    report_ids(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
-    rows["source"] = rows["source"].astype("string").fillna(name)
-    for column in COLUMNS:
-        if column != "label":
-            rows[column] = rows[column].astype("string")
-    _report_masks(rows, problems)
-    return DatasetTable(name, root, rows[COLUMNS], classes, problems, list(unpaired))
-
-
-def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
-    no_mask = rows["mask_path"].isna()
-    if no_mask.all():
-        problems.append("no masks: contour sketches and segmentation need them, structure sketches do not")
-    else:
-        report_ids(problems, "have no mask", rows["image_id"][no_mask])
-
-
-def _join(
-    images: dict[str, Path], labels: pd.DataFrame | None, problems: list[str], split: str | None, **files: dict
-) -> pd.DataFrame:
-    """Join images, labels and other files (`mask_path=`, `sketch_path=`) by id: one row per id of image or label."""
-    labels = pd.DataFrame({"image_id": sorted(images), "diagnosis": pd.NA}) if labels is None else labels
-    unlabeled = sorted(set(images) - set(labels["image_id"]))
-    report_ids(problems, "are in the image folder but not in the label file", unlabeled)
-    rows = pd.concat([labels, pd.DataFrame({"image_id": unlabeled})], ignore_index=True)
-    rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(images))
-    rows = rows.assign(**{column: rows["image_id"].map(by_id) for column, by_id in files.items()})
-    return rows.astype("string")  # an empty column would otherwise change the type of those concatenated to it
-
-
 def _challenge_split(
     folder: Path, images: Path | None, masks: Path | None, labels: pd.DataFrame | None, split: str, problems: list[str]
 ) -> pd.DataFrame | None:
@@ -250,7 +141,7 @@ def _challenge_split(
         return None
     if labels is None:
         problems.append(f"the {split} labels are not in {folder.name}")
-    return _join(images_by_id(images), labels, problems, split, mask_path=images_by_id(masks))
+    return join(images_by_id(images), labels, problems, split, mask_path=images_by_id(masks))
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -266,7 +157,7 @@ def _read_phantoms(folder: Path) -> DatasetTable:
     labels = drop_repeated_ids(labels, problems)
     files = {"path": images_by_id(folder / "images"), "mask_path": images_by_id(folder / "masks")}
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
-    return _build_table("phantoms", folder, rows, settings["classes"], problems)
+    return build_table("phantoms", folder, rows, settings["classes"], problems)
 
 
 def _read_isic2016(folder: Path) -> DatasetTable:
@@ -277,7 +168,7 @@ def _read_isic2016(folder: Path) -> DatasetTable:
         path = _find(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
         labels = read_isic2016_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
-    return _build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
+    return build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
 
 
 def _read_isic2017(folder: Path) -> DatasetTable:
@@ -288,7 +179,7 @@ def _read_isic2017(folder: Path) -> DatasetTable:
         path = _csv(folder, f"ISIC-2017_{published}_Part3_GroundTruth")
         labels = read_isic2017_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
-    return _build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
+    return build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
 
 
 def _ham_metadata(folder: Path) -> Path | None:
@@ -303,8 +194,8 @@ def _read_ham10000(folder: Path) -> DatasetTable:
         if re.match(r"ham10000_images", inner.name, re.IGNORECASE):
             images = {**images_by_id(inner), **images}
     masks = images_by_id(_find(folder, "HAM10000_segmentations_lesion_tschandl"))
-    rows = _join(images, labels, problems, None, mask_path=masks)
-    return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
+    rows = join(images, labels, problems, None, mask_path=masks)
+    return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
 
 def _read_isic2018(folder: Path) -> DatasetTable:
@@ -320,7 +211,7 @@ def _read_isic2018(folder: Path) -> DatasetTable:
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if len(splits) == 1:  # the training set alone has no official test split
         rows["split"] = pd.NA
-    return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
+    return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
@@ -373,7 +264,7 @@ def _read_course(folder: Path) -> DatasetTable:
         if labels is None and images:
             problems.append(f"the {split} labels are not in {folder.name}")
         if path or images:
-            splits.append(_join(images, labels, problems, split, sketch_path=sketches))
+            splits.append(join(images, labels, problems, split, sketch_path=sketches))
         if split == "train":  # sketches of test lesions must not be trained on
             # A sketch without an image of its id is unpaired, whatever its folder is called.
             unpaired += [p for i, p in sketches.items() if i not in images]
@@ -381,7 +272,7 @@ def _read_course(folder: Path) -> DatasetTable:
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if rows["image_id"].str.match(r"ISIC_00(2[4-9]|3[0-4])\d{3}$").mean() > 0.9:
         problems.insert(0, "the images and seven classes are HAM10000's (ISIC 2018 task 3), not ISIC 2016's")
-    return _build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
+    return build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
 
 
 # Names of image folders in other layouts, which are not classes.
@@ -414,7 +305,7 @@ def _read_folders(folder: Path) -> DatasetTable:
     full_names = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))
     rows["image_id"] = rows["image_id"].where(~repeated, full_names)
     report_ids(problems, "share their file name with others; the folder is added to the id", rows["image_id"][repeated])
-    return _build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
+    return build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
 
 
 LAYOUTS = [
