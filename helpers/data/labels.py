@@ -13,6 +13,19 @@ HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 ISIC2016_CLASSES = ["benign", "malignant"]
 ISIC2017_CLASSES = ["MEL", "SK", "NV"]
 
+# Names that tables write out instead of the abbreviation; case and hyphens do not matter.
+_WRITTEN_OUT = {
+    "MEL": ["melanoma"],
+    "NV": ["nevus", "nevi", "naevus", "naevi", "melanocytic nevus", "melanocytic nevi", "melanocytic naevus"],
+    "BCC": ["basal cell carcinoma"],
+    "AKIEC": ["actinic keratosis", "actinic keratoses", "bowen's disease", "intraepithelial carcinoma"],
+    "BKL": ["benign keratosis", "benign keratosis like lesion", "benign keratosis like lesions"],
+    "DF": ["dermatofibroma", "dermatofibromas"],
+    "VASC": ["vascular lesion", "vascular lesions"],
+    "SK": ["seborrheic keratosis", "seborrheic keratoses"],
+}
+_BINARY_WORDS = {"true": "1", "yes": "1", "x": "1", "false": "0", "no": "0"}
+
 # Publishers' additions to an image id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
 _MISSING = ["NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None"]  # as pandas reads them
@@ -39,46 +52,43 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
     if "label" in table:
         table["diagnosis"] = table["label"]
     elif hot := [c for c in classes if c in table]:
-        table = _one_hot(table, path, hot, problems)
+        table = _one_hot(table, _binary(table, hot, path), path, problems)
     else:
         raise DataError(
             f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
         )
     table["image_id"] = table["image_id"].map(id_from_stem)
-    table = drop_repeated_ids(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
-    known = table["diagnosis"].isin(classes)
-    text = f"have an unknown label in {path.name}, expected {' '.join(classes)}"
-    report_ids(problems, text, table["image_id"][~known])
-    return dict(table[known].itertuples(index=False))
+    table = _known_labels(table.dropna(subset="diagnosis"), classes, path, problems).dropna(subset="diagnosis")
+    return dict(table[["image_id", "diagnosis"]].itertuples(index=False))
 
 
 def read_isic2016_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """Label file of ISIC 2016 without header -> `image_id`, `diagnosis` (`ISIC2016_CLASSES`)."""
-    # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
-    class_names = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"}
     labels = read_table(path, ["image_id", "diagnosis"], header=False)
-    labels["diagnosis"] = labels["diagnosis"].replace(class_names)
-    return drop_repeated_ids(labels, problems)
+    # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
+    names = _to_numbers(labels["diagnosis"]).map(dict(enumerate(ISIC2016_CLASSES)))
+    labels["diagnosis"] = names.fillna(labels["diagnosis"])
+    return _known_labels(labels, ISIC2016_CLASSES, path, problems)
 
 
 def read_isic2017_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """Label file of ISIC 2017 with two binary columns -> `image_id`, `diagnosis` (`ISIC2017_CLASSES`)."""
     labels = read_table(path, ["melanoma", "seborrheic_keratosis"])
-    binary = labels[["melanoma", "seborrheic_keratosis"]].apply(pd.to_numeric, errors="coerce")
+    binary = _binary(labels, ["melanoma", "seborrheic_keratosis"], path).set_axis(["MEL", "SK"], axis=1)
     nevus = (binary.sum(axis=1, skipna=False) == 0).astype(float)  # a lesion that is neither is a benign nevus
-    labels = labels.rename(columns={"melanoma": "MEL", "seborrheic_keratosis": "SK"}).assign(NV=nevus)
-    return drop_repeated_ids(_one_hot(labels, path, ISIC2017_CLASSES, problems), problems)
+    return drop_repeated_ids(_one_hot(labels, binary.assign(NV=nevus), path, problems), problems)
 
 
 def read_ham10000_metadata(path: Path, problems: list[str]) -> pd.DataFrame:
     """Metadata of HAM10000 with the columns `dx` and `lesion_id` -> also `diagnosis` (`HAM_CLASSES`)."""
     labels = read_table(path, ["dx", "lesion_id"])
-    return drop_repeated_ids(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
+    return _known_labels(labels.assign(diagnosis=labels["dx"]), HAM_CLASSES, path, problems)
 
 
 def read_isic2018_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """One-hot label file with the columns `HAM_CLASSES` -> `image_id`, `diagnosis`."""
-    return drop_repeated_ids(_one_hot(read_table(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems)
+    labels = read_table(path, HAM_CLASSES)
+    return drop_repeated_ids(_one_hot(labels, _binary(labels, HAM_CLASSES, path), path, problems), problems)
 
 
 def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
@@ -111,13 +121,44 @@ def clean_text(column: pd.Series) -> pd.Series:
     return column.mask(column == "")
 
 
-def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list[str]) -> pd.DataFrame:
-    """One-hot columns -> column `diagnosis`; rows with none or several ones get `<NA>` and are reported."""
-    hot = table[classes].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
-    table["diagnosis"] = pd.Series([classes[i] for i in hot.argmax(axis=1)], index=table.index, dtype="string")
-    table.loc[hot.sum(axis=1) != 1, "diagnosis"] = pd.NA
+def _to_numbers(column: pd.Series) -> pd.Series:
+    """Cells as numbers: words of `_BINARY_WORDS` and decimal commas are read, anything else is NaN."""
+    text = column.str.casefold().str.replace(",", ".").replace(_BINARY_WORDS)
+    return pd.to_numeric(text.astype(object), errors="coerce")
+
+
+def _binary(table: pd.DataFrame, columns: list[str], path: Path) -> pd.DataFrame:
+    """Columns of 0 and 1 as numbers, NaN for empty cells. Raises `DataError` for any other content."""
+    numbers = table[columns].apply(_to_numbers)
+    wrong = (table[columns].notna() & ~((numbers >= 0) & (numbers <= 1))).stack()
+    if wrong.any():
+        row, column = wrong.idxmax()
+        raise DataError(
+            f"label file {path}: {wrong.sum()} cells are neither 0 nor 1 (True, False, x or empty), "
+            f"the first is {table.loc[row, column]!r} in column {column} of {table.loc[row, 'image_id']}"
+        )
+    return numbers
+
+
+def _one_hot(table: pd.DataFrame, binary: pd.DataFrame, path: Path, problems: list[str]) -> pd.DataFrame:
+    """Columns of 0 and 1, named after classes -> column `diagnosis`; rows with none or several ones get `<NA>` and are
+    reported."""
+    hot = binary > 0.5
+    table["diagnosis"] = hot.idxmax(axis=1).astype("string").where(hot.sum(axis=1) == 1)
     report_ids(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
     return table
+
+
+def _known_labels(labels: pd.DataFrame, classes: list[str], path: Path, problems: list[str]) -> pd.DataFrame:
+    """Column `diagnosis` as names of `classes`, each id once; unknown names become `<NA>` and are reported."""
+    spellings = {name: c for c in classes for name in [c.casefold(), *_WRITTEN_OUT.get(c, [])]}
+    text = labels["diagnosis"].str.casefold().str.replace(r"[\s_-]+", " ", regex=True)
+    names = text.map(spellings).astype("string")
+    unknown = labels[names.isna() & labels["diagnosis"].notna()]
+    cells = ", ".join(map(repr, unknown["diagnosis"].unique()[:3]))
+    text = f"have an unknown label in {path.name} ({cells}), expected {' '.join(classes)}"
+    report_ids(problems, text, unknown["image_id"])
+    return drop_repeated_ids(labels.assign(diagnosis=names), problems)
 
 
 def drop_repeated_ids(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from helpers.data.files import DataError
 from helpers.data.labels import report_ids
 
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
-MISSING_LIMIT = 0.2  # largest fraction of files that may be missing or unreadable
+MISSING_LIMIT = 0.2  # largest fraction of files or labels that may be missing or unreadable
 
 
 @dataclass
@@ -87,10 +87,8 @@ def build_table(
             f"at most {100 * MISSING_LIMIT:.0f} % may be; add them and run the command again"
         )
     rows = rows[exists].reset_index(drop=True)
-    unknown = ~rows["diagnosis"].isin(classes) & rows["diagnosis"].notna()
-    report_ids(problems, f"have an unknown diagnosis, expected {' '.join(classes)}", rows["image_id"][unknown])
     rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-    report_ids(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
+    report_ids(problems, "have no label", rows["image_id"][rows["label"].isna()])
     rows["source"] = rows["source"].astype("string").fillna(name)
     for column in COLUMNS:
         if column != "label":
@@ -110,11 +108,21 @@ def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
 def join(
     images: dict[str, Path], labels: pd.DataFrame | None, problems: list[str], split: str | None, **files: dict
 ) -> pd.DataFrame:
-    """Join images, labels and other files (`mask_path=`, `sketch_path=`) by id: one row per id of image or label."""
+    """Join images, labels and other files (`mask_path=`, `sketch_path=`) by id: one row per id of image or label.
+
+    Raises `DataError` if there are labels, but none for more than `MISSING_LIMIT` of the images.
+    """
+    has_labels = labels is not None
     labels = pd.DataFrame({"image_id": sorted(images), "diagnosis": pd.NA}) if labels is None else labels
     unlabeled = sorted(set(images) - set(labels["image_id"]))
     report_ids(problems, "are in the image folder but not in the label file", unlabeled)
     rows = pd.concat([labels, pd.DataFrame({"image_id": unlabeled})], ignore_index=True)
+    no_label = set(images) & set(rows["image_id"][rows["diagnosis"].isna()])
+    if has_labels and len(no_label) > MISSING_LIMIT * len(images):
+        raise DataError(
+            f"{len(no_label)} of {len(images)} images have no label that can be read, at most "
+            f"{100 * MISSING_LIMIT:.0f} % may: {'; '.join(problems[-2:])}"
+        )
     rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(images))
     rows = rows.assign(**{column: rows["image_id"].map(by_id) for column, by_id in files.items()})
     return rows.astype("string")  # an empty column would otherwise change the type of those concatenated to it
