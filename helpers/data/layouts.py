@@ -33,6 +33,7 @@ from helpers.data.tables import DatasetTable, build_table, join
 from helpers.phantoms import sample
 from helpers.phantoms.photo import ARTIFACTS
 
+_MASK_STEM = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -92,11 +93,22 @@ def _nested_candidates(folder: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------------------- finding files
 
 
+# Folders of operating systems, network storage (@eaDir, #recycle) and archives, never data.
+_HIDDEN = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
+
+
 def _folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted by name, without hidden ones."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+        return sorted(Path(e.path) for e in entries if e.is_dir() and not _HIDDEN.fullmatch(e.name))
+
+
+def _tree(folder: Path) -> list[Path]:
+    """`folder` and all folders below it, without hidden ones; links to folders are not followed."""
+    inner = [f for f in _folders(folder) if not f.is_symlink()]
+    return [folder, *(below for f in inner for below in _tree(f))]
 
 
 def _find(folder: Path, *patterns: str) -> Path | None:
@@ -109,10 +121,13 @@ def _find(folder: Path, *patterns: str) -> Path | None:
     return None
 
 
+_TABLE_ENDING = r"( ?\(\d+\))?\.(csv|tab|txt)(\.gz)?"  # "labels (1).csv" is a repeated download
+
+
 def _csv(folder: Path, pattern: str) -> Path | None:
     """A table named `pattern`, directly in `folder` or in a folder of the same name (as the 2018 archives unpack)."""
-    path = _find(folder, pattern + r"\.(csv|tab|txt)", pattern)
-    return _find(path, pattern + r"\.(csv|tab|txt)") if path and path.is_dir() else path
+    path = _find(folder, pattern + r"\.(csv|tab|txt)", pattern + _TABLE_ENDING, pattern)
+    return _find(path, pattern + _TABLE_ENDING) if path and path.is_dir() else path
 
 
 def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
@@ -122,7 +137,16 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
     """
     if folder is None:
         return {}
-    paths = list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
+    return _by_id(_image_paths(folder), problems)
+
+
+def _image_paths(folder: Path) -> list[Path]:
+    """Image files in `folder`, or in the folders inside it if it has none."""
+    return list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
+
+
+def _by_id(paths: list[Path], problems: list[str] | None = None) -> dict[str, Path]:
+    """The first file of every image id, see `images_by_id`."""
     by_id, repeated = {}, []
     for path in paths:
         if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(id_from_stem(path.stem), path) != path:
@@ -130,6 +154,17 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
     if problems is not None:
         report_ids(problems, "have the id of another file and are left out", repeated)
     return by_id
+
+
+def _with_masks(
+    folders: list[Path], mask_folder: Path | None, problems: list[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and masks by id; masks are in their own folder or beside the images (ISIC_1_Segmentation.png)."""
+    paths = [path for folder in folders for path in _image_paths(folder)]
+    beside = [path for path in paths if _MASK_STEM.search(path.stem)]
+    images = _by_id([path for path in paths if path not in set(beside)], problems)
+    masks = _by_id([*(_image_paths(mask_folder) if mask_folder else []), *beside], problems)
+    return images, masks
 
 
 def _challenge_split(
@@ -141,7 +176,8 @@ def _challenge_split(
         return None
     if labels is None:
         problems.append(f"the {split} labels are not in {folder.name}")
-    return join(images_by_id(images), labels, problems, split, mask_path=images_by_id(masks))
+    by_id, mask_by_id = _with_masks([images], masks, problems)
+    return join(by_id, labels, problems, split, mask_path=mask_by_id)
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -155,7 +191,8 @@ def _read_phantoms(folder: Path) -> DatasetTable:
     if unknown := set(" ".join(labels["artifacts"]).split()) - set(ARTIFACTS):
         raise DataError(f"artifacts in {folder / 'metadata.csv'} must be {' '.join(ARTIFACTS)}, got {min(unknown)}")
     labels = drop_repeated_ids(labels, problems)
-    files = {"path": images_by_id(folder / "images"), "mask_path": images_by_id(folder / "masks")}
+    files = {"path": images_by_id(folder / "images", problems)}
+    files["mask_path"] = images_by_id(folder / "masks", problems)
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
     return build_table("phantoms", folder, rows, settings["classes"], problems)
 
@@ -165,7 +202,7 @@ def _read_isic2016(folder: Path) -> DatasetTable:
     for published, split in (("Training", "train"), ("Test", "test")):
         images = _find(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
         masks = _find(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
-        path = _find(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
+        path = _csv(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth")
         labels = read_isic2016_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
     return build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
@@ -189,11 +226,8 @@ def _ham_metadata(folder: Path) -> Path | None:
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
     labels = read_ham10000_metadata(_ham_metadata(folder), problems)
-    images: dict[str, Path] = {}
-    for inner in _folders(folder):
-        if re.match(r"ham10000_images", inner.name, re.IGNORECASE):
-            images = {**images_by_id(inner), **images}
-    masks = images_by_id(_find(folder, "HAM10000_segmentations_lesion_tschandl"))
+    parts = [inner for inner in _folders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
+    images, masks = _with_masks(parts, _find(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
     rows = join(images, labels, problems, None, mask_path=masks)
     return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
@@ -232,7 +266,7 @@ def _course_csv(folder: Path, split: str) -> Path | None:
     split_folders = [f for f in _folders(folder) if _is_split_name(f)]
     nested = [f for outer in split_folders for f in _folders(outer) if _is_split_name(f)]
     for place in [folder, *split_folders, *nested]:
-        if path := _find(place, rf"{split}_labels?\.csv"):
+        if path := _csv(place, rf"{split}_labels?"):
             return path
     return None
 
@@ -241,22 +275,31 @@ def _is_split_name(folder: Path) -> bool:
     return re.match("train|test", folder.name, re.IGNORECASE) is not None
 
 
-def _course_files(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
+def _course_files(folder: Path, problems: list[str]) -> dict[tuple[str, str], dict[str, Path]]:
     """Image files by (split, kind) and id. The course's folders differ between years, so split and kind ("image",
-    "sketch", "unpaired") follow from words in their names."""
-    files: dict[tuple[str, str], dict[str, Path]] = {}
-    for inner, _, _ in os.walk(folder):
-        name = Path(inner).relative_to(folder).as_posix().lower()
+    "sketch", "unpaired") follow from words in their names.
+
+    Of several files with one id, one in a folder named after a split and less deep is used, see `images_by_id`.
+    """
+    paths: dict[tuple[str, str], list[Path]] = {}
+    names = {inner: inner.relative_to(folder).as_posix().lower() for inner in _tree(folder)}
+    order = sorted(names, key=lambda f: (not re.search("train|test", names[f]), names[f].count("/"), names[f]))
+    for inner in order:
+        name, files = names[inner], list_images(inner)
+        if files and re.search(r"mask|segmentation|ground.?truth|result|output|prediction|(^|/)gt($|/)", name):
+            problems.append(
+                f"{len(files)} files in {name} are left out: the folder's name says that they are not images"
+            )
+            continue
         kind = "unpaired" if "unpaired" in name else "sketch" if re.search("sketch|contour", name) else "image"
         split = "test" if re.search("(^|[/_ -])test", name) else "train"
-        by_id = {id_from_stem(path.stem): path for path in list_images(Path(inner))}
-        files.setdefault((split, kind), {}).update(by_id)
-    return files
+        paths.setdefault((split, kind), []).extend(files)
+    return {key: _by_id(found, problems) for key, found in paths.items()}
 
 
 def _read_course(folder: Path) -> DatasetTable:
     problems, splits, unpaired = [], [], []
-    files = _course_files(folder)
+    files = _course_files(folder, problems)
     for split in ("train", "test"):
         images, sketches = files.get((split, "image"), {}), files.get((split, "sketch"), {})
         path = _course_csv(folder, split)
