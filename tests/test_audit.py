@@ -160,3 +160,16 @@ def test_clean_one_image_per_class_stays_in_train(tmp_path):
     cleaned = clean(audit(read(tmp_path), progress=False))
     assert cleaned.table["split"].tolist() == ["train", "train"]
     assert read_image(cleaned.table["path"][0]).shape == (32, 40, 3)
+
+
+def test_clean_over_20_percent_contradicting_copies_raise(tmp_path):
+    for name in ("nevus", "melanoma"):
+        for i in range(10):
+            write_image(tmp_path / name / f"{name}_{i}.jpg", i if i < 2 else i + 100 * (name == "nevus"))
+    report = audit(read(tmp_path), progress=False)
+    assert report.usable and len(report.contradicting) == 4
+    shutil.copy(tmp_path / "nevus/nevus_5.jpg", tmp_path / "melanoma/copy.jpg")
+    report = audit(read(tmp_path), progress=False)
+    with pytest.raises(DataError, match="6 of 21 images have a copy with another label, at most 20 % may: "):
+        clean(report)
+    assert "CANNOT BE USED" in str(report)

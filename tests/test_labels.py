@@ -1,5 +1,6 @@
+import pandas as pd
 import pytest
-from factories import course, ham10000, isic2016, isic2017, write_lines
+from factories import course, ham10000, isic2016, isic2017, one_hot, write_image, write_lines, write_mask
 
 from helpers.data.files import DataError
 from helpers.data.labels import HAM_CLASSES, clean_id, read_labels
@@ -84,3 +85,138 @@ def test_read_one_hot_missing_column_raises(tmp_path):
     write_lines(labels, *[line.rsplit(",", 1)[0] for line in labels.read_text().split()])
     with pytest.raises(DataError, match="no column VASC"):
         read(tmp_path)
+
+
+def test_read_blanks_around_cells_and_column_names_are_removed(tmp_path):
+    root = ham10000(tmp_path)
+    labels = root / "HAM10000_metadata.csv"
+    expected = read(root).table
+    lines = labels.read_text().split("\n")
+    lines[1:-1:2] = [line.replace(",", " ,\u00a0", 3) for line in lines[1:-1:2]]  # every other row
+    labels.write_text("\n".join([lines[0].replace(",", " , "), *lines[1:]]), encoding="utf-8")
+    dataset = read(root)
+    pd.testing.assert_frame_equal(dataset.table, expected)
+    assert dataset.table["lesion_id"].nunique() == 7 and dataset.problems == []
+
+
+@pytest.mark.parametrize("image_id", ["NA", "null", "None", "nan"])
+def test_read_ids_that_pandas_takes_for_missing_are_kept(tmp_path, image_id):
+    write_image(isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_Data" / f"{image_id}.jpg", 99)
+    write_mask(tmp_path / "ISBI2016_ISIC_Part1_Training_GroundTruth" / f"{image_id}_Segmentation.png")
+    labels = tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
+    write_lines(labels, *labels.read_text().split(), f"{image_id},malignant")
+    dataset = read(tmp_path)
+    assert dataset.class_names()[dataset.table["image_id"] == image_id].to_list() == ["malignant"]
+    assert dataset.problems == []
+
+
+def test_read_lesion_id_called_na_is_unknown(tmp_path):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    labels.write_text(labels.read_text().replace("HAM_0000001,", "NA,"))
+    assert read(tmp_path).table["lesion_id"].isna().sum() == 2
+
+
+def test_read_composed_and_decomposed_names_are_the_same_id(tmp_path):
+    images = isic2016(tmp_path) / "ISBI2016_ISIC_Part1_Training_Data"
+    (images / "ISIC_0000001.jpg").rename(images / "ne\u0301vus.jpg")
+    labels = tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
+    labels.write_text(labels.read_text().replace("ISIC_0000001,", "n\u00e9vus,"), encoding="utf-8")
+    assert "n\u00e9vus" in read(tmp_path).table["image_id"].to_list()
+
+
+ISIC2018 = "ISIC2018_Task3_Training_GroundTruth.csv"
+
+
+def isic2018(root, lines):
+    """ISIC 2018 task 3 with 14 training images and these lines of the label file."""
+    for i in range(14):
+        write_image(root / "ISIC2018_Task3_Training_Input" / f"ISIC_{24306 + i:07d}.jpg", i)
+    write_lines(root / ISIC2018, *lines)
+    return root
+
+
+IDS = [f"ISIC_{24306 + i:07d}" for i in range(14)]
+
+
+@pytest.mark.parametrize(
+    ("one", "zero", "separator"),
+    [
+        ("True", "False", ","),
+        ("TRUE ", " FALSE", ","),
+        ("1,0", "0,0", ";"),
+        ("x", "", ","),
+        ("yes", "no", ","),
+        ("1", "0", "\t"),
+    ],
+)
+def test_read_one_hot_spellings_of_one_and_zero(tmp_path, one, zero, separator):
+    lines = [line.replace(",", separator) for line in one_hot(IDS)]
+    lines = [line.replace("1.0", one).replace("0.0", zero) for line in lines]
+    dataset = read(isic2018(tmp_path, lines))
+    assert dataset.class_names().to_list() == 2 * HAM_CLASSES
+
+
+@pytest.mark.parametrize("cell", ["maybe", "2", "-1", "1.O"])
+def test_read_one_hot_other_cells_raise_with_their_content(tmp_path, cell):
+    lines = one_hot(IDS)
+    lines[3] = lines[3].replace("1.0", cell)
+    with pytest.raises(DataError, match=f"1 cells are neither 0 nor 1 .* '{cell}' in column BCC of ISIC_0024308"):
+        read(isic2018(tmp_path, lines))
+
+
+@pytest.mark.parametrize(("one", "zero"), [("True", "False"), ("1,0", "0,0")])
+def test_read_isic2017_spellings_of_one_and_zero(tmp_path, one, zero):
+    expected = read(isic2017(tmp_path)).table
+    labels = tmp_path / "ISIC-2017_Training_Part3_GroundTruth.csv"
+    text = labels.read_text().replace(",", ";") if "," in one else labels.read_text()
+    labels.write_text(text.replace("1.0", one).replace("0.0", zero))
+    pd.testing.assert_frame_equal(read(tmp_path).table, expected)
+
+
+@pytest.mark.parametrize("values", [("False", "True"), ("Benign ", "MALIGNANT"), ("0", "1")])
+def test_read_isic2016_spellings_of_labels(tmp_path, values):
+    dataset = read(isic2016(tmp_path))
+    labels = tmp_path / "ISBI2016_ISIC_Part3_Training_GroundTruth.csv"
+    labels.write_text(labels.read_text().replace("benign", values[0]).replace("malignant", values[1]))
+    changed = read(tmp_path)
+    pd.testing.assert_frame_equal(changed.table, dataset.table)
+    assert changed.problems == []
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("nv ", "NV"),
+        ("Nv", "NV"),
+        ("Melanocytic nevi", "NV"),
+        ("Benign keratosis-like lesions ", "BKL"),
+        ("melanoma", "MEL"),
+    ],
+)
+def test_read_ham10000_written_out_names_are_classes(tmp_path, text, name):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    labels.write_text(labels.read_text().replace(",nv,", f",{text},"))
+    assert read(tmp_path).class_names()[2:4].to_list() == [name, name]
+
+
+def test_read_unknown_labels_over_20_percent_raise_with_their_content(tmp_path):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    labels.write_text(labels.read_text().replace(",nv,", ",wart,"))
+    dataset = read(tmp_path)
+    assert dataset.table["label"].isna().sum() == 2
+    assert any("HAM10000_metadata.csv ('wart'), expected MEL NV" in problem for problem in dataset.problems)
+    labels.write_text(labels.read_text().replace(",mel,", ",scar,"))
+    with pytest.raises(DataError, match=r"4 of 14 images have no label that can be read.*'scar', 'wart'"):
+        read(tmp_path)
+
+
+def test_read_images_without_a_row_over_20_percent_raise(tmp_path):
+    labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
+    write_lines(labels, *labels.read_text().split()[:12])
+    with pytest.raises(DataError, match=r"3 of 14 images have no label.*ISIC_0024317.* not in the label file"):
+        read(tmp_path)
+
+
+def test_read_labels_of_true_and_false(tmp_path):
+    write_lines(tmp_path / "labels.csv", "image_id,MEL,SK,NV", "a,True,False,False", "b,False,False,True")
+    assert read_labels(tmp_path / "labels.csv", ["MEL", "SK", "NV"], []) == {"a": "MEL", "b": "NV"}

@@ -8,7 +8,8 @@ from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_ho
 
 from helpers.config import get_config
 from helpers.data.files import DataError, read_image
-from helpers.data.layouts import ARTIFACTS, COLUMNS, images_by_id, open_dataset, read
+from helpers.data.layouts import ARTIFACTS, images_by_id, open_dataset, read
+from helpers.data.tables import COLUMNS
 from helpers.phantoms.sample import SAMPLE_SIZES
 
 
@@ -189,12 +190,65 @@ def test_read_folders_spellings_of_splits_are_recognized(tmp_path):
     assert read(tmp_path).table["split"].value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}
 
 
-@pytest.mark.parametrize("names", [("images", "masks"), ("trainA", "trainB"), ("X_Training_Input", "X_GroundTruth")])
-def test_read_folders_not_named_after_classes_raise(tmp_path, names):
+@pytest.mark.parametrize(
+    ("names", "looks"),
+    [
+        (("images", "masks"), "images beside masks"),
+        (("AUTO", "GT", "IMG"), "images beside masks"),
+        (("data", "gt"), "images beside masks"),
+        (("trainA", "trainB"), "images of several splits"),
+        (("trainx", "trainy"), "images of several splits"),
+        (("part_1", "part_2"), "numbered parts"),
+        (("images_part 1", "images_part 2"), "numbered parts"),
+        (("X_Training_Input", "X_GroundTruth"), "images beside masks"),
+        (("all_images", "mel", "nv"), "images not sorted by diagnosis"),
+    ],
+)
+def test_read_folders_not_named_after_classes_raise(tmp_path, names, looks):
     for name in names:
         write_image(tmp_path / name / "1.png")
-    with pytest.raises(DataError, match=f"must be named after classes.*got .*{names[0]}"):
+    with pytest.raises(DataError, match=f"looks like .*{looks}.* must be named after classes.*got .*{names[0]}"):
         read(tmp_path)
+
+
+def test_read_folders_of_masks_are_not_classes(tmp_path):
+    for i in range(3):
+        write_image(tmp_path / "abc" / f"ISIC_{i}.jpg", i)
+        write_mask(tmp_path / "xyz" / f"ISIC_{i}_Segmentation.png")
+    with pytest.raises(DataError, match=r"looks like images beside masks .*got xyz"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("benign", "malignant"), ("class_1", "class_2"), ("valid nevus", "gtx")])
+def test_read_folders_named_after_classes_are_read(tmp_path, names):
+    for i, name in enumerate(names):
+        write_image(tmp_path / name / f"{i}.png", i)
+    assert read(tmp_path).classes == sorted(names)
+
+
+def test_read_folders_that_differ_in_case_or_blanks_are_one_class(tmp_path):
+    for name in ("Train/Nevus", "Train/mel anoma", "Test/nevus ", "Test/Melanoma"):
+        write_image(tmp_path / name / f"{len(name)}.png", len(name))
+    dataset = read(tmp_path)
+    assert dataset.classes == ["Melanoma", "Nevus"] and dataset.table["label"].value_counts().to_dict() == {0: 2, 1: 2}
+    assert "the folders 'Nevus', 'nevus ' are one class, Nevus" in dataset.problems
+
+
+def test_read_class_missing_in_one_split_is_reported(tmp_path):
+    shutil.rmtree(folders(tmp_path) / "Test/nevus")
+    assert "no test images of nevus, which has train images" in read(tmp_path).problems
+
+
+def test_counts_with_a_class_called_all(tmp_path):
+    for i in range(5):
+        write_image(tmp_path / ("all" if i < 3 else "nevus") / f"{i}.png", i)
+    assert read(tmp_path).counts()["all"].to_dict() == {"all": 3, "nevus": 2, "total": 5}
+
+
+@pytest.mark.parametrize("image_id", ["NA", "null"])
+def test_read_folders_image_called_na(tmp_path, image_id):
+    (folders(tmp_path) / "Train/nevus/ISIC_0000100.jpg").rename(tmp_path / f"Train/nevus/{image_id}.jpg")
+    assert image_id in check_contract(read(tmp_path))["image_id"].to_list()
 
 
 def test_read_unknown_layout_raises_with_the_known_ones(tmp_path):
@@ -289,3 +343,93 @@ def test_open_dataset_unfinished_download_is_continued(tmp_path, monkeypatch):
     (tmp_path / ".download-unfinished").touch()
     open_dataset(cfg)
     assert calls == ["isic2016"]
+
+
+@pytest.mark.parametrize(
+    "inner",
+    [".thumbnails", "@eaDir", "#recycle", "__MACOSX", ".ipynb_checkpoints", "thumbnails", "masks", "results", "zzz"],
+)
+def test_read_course_folders_below_the_images_replace_nothing(tmp_path, inner):
+    expected = read(course(tmp_path))
+    for path in list((tmp_path / "Train_data").iterdir()):
+        write_image(tmp_path / "Train_data" / inner / path.name, size=(12, 9))
+    write_image(tmp_path / "Train_data" / inner / "ISIC_0024306-checkpoint.jpg", size=(12, 9))
+    if inner == "zzz":
+        (tmp_path / "Train_data/zzz/ISIC_0024306-checkpoint.jpg").unlink()
+    dataset = read(tmp_path)
+    pd.testing.assert_frame_equal(dataset.table, expected.table)
+    new = [problem for problem in dataset.problems if problem not in expected.problems]
+    text = {"zzz": "14 (ISIC_0024306.jpg, ", "masks": "15 files in train_data/masks", "results": "15 files in"}.get(
+        inner
+    )
+    assert len(new) == bool(text) and all(problem.startswith(text) for problem in new)
+
+
+def test_read_course_results_beside_the_images_replace_nothing(tmp_path):
+    expected = read(course(tmp_path)).table
+    for path in list((tmp_path / "Train_data").iterdir()):
+        write_image(tmp_path / "A" / path.name, size=(12, 9))
+    dataset = read(tmp_path)
+    pd.testing.assert_frame_equal(dataset.table, expected)
+    assert any("have the id of another file and are left out" in problem for problem in dataset.problems)
+
+
+@pytest.mark.parametrize("published", [isic2016, isic2017, ham10000, folders])
+@pytest.mark.parametrize("hidden", [".thumbnails", "@eaDir", "#recycle", "__MACOSX"])
+def test_read_hidden_folders_are_ignored(tmp_path, published, hidden):
+    root = published(tmp_path)
+    expected = read(root)
+    for folder in [root, *(f for f in root.rglob("*") if f.is_dir())]:
+        write_image(folder / hidden / "ISIC_0000001.jpg", size=(12, 9))
+    dataset = read(root)
+    pd.testing.assert_frame_equal(dataset.table, expected.table)
+    assert dataset.problems == expected.problems
+
+
+def move_masks(masks, images):
+    for path in list(masks.iterdir()):
+        shutil.move(path, images / path.name)
+    masks.rmdir()
+
+
+def test_read_isic2016_part_3b_has_masks_beside_the_images(tmp_path):
+    expected = read(isic2016(tmp_path)).table
+    for part in ("Training", "Test"):
+        images = (tmp_path / f"ISBI2016_ISIC_Part1_{part}_Data").rename(tmp_path / f"ISBI2016_ISIC_Part3B_{part}_Data")
+        move_masks(tmp_path / f"ISBI2016_ISIC_Part1_{part}_GroundTruth", images)
+        name = f"ISBI2016_ISIC_Part3{{}}_{part}_GroundTruth.csv"
+        (tmp_path / name.format("")).rename(tmp_path / name.format("B"))
+    dataset = read(tmp_path)
+    files = ["path", "mask_path"]
+    names = dataset.table[files].map(lambda path: path.rpartition("/")[2])
+    assert names.equals(expected[files].map(lambda path: path.rpartition("/")[2]))
+    assert dataset.table.drop(columns=files).equals(expected.drop(columns=files)) and dataset.problems == []
+
+
+@pytest.mark.parametrize("published", [isic2017, ham10000])
+def test_read_masks_beside_the_images(tmp_path, published):
+    root = published(tmp_path)
+    expected = read(root).table
+    if published is ham10000:
+        move_masks(root / "HAM10000_segmentations_lesion_tschandl", root / "HAM10000_images_part_1")
+    else:
+        for part in ("Training", "Validation", "Test_v2"):
+            move_masks(root / f"ISIC-2017_{part}_Part1_GroundTruth", root / f"ISIC-2017_{part}_Data")
+    dataset = read(root)
+    assert dataset.table["path"].equals(expected["path"]) and dataset.problems == []
+    assert (dataset.table["mask_path"].str.rpartition("/")[2] == expected["mask_path"].str.rpartition("/")[2]).all()
+
+
+def test_read_second_file_of_an_id_is_reported(tmp_path):
+    write_image(isic2017(tmp_path) / "ISIC-2017_Training_Data/ISIC_0000001.png")
+    dataset = read(tmp_path)
+    assert dataset.problems == ["1 (ISIC_0000001.png) have the id of another file and are left out"]
+    assert dataset.table["path"][1].endswith(".jpg")
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata.csv.gz", "HAM10000_metadata (1).csv"])
+def test_read_ham10000_metadata_compressed_or_downloaded_twice(tmp_path, name):
+    expected = read(ham10000(tmp_path)).table
+    pd.read_csv(tmp_path / "HAM10000_metadata.csv").to_csv(tmp_path / name, index=False)
+    (tmp_path / "HAM10000_metadata.csv").unlink()
+    pd.testing.assert_frame_equal(read(tmp_path).table, expected)

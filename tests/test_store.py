@@ -139,6 +139,12 @@ def test_prepare_writes_again_only_if_config_or_data_change(tmp_path):
     assert len(keys) == 5
 
 
+def test_prepare_image_called_na_keeps_its_id_in_the_store(tmp_path):
+    (folders(tmp_path) / "Train/nevus/ISIC_0000100.jpg").rename(tmp_path / "Train/nevus/NA.jpg")
+    store = prepare(read(tmp_path), tmp_path / "stores", StoreConfig(32, "structure"), progress=False)
+    assert "NA" in store.table["image_id"].to_list()
+
+
 def test_prepare_cleans_and_splits_by_lesion(phantoms, phantom_store, tmp_path):
     dataset = read(phantoms)
     store = prepare(dataset, tmp_path, StoreConfig(64), audit(dataset, progress=False), progress=False)

@@ -14,8 +14,8 @@ from tqdm.auto import tqdm
 from helpers.config import display_path
 from helpers.data.duplicates import exact_pairs, fingerprint, near_pairs
 from helpers.data.files import DataError
-from helpers.data.layouts import MISSING_LIMIT, DatasetTable
 from helpers.data.splits import assign_lesion_ids, groups_with_conflict, lesion_groups, split_by_lesion
+from helpers.data.tables import MISSING_LIMIT, DatasetTable
 
 Pair = tuple[str, str]
 
@@ -43,6 +43,11 @@ class Report:
     shapes: dict[tuple[int, int], int] = field(default_factory=dict)
 
     @property
+    def contradicting(self) -> set[str]:
+        """Images with a copy that has another label."""
+        return {image_id for copies in self.conflicts for image_id in copies}
+
+    @property
     def unusable(self) -> str:
         """Reason why the data cannot be used, empty if it can."""
         table = self.dataset.table
@@ -56,6 +61,11 @@ class Report:
                     f"{len(errors)} of {count} {files} cannot be read, at most {100 * MISSING_LIMIT:.0f} % may be: "
                     f"{next(iter(errors.values()))}"
                 )
+        if (dropped := len(self.contradicting)) > MISSING_LIMIT * len(table):
+            return (
+                f"{dropped} of {len(table)} images have a copy with another label, at most {100 * MISSING_LIMIT:.0f} % "
+                f"may: {' = '.join(self.conflicts[0][:3])}"
+            )
         if mismatches := list(self.size_mismatches.values()):
             return f"{len(mismatches)} masks or sketches do not have the size or shape of their image: {mismatches[0]}"
         return ""
@@ -122,8 +132,7 @@ def clean(report: Report, seed: int = 0) -> DatasetTable:
     if not report.usable:
         raise DataError(f"{report.dataset.root}: {report.unusable}; replace these files and run the command again")
     dataset, table = report.dataset, report.dataset.table
-    contradicting = {i for copies in report.conflicts for i in copies}
-    keep = ~table["image_id"].isin(set(report.unreadable) | contradicting).to_numpy()
+    keep = ~table["image_id"].isin(set(report.unreadable) | report.contradicting).to_numpy()
     unknown = {
         "mask_path": table["image_id"].isin([*report.empty_masks, *report.unreadable_masks]),
         "sketch_path": table["image_id"].isin(list(report.unreadable_sketches)),
@@ -134,7 +143,7 @@ def clean(report: Report, seed: int = 0) -> DatasetTable:
     leaked = np.isin(table["image_id"], [i for ids in report.leaks for i in ids])
     changes = [
         _count_line(len(report.unreadable), "unreadable images left out"),
-        _count_line(len(contradicting), "images left out because a copy of them has another label"),
+        _count_line(len(report.contradicting), "images left out because a copy of them has another label"),
         _count_line(len(report.empty_masks), "empty masks treated as unknown"),
         _count_line(len(report.unreadable_masks), "unreadable masks treated as unknown"),
         _count_line(len(report.unreadable_sketches), "unreadable sketches treated as unknown"),

@@ -2,6 +2,7 @@
 
 import csv
 import re
+import unicodedata
 from pathlib import Path
 
 import pandas as pd
@@ -12,14 +13,28 @@ HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 ISIC2016_CLASSES = ["benign", "malignant"]
 ISIC2017_CLASSES = ["MEL", "SK", "NV"]
 
+# Names that tables write out instead of the abbreviation; case and hyphens do not matter.
+_WRITTEN_OUT = {
+    "MEL": ["melanoma"],
+    "NV": ["nevus", "nevi", "naevus", "naevi", "melanocytic nevus", "melanocytic nevi", "melanocytic naevus"],
+    "BCC": ["basal cell carcinoma"],
+    "AKIEC": ["actinic keratosis", "actinic keratoses", "bowen's disease", "intraepithelial carcinoma"],
+    "BKL": ["benign keratosis", "benign keratosis like lesion", "benign keratosis like lesions"],
+    "DF": ["dermatofibroma", "dermatofibromas"],
+    "VASC": ["vascular lesion", "vascular lesions"],
+    "SK": ["seborrheic keratosis", "seborrheic keratoses"],
+}
+_BINARY_WORDS = {"true": "1", "yes": "1", "x": "1", "false": "0", "no": "0"}
+
 # Publishers' additions to an image id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
+_MISSING = ["NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None"]  # as pandas reads them
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
 
 
 def id_from_stem(stem: str) -> str:
-    """The image id in a file name without ending."""
-    return _DECORATION.sub("", stem)
+    """The image id in a file name without ending; NFC, because macOS stores names decomposed."""
+    return _DECORATION.sub("", unicodedata.normalize("NFC", stem))
 
 
 def clean_id(text: str) -> str:
@@ -35,76 +50,115 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
     path = Path(path)
     table = read_table(path, [])
     if "label" in table:
-        table["diagnosis"] = table["label"].str.strip()
+        table["diagnosis"] = table["label"]
     elif hot := [c for c in classes if c in table]:
-        table = _one_hot(table, path, hot, problems)
+        table = _one_hot(table, _binary(table, hot, path), path, problems)
     else:
         raise DataError(
             f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
         )
     table["image_id"] = table["image_id"].map(id_from_stem)
-    table = drop_repeated_ids(table.loc[table["diagnosis"].notna(), ["image_id", "diagnosis"]], problems)
-    known = table["diagnosis"].isin(classes)
-    text = f"have an unknown label in {path.name}, expected {' '.join(classes)}"
-    report_ids(problems, text, table["image_id"][~known])
-    return dict(table[known].itertuples(index=False))
+    table = _known_labels(table.dropna(subset="diagnosis"), classes, path, problems).dropna(subset="diagnosis")
+    return dict(table[["image_id", "diagnosis"]].itertuples(index=False))
 
 
 def read_isic2016_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """Label file of ISIC 2016 without header -> `image_id`, `diagnosis` (`ISIC2016_CLASSES`)."""
-    # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
-    class_names = {"0": "benign", "0.0": "benign", "1": "malignant", "1.0": "malignant"}
     labels = read_table(path, ["image_id", "diagnosis"], header=False)
-    labels["diagnosis"] = labels["diagnosis"].str.strip().replace(class_names)
-    return drop_repeated_ids(labels, problems)
+    # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
+    names = _to_numbers(labels["diagnosis"]).map(dict(enumerate(ISIC2016_CLASSES)))
+    labels["diagnosis"] = names.fillna(labels["diagnosis"])
+    return _known_labels(labels, ISIC2016_CLASSES, path, problems)
 
 
 def read_isic2017_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """Label file of ISIC 2017 with two binary columns -> `image_id`, `diagnosis` (`ISIC2017_CLASSES`)."""
     labels = read_table(path, ["melanoma", "seborrheic_keratosis"])
-    binary = labels[["melanoma", "seborrheic_keratosis"]].apply(pd.to_numeric, errors="coerce")
+    binary = _binary(labels, ["melanoma", "seborrheic_keratosis"], path).set_axis(["MEL", "SK"], axis=1)
     nevus = (binary.sum(axis=1, skipna=False) == 0).astype(float)  # a lesion that is neither is a benign nevus
-    labels = labels.rename(columns={"melanoma": "MEL", "seborrheic_keratosis": "SK"}).assign(NV=nevus)
-    return drop_repeated_ids(_one_hot(labels, path, ISIC2017_CLASSES, problems), problems)
+    return drop_repeated_ids(_one_hot(labels, binary.assign(NV=nevus), path, problems), problems)
 
 
 def read_ham10000_metadata(path: Path, problems: list[str]) -> pd.DataFrame:
     """Metadata of HAM10000 with the columns `dx` and `lesion_id` -> also `diagnosis` (`HAM_CLASSES`)."""
     labels = read_table(path, ["dx", "lesion_id"])
-    return drop_repeated_ids(labels.assign(diagnosis=labels["dx"].str.upper()), problems)
+    return _known_labels(labels.assign(diagnosis=labels["dx"]), HAM_CLASSES, path, problems)
 
 
 def read_isic2018_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """One-hot label file with the columns `HAM_CLASSES` -> `image_id`, `diagnosis`."""
-    return drop_repeated_ids(_one_hot(read_table(path, HAM_CLASSES), path, HAM_CLASSES, problems), problems)
+    labels = read_table(path, HAM_CLASSES)
+    return drop_repeated_ids(_one_hot(labels, _binary(labels, HAM_CLASSES, path), path, problems), problems)
 
 
 def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
     """Read a label file as strings, with at least the columns `needs`; a file without header has exactly these.
 
-    If there is no column `image_id`, the first column becomes it. File endings are removed from ids. Raises `DataError`
-    if the file cannot be read or lacks a column.
+    Column names and cells are cleaned, see `clean_text`. If there is no column `image_id`, the first column becomes it.
+    File endings are removed from ids. Raises `DataError` if the file cannot be read or lacks a column.
     """
     kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
     try:  # utf-8-sig: Excel writes a byte order mark before the first column's name
-        table = pd.read_csv(path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", **kwargs)
-    except (OSError, ValueError, csv.Error) as error:
+        table = pd.read_csv(
+            path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", keep_default_na=False, **kwargs
+        )
+    except (OSError, EOFError, ValueError, csv.Error) as error:  # EOFError: a truncated .gz
         raise DataError(f"label file {path} cannot be read ({error})") from error
+    table = table.rename(columns=str).rename(columns=str.strip).apply(clean_text)
     table = table.rename(columns={table.columns[0]: "image_id"} if "image_id" not in table else {})
     absent = [column for column in needs if column not in table]
     if absent:
         raise DataError(f"label file {path} has no column {', '.join(absent)}, got {', '.join(map(str, table))}")
-    table["image_id"] = table["image_id"].str.strip().str.replace(_ENDING, "", regex=True)
-    return table.dropna(subset="image_id")
+    table["image_id"] = table["image_id"].str.replace(_ENDING, "", regex=True)
+    table = table.dropna(subset="image_id")
+    others = table.columns.drop("image_id")  # "NA" is a possible image id
+    return table.assign(**{c: table[c].mask(table[c].isin(_MISSING)) for c in others})
 
 
-def _one_hot(table: pd.DataFrame, path: Path, classes: list[str], problems: list[str]) -> pd.DataFrame:
-    """One-hot columns -> column `diagnosis`; rows with none or several ones get `<NA>` and are reported."""
-    hot = table[classes].apply(pd.to_numeric, errors="coerce").fillna(0).to_numpy() > 0.5
-    table["diagnosis"] = pd.Series([classes[i] for i in hot.argmax(axis=1)], index=table.index, dtype="string")
-    table.loc[hot.sum(axis=1) != 1, "diagnosis"] = pd.NA
+def clean_text(column: pd.Series) -> pd.Series:
+    """Cells of a table without surrounding blanks, in Unicode form NFC; empty cells become `<NA>`."""
+    column = column.astype("string").str.normalize("NFC").str.strip()
+    return column.mask(column == "")
+
+
+def _to_numbers(column: pd.Series) -> pd.Series:
+    """Cells as numbers: words of `_BINARY_WORDS` and decimal commas are read, anything else is NaN."""
+    text = column.str.casefold().str.replace(",", ".").replace(_BINARY_WORDS)
+    return pd.to_numeric(text.astype(object), errors="coerce")
+
+
+def _binary(table: pd.DataFrame, columns: list[str], path: Path) -> pd.DataFrame:
+    """Columns of 0 and 1 as numbers, NaN for empty cells. Raises `DataError` for any other content."""
+    numbers = table[columns].apply(_to_numbers)
+    wrong = (table[columns].notna() & ~((numbers >= 0) & (numbers <= 1))).stack()
+    if wrong.any():
+        row, column = wrong.idxmax()
+        raise DataError(
+            f"label file {path}: {wrong.sum()} cells are neither 0 nor 1 (True, False, x or empty), "
+            f"the first is {table.loc[row, column]!r} in column {column} of {table.loc[row, 'image_id']}"
+        )
+    return numbers
+
+
+def _one_hot(table: pd.DataFrame, binary: pd.DataFrame, path: Path, problems: list[str]) -> pd.DataFrame:
+    """Columns of 0 and 1, named after classes -> column `diagnosis`; rows with none or several ones get `<NA>` and are
+    reported."""
+    hot = binary > 0.5
+    table["diagnosis"] = hot.idxmax(axis=1).astype("string").where(hot.sum(axis=1) == 1)
     report_ids(problems, "have no single label in " + path.name, table["image_id"][table["diagnosis"].isna()])
     return table
+
+
+def _known_labels(labels: pd.DataFrame, classes: list[str], path: Path, problems: list[str]) -> pd.DataFrame:
+    """Column `diagnosis` as names of `classes`, each id once; unknown names become `<NA>` and are reported."""
+    spellings = {name: c for c in classes for name in [c.casefold(), *_WRITTEN_OUT.get(c, [])]}
+    text = labels["diagnosis"].str.casefold().str.replace(r"[\s_-]+", " ", regex=True)
+    names = text.map(spellings).astype("string")
+    unknown = labels[names.isna() & labels["diagnosis"].notna()]
+    cells = ", ".join(map(repr, unknown["diagnosis"].unique()[:3]))
+    text = f"have an unknown label in {path.name} ({cells}), expected {' '.join(classes)}"
+    report_ids(problems, text, unknown["image_id"])
+    return drop_repeated_ids(labels.assign(diagnosis=names), problems)
 
 
 def drop_repeated_ids(table: pd.DataFrame, problems: list[str]) -> pd.DataFrame:

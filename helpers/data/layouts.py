@@ -9,12 +9,11 @@ import json
 import os
 import re
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
 
-from helpers.config import display_path
 from helpers.data.download import download, is_unfinished
 from helpers.data.files import DataError, list_images, report_skipped
 from helpers.data.labels import (
@@ -30,74 +29,16 @@ from helpers.data.labels import (
     read_table,
     report_ids,
 )
+from helpers.data.tables import DatasetTable, build_table, join
 from helpers.phantoms import sample
 from helpers.phantoms.photo import ARTIFACTS
 
-COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
+_MASK_STEM = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
     "test": "test", "testing": "test",
 }  # fmt: skip
-MISSING_LIMIT = 0.2  # largest fraction of files that may be missing or unreadable
-
-
-@dataclass
-class DatasetTable:
-    """A data set as a table with one row per image; unknown values are `<NA>`.
-
-    `table`: columns `COLUMNS`; `label` is an index into `classes`; `artifacts` has names of `ARTIFACTS` separated by
-    spaces, "" for none. `problems`: what was missing, unreadable or doubtful, one sentence each.
-    """
-
-    name: str
-    root: Path
-    table: pd.DataFrame
-    classes: list[str]
-    problems: list[str] = field(default_factory=list)
-    unpaired_sketches: list[Path] = field(default_factory=list)
-
-    def subset(self, classes: list[str]) -> "DatasetTable":
-        """The images of the given classes, with labels renumbered in that order.
-
-        Raises `DataError` for unknown or repeated classes, or if no image is left.
-        """
-        unknown = [c for c in classes if c not in self.classes]
-        if unknown or len(set(classes)) < len(classes):
-            raise DataError(f"classes must be different ones of {', '.join(self.classes)} ({self.name}), got {classes}")
-        names = self.class_names()
-        keep = names.isin(classes)
-        if not keep.any():
-            raise DataError(f"no image of {self.name} is labeled {' or '.join(classes)}; choose other classes")
-        labels = names[keep].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-        table = self.table[keep].assign(label=labels).reset_index(drop=True)
-        return replace(self, table=table, classes=list(classes))
-
-    @property
-    def has_contours(self) -> bool:
-        """Whether contour sketches are available, from masks or as files of the data set."""
-        return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
-
-    def class_names(self) -> pd.Series:
-        """The class name of every row, `<NA>` if the label is unknown."""
-        return self.table["label"].map(dict(enumerate(self.classes))).astype("string")
-
-    def counts(self) -> pd.DataFrame:
-        """Number of images per class (rows) and split (columns), with totals."""
-        split = self.table["split"].fillna("no split")
-        names = self.class_names().fillna("no label")
-        order = [c for c in [*self.classes, "no label"] if c in set(names)]
-        columns = [s for s in ["train", "val", "test", "no split"] if s in set(split)]
-        counts = pd.crosstab(names, split).reindex(index=order, columns=columns, fill_value=0)
-        counts.index.name = counts.columns.name = None
-        counts["all"] = counts.sum(axis=1)
-        counts.loc["all"] = counts.sum(axis=0)
-        return counts
-
-    def __repr__(self) -> str:
-        classes = " ".join(self.classes)
-        root = display_path(self.root)
-        return f"DatasetTable({self.name}: {len(self.table)} images, classes {classes}, from {root})"
 
 
 @dataclass(frozen=True)
@@ -125,7 +66,9 @@ def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
                 dataset = layout.read(candidate)
                 return dataset.subset(classes) if classes else dataset
     known = "\n".join(f"  {layout.name}: {layout.expected}" for layout in LAYOUTS)
-    raise DataError(f"{folder} matches none of the known layouts. Expected one of:\n{known}")
+    names = [path.name for path in _folders(folder)]
+    content = f"{len(names)} folders ({', '.join(names[:5])}) and {len(list_images(folder))} images"
+    raise DataError(f"{folder} matches none of the known layouts: it has {content}. Expected one of:\n{known}")
 
 
 def open_dataset(cfg, classes: list[str] | None = None) -> DatasetTable:
@@ -152,11 +95,22 @@ def _nested_candidates(folder: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------------------- finding files
 
 
+# Folders of operating systems, network storage (@eaDir, #recycle) and archives, never data.
+_HIDDEN = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
+
+
 def _folders(folder: Path) -> list[Path]:
+    """The folders in `folder`, sorted by name, without hidden ones."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_dir() and not e.name.startswith((".", "__MACOSX")))
+        return sorted(Path(e.path) for e in entries if e.is_dir() and not _HIDDEN.fullmatch(e.name))
+
+
+def _tree(folder: Path) -> list[Path]:
+    """`folder` and all folders below it, without hidden ones; links to folders are not followed."""
+    inner = [f for f in _folders(folder) if not f.is_symlink()]
+    return [folder, *(below for f in inner for below in _tree(f))]
 
 
 def _find(folder: Path, *patterns: str) -> Path | None:
@@ -169,10 +123,13 @@ def _find(folder: Path, *patterns: str) -> Path | None:
     return None
 
 
+_TABLE_ENDING = r"( ?\(\d+\))?\.(csv|tab|txt)(\.gz)?"  # "labels (1).csv" is a repeated download
+
+
 def _csv(folder: Path, pattern: str) -> Path | None:
     """A table named `pattern`, directly in `folder` or in a folder of the same name (as the 2018 archives unpack)."""
-    path = _find(folder, pattern + r"\.(csv|tab|txt)", pattern)
-    return _find(path, pattern + r"\.(csv|tab|txt)") if path and path.is_dir() else path
+    path = _find(folder, pattern + r"\.(csv|tab|txt)", pattern + _TABLE_ENDING, pattern)
+    return _find(path, pattern + _TABLE_ENDING) if path and path.is_dir() else path
 
 
 def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
@@ -180,9 +137,19 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
 
     Of several files with one id the first is used; the others are reported in `problems`, as are skipped files.
     """
+    return _by_id(image_files(folder, problems), problems) if folder else {}
+
+
+def _image_paths(folder: Path) -> list[Path]:
+    """Image files in `folder`, or in the folders inside it if it has none."""
+    return list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
+
+
+def _by_id(paths: list[Path], problems: list[str] | None = None) -> dict[str, Path]:
+    """The first file of every image id, see `images_by_id`."""
     by_id, repeated = {}, []
-    for path in image_files(folder, problems) if folder else []:
-        if by_id.setdefault(id_from_stem(path.stem), path) != path:
+    for path in paths:
+        if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(id_from_stem(path.stem), path) != path:
             repeated.append(path.name)
     if problems is not None:
         report_ids(problems, "have the id of another file and are left out", repeated)
@@ -192,59 +159,21 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
 def image_files(folder: Path, problems: list[str] | None = None) -> list[Path]:
     """Image files in `folder`, or in the folders inside it if it has none; without superpixel files. Other files and
     folders are reported in `problems`."""
-    paths = list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
+    paths = _image_paths(folder)
     if problems is not None:
         report_skipped(folder, paths, problems)
     return [path for path in paths if not path.stem.lower().endswith("_superpixels")]
 
 
-def _build_table(
-    name: str, root: Path, rows: pd.DataFrame, classes: list[str], problems: list[str], unpaired: list[Path] = ()
-) -> DatasetTable:
-    """Rows with columns `image_id diagnosis split path ...` -> `DatasetTable` with all columns and their types.
-
-    Rows without an image file are removed. Raises `DataError` if they are more than `MISSING_LIMIT`.
-    """
-    rows = rows.reindex(columns=[*rows.columns, *(c for c in COLUMNS if c not in rows)])
-    exists = rows["path"].notna()
-    report_ids(problems, "are listed in the label file but have no image file", rows["image_id"][~exists])
-    if len(rows) == 0 or (~exists).mean() > MISSING_LIMIT:
-        raise DataError(
-            f"{root}: {int((~exists).sum())} of {len(rows)} {name} images are missing, "
-            f"at most {100 * MISSING_LIMIT:.0f} % may be; add them and run the command again"
-        )
-    rows = rows[exists].reset_index(drop=True)
-    unknown = ~rows["diagnosis"].isin(classes) & rows["diagnosis"].notna()
-    report_ids(problems, f"have an unknown diagnosis, expected {' '.join(classes)}", rows["image_id"][unknown])
-    rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
-    report_ids(problems, "have no label", rows["image_id"][rows["label"].isna() & ~unknown])
-    rows["source"] = rows["source"].astype("string").fillna(name)
-    for column in COLUMNS:
-        if column != "label":
-            rows[column] = rows[column].astype("string")
-    _report_masks(rows, problems)
-    return DatasetTable(name, root, rows[COLUMNS], classes, problems, list(unpaired))
-
-
-def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
-    no_mask = rows["mask_path"].isna()
-    if no_mask.all():
-        problems.append("no masks: contour sketches and segmentation need them, structure sketches do not")
-    else:
-        report_ids(problems, "have no mask", rows["image_id"][no_mask])
-
-
-def _join(
-    images: dict[str, Path], labels: pd.DataFrame | None, problems: list[str], split: str | None, **files: dict
-) -> pd.DataFrame:
-    """Join images, labels and other files (`mask_path=`, `sketch_path=`) by id: one row per id of image or label."""
-    labels = pd.DataFrame({"image_id": sorted(images), "diagnosis": pd.NA}) if labels is None else labels
-    unlabeled = sorted(set(images) - set(labels["image_id"]))
-    report_ids(problems, "are in the image folder but not in the label file", unlabeled)
-    rows = pd.concat([labels, pd.DataFrame({"image_id": unlabeled})], ignore_index=True)
-    rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(images))
-    rows = rows.assign(**{column: rows["image_id"].map(by_id) for column, by_id in files.items()})
-    return rows.astype("string")  # an empty column would otherwise change the type of those concatenated to it
+def _with_masks(
+    folders: list[Path], mask_folder: Path | None, problems: list[str]
+) -> tuple[dict[str, Path], dict[str, Path]]:
+    """Images and masks by id; masks are in their own folder or beside the images (ISIC_1_Segmentation.png)."""
+    paths = [path for folder in folders for path in _image_paths(folder)]
+    beside = [path for path in paths if _MASK_STEM.search(path.stem)]
+    images = _by_id([path for path in paths if path not in set(beside)], problems)
+    masks = _by_id([*(_image_paths(mask_folder) if mask_folder else []), *beside], problems)
+    return images, masks
 
 
 def _challenge_split(
@@ -256,7 +185,8 @@ def _challenge_split(
         return None
     if labels is None:
         problems.append(f"the {split} labels are not in {folder.name}")
-    return _join(images_by_id(images), labels, problems, split, mask_path=images_by_id(masks))
+    by_id, mask_by_id = _with_masks([images], masks, problems)
+    return join(by_id, labels, problems, split, mask_path=mask_by_id)
 
 
 # --------------------------------------------------------------------------------------------------------- layouts
@@ -270,9 +200,10 @@ def _read_phantoms(folder: Path) -> DatasetTable:
     if unknown := set(" ".join(labels["artifacts"]).split()) - set(ARTIFACTS):
         raise DataError(f"artifacts in {folder / 'metadata.csv'} must be {' '.join(ARTIFACTS)}, got {min(unknown)}")
     labels = drop_repeated_ids(labels, problems)
-    files = {"path": images_by_id(folder / "images"), "mask_path": images_by_id(folder / "masks")}
+    files = {"path": images_by_id(folder / "images", problems)}
+    files["mask_path"] = images_by_id(folder / "masks", problems)
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
-    return _build_table("phantoms", folder, rows, settings["classes"], problems)
+    return build_table("phantoms", folder, rows, settings["classes"], problems)
 
 
 def _read_isic2016(folder: Path) -> DatasetTable:
@@ -280,10 +211,10 @@ def _read_isic2016(folder: Path) -> DatasetTable:
     for published, split in (("Training", "train"), ("Test", "test")):
         images = _find(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
         masks = _find(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
-        path = _find(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth\\.csv")
+        path = _csv(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth")
         labels = read_isic2016_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
-    return _build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
+    return build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
 
 
 def _read_isic2017(folder: Path) -> DatasetTable:
@@ -294,7 +225,7 @@ def _read_isic2017(folder: Path) -> DatasetTable:
         path = _csv(folder, f"ISIC-2017_{published}_Part3_GroundTruth")
         labels = read_isic2017_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
-    return _build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
+    return build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
 
 
 def _ham_metadata(folder: Path) -> Path | None:
@@ -304,13 +235,10 @@ def _ham_metadata(folder: Path) -> Path | None:
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
     labels = read_ham10000_metadata(_ham_metadata(folder), problems)
-    images: dict[str, Path] = {}
-    for inner in _folders(folder):
-        if re.match(r"ham10000_images", inner.name, re.IGNORECASE):
-            images = {**images_by_id(inner), **images}
-    masks = images_by_id(_find(folder, "HAM10000_segmentations_lesion_tschandl"))
-    rows = _join(images, labels, problems, None, mask_path=masks)
-    return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
+    parts = [inner for inner in _folders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
+    images, masks = _with_masks(parts, _find(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
+    rows = join(images, labels, problems, None, mask_path=masks)
+    return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
 
 def _read_isic2018(folder: Path) -> DatasetTable:
@@ -326,7 +254,7 @@ def _read_isic2018(folder: Path) -> DatasetTable:
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if len(splits) == 1:  # the training set alone has no official test split
         rows["split"] = pd.NA
-    return _build_table("ham10000", folder, rows, HAM_CLASSES, problems)
+    return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
@@ -347,7 +275,7 @@ def _course_csv(folder: Path, split: str) -> Path | None:
     split_folders = [f for f in _folders(folder) if _is_split_name(f)]
     nested = [f for outer in split_folders for f in _folders(outer) if _is_split_name(f)]
     for place in [folder, *split_folders, *nested]:
-        if path := _find(place, rf"{split}_labels?\.csv"):
+        if path := _csv(place, rf"{split}_labels?"):
             return path
     return None
 
@@ -356,22 +284,31 @@ def _is_split_name(folder: Path) -> bool:
     return re.match("train|test", folder.name, re.IGNORECASE) is not None
 
 
-def _course_files(folder: Path) -> dict[tuple[str, str], dict[str, Path]]:
+def _course_files(folder: Path, problems: list[str]) -> dict[tuple[str, str], dict[str, Path]]:
     """Image files by (split, kind) and id. The course's folders differ between years, so split and kind ("image",
-    "sketch", "unpaired") follow from words in their names."""
-    files: dict[tuple[str, str], dict[str, Path]] = {}
-    for inner, _, _ in os.walk(folder):
-        name = Path(inner).relative_to(folder).as_posix().lower()
+    "sketch", "unpaired") follow from words in their names.
+
+    Of several files with one id, one in a folder named after a split and less deep is used, see `images_by_id`.
+    """
+    paths: dict[tuple[str, str], list[Path]] = {}
+    names = {inner: inner.relative_to(folder).as_posix().lower() for inner in _tree(folder)}
+    order = sorted(names, key=lambda f: (not re.search("train|test", names[f]), names[f].count("/"), names[f]))
+    for inner in order:
+        name, files = names[inner], list_images(inner)
+        if files and re.search(r"mask|segmentation|ground.?truth|result|output|prediction|(^|/)gt($|/)", name):
+            problems.append(
+                f"{len(files)} files in {name} are left out: the folder's name says that they are not images"
+            )
+            continue
         kind = "unpaired" if "unpaired" in name else "sketch" if re.search("sketch|contour", name) else "image"
         split = "test" if re.search("(^|[/_ -])test", name) else "train"
-        by_id = {id_from_stem(path.stem): path for path in list_images(Path(inner))}
-        files.setdefault((split, kind), {}).update(by_id)
-    return files
+        paths.setdefault((split, kind), []).extend(files)
+    return {key: _by_id(found, problems) for key, found in paths.items()}
 
 
 def _read_course(folder: Path) -> DatasetTable:
     problems, splits, unpaired = [], [], []
-    files = _course_files(folder)
+    files = _course_files(folder, problems)
     for split in ("train", "test"):
         images, sketches = files.get((split, "image"), {}), files.get((split, "sketch"), {})
         path = _course_csv(folder, split)
@@ -379,7 +316,7 @@ def _read_course(folder: Path) -> DatasetTable:
         if labels is None and images:
             problems.append(f"the {split} labels are not in {folder.name}")
         if path or images:
-            splits.append(_join(images, labels, problems, split, sketch_path=sketches))
+            splits.append(join(images, labels, problems, split, sketch_path=sketches))
         if split == "train":  # sketches of test lesions must not be trained on
             # A sketch without an image of its id is unpaired, whatever its folder is called.
             unpaired += [p for i, p in sketches.items() if i not in images]
@@ -387,13 +324,46 @@ def _read_course(folder: Path) -> DatasetTable:
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if rows["image_id"].str.match(r"ISIC_00(2[4-9]|3[0-4])\d{3}$").mean() > 0.9:
         problems.insert(0, "the images and seven classes are HAM10000's (ISIC 2018 task 3), not ISIC 2016's")
-    return _build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
+    return build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
 
 
-# Names of image folders in other layouts, which are not classes.
-_NOT_A_CLASS = re.compile(
-    r"images?|masks?|sketch(es)?|contours?|.*_(input|data|groundtruth)|(train|test)[ab]", re.IGNORECASE
-)
+# Names of folders that cannot be diagnoses, by what a folder with such folders looks like.
+_SPLIT_WORD = "train|training|val|valid|validation|test|testing"
+_NOT_A_CLASS = {
+    "images beside masks": r".*(masks?|segmentations?|ground.?truths?|sketch(es)?|contours?)|(.*[_ -])?gt|auto",
+    "images of several splits, without classes": rf"({_SPLIT_WORD})([_ -]?([a-z]|\d+|images?|imgs?|data))?",
+    "numbered parts of one set": r".*(part|fold|batch|chunk|split|folder|set|disc|volume|images?|data)[_ -]?\(?\d+\)?",
+    "images not sorted by diagnosis": r"(.*[_ -])?(images?|imgs?|pictures?|photos?|input|data|results?|outputs?)",
+}
+
+
+def _appearance(name: str, paths: list[Path]) -> str | None:
+    """What a folder with this folder of images looks like if that is not a diagnosis."""
+    if sum(bool(_MASK_STEM.search(path.stem)) for path in paths) > len(paths) / 2:
+        return "images beside masks"
+    return next(
+        (text for text, names in _NOT_A_CLASS.items() if re.fullmatch(names, name.strip(), re.IGNORECASE)), None
+    )
+
+
+def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
+    """Raise `DataError` if folders cannot be named after diagnoses."""
+    looks = {c.name: text for c in class_folders if (text := _appearance(c.name, list_images(c)))}
+    if looks:
+        text = " and ".join(sorted(set(looks.values())))
+        raise DataError(
+            f"{folder} looks like {text}: its folders must be named after classes of lesions, got {', '.join(looks)}"
+        )
+
+
+def _class_names(folder_names: pd.Series, problems: list[str]) -> pd.Series:
+    """Folder names as class names: those that differ only in case or blanks become the first one and are reported."""
+    keys = folder_names.str.normalize("NFC").str.casefold().str.replace(r"\s+", "", regex=True)
+    classes = folder_names.groupby(keys).transform("min").str.normalize("NFC").str.split().str.join(" ")
+    for name, spellings in folder_names.groupby(classes).unique().items():
+        if len(spellings) > 1:
+            problems.append(f"the folders {', '.join(map(repr, sorted(spellings)))} are one class, {name}")
+    return classes
 
 
 def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
@@ -406,21 +376,21 @@ def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
 
 def _read_folders(folder: Path) -> DatasetTable:
     problems: list[str] = []
+    class_folders = _class_folders(folder)
+    _check_class_names(folder, [c for _, c in class_folders])
     rows = [
         {"image_id": path.stem, "diagnosis": c.name, "split": split or pd.NA, "path": path}
-        for split, c in _class_folders(folder)
+        for split, c in class_folders
         for path in list_images(c)
     ]
     rows = pd.DataFrame(rows)
-    invalid = [name for name in rows["diagnosis"].unique() if _NOT_A_CLASS.fullmatch(name)]
-    if invalid:
-        raise DataError(f"folders in {folder} must be named after classes of lesions, got {', '.join(invalid)}")
+    rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
     # One file name in two classes becomes two rows; the audit reports whether it is the same image.
     repeated = rows["image_id"].duplicated(keep=False)
     full_names = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))
     rows["image_id"] = rows["image_id"].where(~repeated, full_names)
     report_ids(problems, "share their file name with others; the folder is added to the id", rows["image_id"][repeated])
-    return _build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
+    return build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
 
 
 LAYOUTS = [

@@ -90,7 +90,7 @@ class Store:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The data set's table, one row per image; read on first access."""
-        table = pd.read_csv(self.folder / "table.csv", dtype="string")
+        table = pd.read_csv(self.folder / "table.csv", dtype="string", keep_default_na=False, na_values=[""])
         # The CSV cannot tell "none" from unknown. Predicted flags are left out: they depend on size and crop.
         flags = np.where(self.artifacts_known[:, None], self.artifacts, UNKNOWN)
         artifacts = pd.array(flags_to_names(flags), "string")

@@ -1,0 +1,139 @@
+"""`DatasetTable`: a data set as a table with one row per image, and how readers of folders build it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.config import display_path
+from helpers.data.files import DataError
+from helpers.data.labels import report_ids
+
+COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
+MISSING_LIMIT = 0.2  # largest fraction of files or labels that may be missing or unreadable
+
+
+@dataclass
+class DatasetTable:
+    """A data set as a table with one row per image; unknown values are `<NA>`.
+
+    `table`: columns `COLUMNS`; `label` is an index into `classes`; `artifacts` has names of `ARTIFACTS` separated by
+    spaces, "" for none. `problems`: what was missing, unreadable or doubtful, one sentence each.
+    """
+
+    name: str
+    root: Path
+    table: pd.DataFrame
+    classes: list[str]
+    problems: list[str] = field(default_factory=list)
+    unpaired_sketches: list[Path] = field(default_factory=list)
+
+    def subset(self, classes: list[str]) -> "DatasetTable":
+        """The images of the given classes, with labels renumbered in that order.
+
+        Raises `DataError` for unknown or repeated classes, or if no image is left.
+        """
+        unknown = [c for c in classes if c not in self.classes]
+        if unknown or len(set(classes)) < len(classes):
+            raise DataError(f"classes must be different ones of {', '.join(self.classes)} ({self.name}), got {classes}")
+        names = self.class_names()
+        keep = names.isin(classes)
+        if not keep.any():
+            raise DataError(f"no image of {self.name} is labeled {' or '.join(classes)}; choose other classes")
+        labels = names[keep].map({c: i for i, c in enumerate(classes)}).astype("Int64")
+        table = self.table[keep].assign(label=labels).reset_index(drop=True)
+        return replace(self, table=table, classes=list(classes))
+
+    @property
+    def has_contours(self) -> bool:
+        """Whether contour sketches are available, from masks or as files of the data set."""
+        return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
+
+    def class_names(self) -> pd.Series:
+        """The class name of every row, `<NA>` if the label is unknown."""
+        return self.table["label"].map(dict(enumerate(self.classes))).astype("string")
+
+    def counts(self) -> pd.DataFrame:
+        """Number of images per class (rows) and split (columns), with totals "all" (the last row is "total" if a class
+        is called "all")."""
+        split = self.table["split"].fillna("no split")
+        names = self.class_names().fillna("no label")
+        order = [c for c in [*self.classes, "no label"] if c in set(names)]
+        columns = [s for s in ["train", "val", "test", "no split"] if s in set(split)]
+        counts = pd.crosstab(names, split).reindex(index=order, columns=columns, fill_value=0)
+        counts.index.name = counts.columns.name = None
+        counts["all"] = counts.sum(axis=1)
+        counts.loc["total" if "all" in self.classes else "all"] = counts.sum(axis=0)
+        return counts
+
+    def __repr__(self) -> str:
+        classes = " ".join(self.classes)
+        root = display_path(self.root)
+        return f"DatasetTable({self.name}: {len(self.table)} images, classes {classes}, from {root})"
+
+
+def build_table(
+    name: str, root: Path, rows: pd.DataFrame, classes: list[str], problems: list[str], unpaired: list[Path] = ()
+) -> DatasetTable:
+    """Rows with columns `image_id diagnosis split path ...` -> `DatasetTable` with all columns and their types.
+
+    Rows without an image file are removed. Raises `DataError` if they are more than `MISSING_LIMIT`.
+    """
+    rows = rows.reindex(columns=[*rows.columns, *(c for c in COLUMNS if c not in rows)])
+    exists = rows["path"].notna()
+    report_ids(problems, "are listed in the label file but have no image file", rows["image_id"][~exists])
+    if len(rows) == 0 or (~exists).mean() > MISSING_LIMIT:
+        raise DataError(
+            f"{root}: {int((~exists).sum())} of {len(rows)} {name} images are missing, "
+            f"at most {100 * MISSING_LIMIT:.0f} % may be; add them and run the command again"
+        )
+    rows = rows[exists].reset_index(drop=True)
+    rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
+    report_ids(problems, "have no label", rows["image_id"][rows["label"].isna()])
+    rows["source"] = rows["source"].astype("string").fillna(name)
+    for column in COLUMNS:
+        if column != "label":
+            rows[column] = rows[column].astype("string")
+    _report_absent_classes(rows, classes, problems)
+    _report_masks(rows, problems)
+    return DatasetTable(name, root, rows[COLUMNS], classes, problems, list(unpaired))
+
+
+def _report_absent_classes(rows: pd.DataFrame, classes: list[str], problems: list[str]) -> None:
+    """Report classes that occur in only one of "train" and "test"; without both splits there is nothing to compare."""
+    present = rows.dropna(subset="label").groupby("split")["label"].unique().map(set)
+    for split, other in (("train", "test"), ("test", "train")):
+        if {split, other} <= set(present.index) and (absent := present[other] - present[split]):
+            names = ", ".join(classes[k] for k in sorted(absent))
+            problems.append(f"no {split} images of {names}, which has {other} images")
+
+
+def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
+    no_mask = rows["mask_path"].isna()
+    if no_mask.all():
+        problems.append("no masks: contour sketches and segmentation need them, structure sketches do not")
+    else:
+        report_ids(problems, "have no mask", rows["image_id"][no_mask])
+
+
+def join(
+    images: dict[str, Path], labels: pd.DataFrame | None, problems: list[str], split: str | None, **files: dict
+) -> pd.DataFrame:
+    """Join images, labels and other files (`mask_path=`, `sketch_path=`) by id: one row per id of image or label.
+
+    Raises `DataError` if there are labels, but none for more than `MISSING_LIMIT` of the images.
+    """
+    has_labels = labels is not None
+    labels = pd.DataFrame({"image_id": sorted(images), "diagnosis": pd.NA}) if labels is None else labels
+    unlabeled = sorted(set(images) - set(labels["image_id"]))
+    report_ids(problems, "are in the image folder but not in the label file", unlabeled)
+    rows = pd.concat([labels, pd.DataFrame({"image_id": unlabeled})], ignore_index=True)
+    no_label = set(images) & set(rows["image_id"][rows["diagnosis"].isna()])
+    if has_labels and len(no_label) > MISSING_LIMIT * len(images):
+        raise DataError(
+            f"{len(no_label)} of {len(images)} images have no label that can be read, at most "
+            f"{100 * MISSING_LIMIT:.0f} % may: {'; '.join(problems[-2:])}"
+        )
+    rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(images))
+    rows = rows.assign(**{column: rows["image_id"].map(by_id) for column, by_id in files.items()})
+    return rows.astype("string")  # an empty column would otherwise change the type of those concatenated to it
