@@ -190,12 +190,65 @@ def test_read_folders_spellings_of_splits_are_recognized(tmp_path):
     assert read(tmp_path).table["split"].value_counts().to_dict() == {"train": 2, "val": 2, "test": 2}
 
 
-@pytest.mark.parametrize("names", [("images", "masks"), ("trainA", "trainB"), ("X_Training_Input", "X_GroundTruth")])
-def test_read_folders_not_named_after_classes_raise(tmp_path, names):
+@pytest.mark.parametrize(
+    ("names", "looks"),
+    [
+        (("images", "masks"), "images beside masks"),
+        (("AUTO", "GT", "IMG"), "images beside masks"),
+        (("data", "gt"), "images beside masks"),
+        (("trainA", "trainB"), "images of several splits"),
+        (("trainx", "trainy"), "images of several splits"),
+        (("part_1", "part_2"), "numbered parts"),
+        (("images_part 1", "images_part 2"), "numbered parts"),
+        (("X_Training_Input", "X_GroundTruth"), "images beside masks"),
+        (("all_images", "mel", "nv"), "images not sorted by diagnosis"),
+    ],
+)
+def test_read_folders_not_named_after_classes_raise(tmp_path, names, looks):
     for name in names:
         write_image(tmp_path / name / "1.png")
-    with pytest.raises(DataError, match=f"must be named after classes.*got .*{names[0]}"):
+    with pytest.raises(DataError, match=f"looks like .*{looks}.* must be named after classes.*got .*{names[0]}"):
         read(tmp_path)
+
+
+def test_read_folders_of_masks_are_not_classes(tmp_path):
+    for i in range(3):
+        write_image(tmp_path / "abc" / f"ISIC_{i}.jpg", i)
+        write_mask(tmp_path / "xyz" / f"ISIC_{i}_Segmentation.png")
+    with pytest.raises(DataError, match=r"looks like images beside masks: .*got xyz"):
+        read(tmp_path)
+
+
+@pytest.mark.parametrize("names", [("0", "1"), ("benign", "malignant"), ("class_1", "class_2"), ("valid nevus", "gtx")])
+def test_read_folders_named_after_classes_are_read(tmp_path, names):
+    for i, name in enumerate(names):
+        write_image(tmp_path / name / f"{i}.png", i)
+    assert read(tmp_path).classes == sorted(names)
+
+
+def test_read_folders_that_differ_in_case_or_blanks_are_one_class(tmp_path):
+    for name in ("Train/Nevus", "Train/mel anoma", "Test/nevus ", "Test/Melanoma"):
+        write_image(tmp_path / name / f"{len(name)}.png", len(name))
+    dataset = read(tmp_path)
+    assert dataset.classes == ["Melanoma", "Nevus"] and dataset.table["label"].value_counts().to_dict() == {0: 2, 1: 2}
+    assert "the folders 'Nevus', 'nevus ' are one class, Nevus" in dataset.problems
+
+
+def test_read_class_missing_in_one_split_is_reported(tmp_path):
+    shutil.rmtree(folders(tmp_path) / "Test/nevus")
+    assert "no test images of nevus, which has train images" in read(tmp_path).problems
+
+
+def test_counts_with_a_class_called_all(tmp_path):
+    for i in range(5):
+        write_image(tmp_path / ("all" if i < 3 else "nevus") / f"{i}.png", i)
+    assert read(tmp_path).counts()["all"].to_dict() == {"all": 3, "nevus": 2, "total": 5}
+
+
+@pytest.mark.parametrize("image_id", ["NA", "null"])
+def test_read_folders_image_called_na(tmp_path, image_id):
+    (folders(tmp_path) / "Train/nevus/ISIC_0000100.jpg").rename(tmp_path / f"Train/nevus/{image_id}.jpg")
+    assert image_id in check_contract(read(tmp_path))["image_id"].to_list()
 
 
 def test_read_unknown_layout_raises_with_the_known_ones(tmp_path):

@@ -66,7 +66,9 @@ def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
                 dataset = layout.read(candidate)
                 return dataset.subset(classes) if classes else dataset
     known = "\n".join(f"  {layout.name}: {layout.expected}" for layout in LAYOUTS)
-    raise DataError(f"{folder} matches none of the known layouts. Expected one of:\n{known}")
+    names = [path.name for path in _folders(folder)]
+    content = f"{len(names)} folders ({', '.join(names[:5])}) and {len(list_images(folder))} images"
+    raise DataError(f"{folder} matches none of the known layouts: it has {content}. Expected one of:\n{known}")
 
 
 def open_dataset(cfg, classes: list[str] | None = None) -> DatasetTable:
@@ -318,10 +320,43 @@ def _read_course(folder: Path) -> DatasetTable:
     return build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
 
 
-# Names of image folders in other layouts, which are not classes.
-_NOT_A_CLASS = re.compile(
-    r"images?|masks?|sketch(es)?|contours?|.*_(input|data|groundtruth)|(train|test)[ab]", re.IGNORECASE
-)
+# Names of folders that cannot be diagnoses, by what a folder with such folders looks like.
+_SPLIT_WORD = "train|training|val|valid|validation|test|testing"
+_NOT_A_CLASS = {
+    "images beside masks": r".*(masks?|segmentations?|ground.?truths?|sketch(es)?|contours?)|(.*[_ -])?gt|auto",
+    "images of several splits, without classes": rf"({_SPLIT_WORD})([_ -]?([a-z]|\d+|images?|imgs?|data))?",
+    "numbered parts of one set": r".*(part|fold|batch|chunk|split|folder|set|disc|volume|images?|data)[_ -]?\(?\d+\)?",
+    "images not sorted by diagnosis": r"(.*[_ -])?(images?|imgs?|pictures?|photos?|input|data|results?|outputs?)",
+}
+
+
+def _appearance(name: str, paths: list[Path]) -> str | None:
+    """What a folder with this folder of images looks like if that is not a diagnosis."""
+    if sum(bool(_MASK_STEM.search(path.stem)) for path in paths) > len(paths) / 2:
+        return "images beside masks"
+    return next(
+        (text for text, names in _NOT_A_CLASS.items() if re.fullmatch(names, name.strip(), re.IGNORECASE)), None
+    )
+
+
+def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
+    """Raise `DataError` if folders cannot be named after diagnoses."""
+    looks = {c.name: text for c in class_folders if (text := _appearance(c.name, list_images(c)))}
+    if looks:
+        text = " and ".join(sorted(set(looks.values())))
+        raise DataError(
+            f"{folder} looks like {text}: its folders must be named after classes of lesions, got {', '.join(looks)}"
+        )
+
+
+def _class_names(folder_names: pd.Series, problems: list[str]) -> pd.Series:
+    """Folder names as class names: those that differ only in case or blanks become the first one and are reported."""
+    keys = folder_names.str.normalize("NFC").str.casefold().str.replace(r"\s+", "", regex=True)
+    classes = folder_names.groupby(keys).transform("min").str.normalize("NFC").str.split().str.join(" ")
+    for name, spellings in folder_names.groupby(classes).unique().items():
+        if len(spellings) > 1:
+            problems.append(f"the folders {', '.join(map(repr, sorted(spellings)))} are one class, {name}")
+    return classes
 
 
 def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
@@ -334,15 +369,15 @@ def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
 
 def _read_folders(folder: Path) -> DatasetTable:
     problems: list[str] = []
+    class_folders = _class_folders(folder)
+    _check_class_names(folder, [c for _, c in class_folders])
     rows = [
         {"image_id": path.stem, "diagnosis": c.name, "split": split or pd.NA, "path": path}
-        for split, c in _class_folders(folder)
+        for split, c in class_folders
         for path in list_images(c)
     ]
     rows = pd.DataFrame(rows)
-    invalid = [name for name in rows["diagnosis"].unique() if _NOT_A_CLASS.fullmatch(name)]
-    if invalid:
-        raise DataError(f"folders in {folder} must be named after classes of lesions, got {', '.join(invalid)}")
+    rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
     # One file name in two classes becomes two rows; the audit reports whether it is the same image.
     repeated = rows["image_id"].duplicated(keep=False)
     full_names = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))

@@ -54,7 +54,8 @@ class DatasetTable:
         return self.table["label"].map(dict(enumerate(self.classes))).astype("string")
 
     def counts(self) -> pd.DataFrame:
-        """Number of images per class (rows) and split (columns), with totals."""
+        """Number of images per class (rows) and split (columns), with totals "all" (the last row is "total" if a class
+        is called "all")."""
         split = self.table["split"].fillna("no split")
         names = self.class_names().fillna("no label")
         order = [c for c in [*self.classes, "no label"] if c in set(names)]
@@ -62,7 +63,7 @@ class DatasetTable:
         counts = pd.crosstab(names, split).reindex(index=order, columns=columns, fill_value=0)
         counts.index.name = counts.columns.name = None
         counts["all"] = counts.sum(axis=1)
-        counts.loc["all"] = counts.sum(axis=0)
+        counts.loc["total" if "all" in self.classes else "all"] = counts.sum(axis=0)
         return counts
 
     def __repr__(self) -> str:
@@ -93,8 +94,18 @@ def build_table(
     for column in COLUMNS:
         if column != "label":
             rows[column] = rows[column].astype("string")
+    _report_absent_classes(rows, classes, problems)
     _report_masks(rows, problems)
     return DatasetTable(name, root, rows[COLUMNS], classes, problems, list(unpaired))
+
+
+def _report_absent_classes(rows: pd.DataFrame, classes: list[str], problems: list[str]) -> None:
+    """Report classes that occur in only one of "train" and "test"; without both splits there is nothing to compare."""
+    present = rows.dropna(subset="label").groupby("split")["label"].unique().map(set)
+    for split, other in (("train", "test"), ("test", "train")):
+        if {split, other} <= set(present.index) and (absent := present[other] - present[split]):
+            names = ", ".join(classes[k] for k in sorted(absent))
+            problems.append(f"no {split} images of {names}, which has {other} images")
 
 
 def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
