@@ -215,7 +215,7 @@ def test_read_folders_of_masks_are_not_classes(tmp_path):
     for i in range(3):
         write_image(tmp_path / "abc" / f"ISIC_{i}.jpg", i)
         write_mask(tmp_path / "xyz" / f"ISIC_{i}_Segmentation.png")
-    with pytest.raises(DataError, match=r"looks like images beside masks .*got xyz"):
+    with pytest.raises(DataError, match=r"looks like images beside masks: .*got xyz"):
         read(tmp_path)
 
 
@@ -433,3 +433,14 @@ def test_read_ham10000_metadata_compressed_or_downloaded_twice(tmp_path, name):
     pd.read_csv(tmp_path / "HAM10000_metadata.csv").to_csv(tmp_path / name, index=False)
     (tmp_path / "HAM10000_metadata.csv").unlink()
     pd.testing.assert_frame_equal(read(tmp_path).table, expected)
+
+
+def test_read_same_id_in_two_splits_gets_the_split_as_prefix(tmp_path):
+    course(tmp_path)
+    (tmp_path / "Test/Test_data/Test/ISIC_0033000.jpg").rename(tmp_path / "Test/Test_data/Test/ISIC_0024306.jpg")
+    labels = tmp_path / "Test_Labels.csv"
+    labels.write_text(labels.read_text().replace("ISIC_0033000", "ISIC_0024306"))
+    dataset = read(tmp_path)
+    ids = check_contract(dataset)["image_id"].to_list()
+    assert ids[0] == "train-ISIC_0024306" and ids[14] == "test-ISIC_0024306"
+    assert any("are ids in several splits" in problem for problem in dataset.problems)

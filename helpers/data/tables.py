@@ -88,6 +88,9 @@ def build_table(
             f"at most {100 * MISSING_LIMIT:.0f} % may be; add them and run the command again"
         )
     rows = rows[exists].reset_index(drop=True)
+    repeated = rows["image_id"].duplicated(keep=False) & rows["split"].notna()
+    report_ids(problems, "are ids in several splits; the split is added to the id", rows["image_id"][repeated])
+    rows["image_id"] = rows["image_id"].mask(repeated, rows["split"] + "-" + rows["image_id"])
     rows["label"] = rows["diagnosis"].map({c: i for i, c in enumerate(classes)}).astype("Int64")
     report_ids(problems, "have no label", rows["image_id"][rows["label"].isna()])
     rows["source"] = rows["source"].astype("string").fillna(name)

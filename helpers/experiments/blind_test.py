@@ -33,7 +33,7 @@ def write_blind_test(checkpoint: str | Path, out: str | Path, seed: int, cfg: Co
     32 images with sketch and label.
     """
     generate, config = load_generator(checkpoint)
-    store = open_store(cfg, config.size, config.style)
+    store = open_store(cfg, config.size, config.style, classes=config.classes)
     check_same_classes(config.classes, store)
     rng, half = np.random.default_rng(seed), NUM_IMAGES // 2
     rows = rng.permutation(store.rows("val", needs=["sketch", "label"]))[:NUM_IMAGES]

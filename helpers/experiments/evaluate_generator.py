@@ -73,7 +73,7 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
     """
     generate, config = load_generator(checkpoint)
     extractors, notes = available_extractors(cfg.outputs / "classifier" / "checkpoint.pt")
-    store, rows = open_store(cfg, config.size, config.style), []
+    store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
     check_same_classes(config.classes, store)
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)

@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from helpers.config import DATASETS, ROOT, Config, display_path
+from helpers.config import DATASETS, Config, display_path, get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import Store
@@ -104,7 +104,7 @@ def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, c
     """
     classifier, config = load_classifier(checkpoint)
     cfg = other_dataset(cfg, options.across, options.across_root) if options.across else cfg
-    store = open_store(cfg, config.size)
+    store = open_store(cfg, config.size, classes=() if options.across else config.classes)
     header = [store, f"{config.arch} from {classifier.backbone.init}, {config.size} px, {options.split}"]
     image_rows = store.rows(options.split, needs=["label"])
     if options.across:
@@ -121,8 +121,7 @@ def other_dataset(cfg: Config, name: str, data_root: Path | None) -> Config:
     """The config with another data set and its folder. Raises `ValueError` for an unknown name."""
     if name not in DATASETS:
         raise ValueError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
-    folder = Path(data_root).resolve() if data_root else ROOT / "data" / name
-    return replace(cfg, dataset=name, data_root=folder)
+    return replace(cfg, dataset=name, data_root=get_config(name, data_root).data_root)
 
 
 def scores(predictions: pd.DataFrame) -> Iterator[dict]:

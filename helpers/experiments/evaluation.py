@@ -30,9 +30,13 @@ ALWAYS = ("measure", "value", "low", "high", "n")
 PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", "real", "majority")
 
 
-def open_store(cfg: Config, size: int, style: str | None = None, crop: str = "center") -> Store:
-    """Store of the selected data set. Sketch style, if None or "none": "contour" where the data set has contours."""
+def open_store(
+    cfg: Config, size: int, style: str | None = None, crop: str = "center", classes: Sequence[str] = ()
+) -> Store:
+    """Store of the selected data set, or of its images of some classes. Sketch style, if None or "none": "contour" where the data set has contours."""
     dataset = open_dataset(cfg)
+    if classes and set(classes) < set(dataset.classes):
+        dataset = open_dataset(cfg, list(classes))
     if style in (None, "none"):
         style = "contour" if dataset.has_contours else "structure"
     return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)

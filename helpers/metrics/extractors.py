@@ -211,7 +211,9 @@ def load_extractor(name: str) -> FeatureExtractor:
 
 def load_extractor_or_random(name: str) -> FeatureExtractor:
     """A torchvision network with ImageNet weights; without them one of random weights, named "<name>, random init"."""
-    backbone = Backbone(name)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # the same random weights in every process
+        backbone = Backbone(name)
     return _resized_extractor(name if backbone.init == "ImageNet" else f"{name}, {backbone.init}", backbone, 224)
 
 

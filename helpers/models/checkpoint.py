@@ -38,8 +38,11 @@ def write_state(state: dict, out: Path) -> None:
 
 
 def read_state(path: Path, config: dict, train_config: dict) -> dict:
-    """A checkpoint to resume from. Raises `ValueError` if it has another config than these."""
-    saved = torch.load(path, map_location="cpu", weights_only=True)
+    """A checkpoint to resume from. Raises `ValueError` if it is damaged or has another config."""
+    try:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} is damaged: delete it or choose another folder") from error
     if not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
         raise ValueError(f"{path} was written by another version: delete it or choose another folder")
     # `steps` may be raised to train longer; these may not change.
@@ -64,6 +67,8 @@ def export_weights(
     saved, file = read_checkpoint(checkpoint), Path(file)
     extra_state = dict(saved.get("extra_state", {}))
     weights = extra_state.pop("best_state_dict", None) or saved.get("ema_models", {}).get("generator")
+    if all_networks and "generator" not in saved["ema_models"]:
+        raise DataError(f"{display_path(checkpoint)} is not a GAN's: only a GAN has other networks to export")
     if all_networks and weights:
         networks = saved["networks"] | saved["ema_models"]
         weights = {f"{name}/{key}": weight for name, network in networks.items() for key, weight in network.items()

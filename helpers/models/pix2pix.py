@@ -152,7 +152,7 @@ class Pix2Pix(TrainTask):
         """Set the learning rate, update D, then G. Returns `loss_d`, `loss_g` and `l1`."""
         for optimizer in self.optimizers.values():
             for group in optimizer.param_groups:
-                group["lr"] = self.config.lr * min(1.0, 2 * (1 - step / self.steps))
+                group["lr"] = self.config.lr * min(1.0, 2 * (1 - self.progress))
         real, sketches = augment(batch["images"], batch["sketches"], color_jitter=0.0, translate=self.config.translate)
         labels, discriminator = batch["labels"], self.networks["discriminator"]
         fake = self.networks["generator"](sketches, labels)  # (B, 3, S, S)

@@ -282,10 +282,14 @@ class TrainState:
                 self.ema_models[name].load_state_dict(weights)
             for name, content in saved["optimizers"].items():
                 self.task.optimizers[name].load_state_dict(content)
-            if self.accelerator.scaler:
+            if self.accelerator.scaler and saved["scaler"]:  # empty after another precision
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
+        trained_on = set(saved["extra_state"].get("trained_on", []))
+        if other := set(getattr(self.task, "extra_state", {}).get("trained_on", [])) - trained_on:
+            raise ValueError(f"{path} was trained on other images ({len(other)} of these are not among them): choose "
+                             "another folder or delete it")  # fmt: skip
         self.step, self.history = saved["step"], saved["history"]
         self.loss_sums, self.loss_count = saved["loss_sums"], saved["loss_count"]
         self.stopped, self.task.extra_state = saved["stopped"], saved["extra_state"]

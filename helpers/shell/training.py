@@ -66,6 +66,8 @@ class TrainCGAN(TrainCommand):
     evaluate_every: int | None = None  # images; then scores on val go to val.csv, images to progress.png
 
     def __post_init__(self):
+        if self.settings.style == "none":
+            raise ValueError("a CGAN needs a sketch style; without a sketch: `train dcgan`")
         if self.init_from and self.grow:
             raise ValueError("--init-from and --grow exclude each other")
         if self.evaluate_every is not None and self.evaluate_every < 1:
@@ -111,6 +113,10 @@ class TrainDCGAN(TrainCommand):
 
     preset: ClassVar = "dcgan"
     settings: Flat[GANConfig]
+
+    def __post_init__(self):
+        if self.settings.style != "none":
+            raise ValueError(f"a DCGAN has no sketch, got style {self.settings.style!r}: `train cgan`")
 
     def fit(self) -> None:
         store, out = self.store(self.settings.size, classes=self.settings.classes), self.folder("dcgan")
