@@ -60,6 +60,7 @@ def test_training_step_second_half_decays_the_learning_rate():
     task = Pix2Pix(Pix2PixConfig(32, CLASSES, base_channels=8), steps=100)
     batch = {"images": torch.zeros(1, 3, 32, 32), "sketches": torch.zeros(1, 1, 32, 32), "labels": torch.tensor([0])}
     for step, expected in ((0, 2e-4), (50, 2e-4), (75, 1e-4)):
+        task.progress = step / 100
         task.training_step(batch, step, lambda loss: loss.backward())
         lrs = [group["lr"] for optimizer in task.optimizers.values() for group in optimizer.param_groups]
         assert lrs == pytest.approx([expected] * 2)

@@ -158,6 +158,7 @@ def test_train_segmenter_resumed_equals_uninterrupted(phantom_store, tmp_path):
     get_batch = pair_batches([ImageSource(phantom_store.images, rows, phantom_store.masks)], 4, 0)
     torch.manual_seed(0)
     task = SegmenterTask(CONFIG, 3, phantom_store.batch(phantom_store.rows("val", ["mask"])))
+    task.extra_state["trained_on"] = sorted(phantom_store.table["image_id"].iloc[rows])
 
     def killed_after_step_2(step: int, rank: int) -> dict[str, torch.Tensor]:
         if step == 2:

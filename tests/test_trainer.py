@@ -326,3 +326,20 @@ def test_tensorboard_gets_the_history_or_says_what_is_missing(tmp_path, monkeypa
     (name,) = set(history) - {"step"}
     scalars = [(name, value, 8 * step) for value, step in zip(history[name], history["step"], strict=True)]
     assert written == [tmp_path / "tensorboard", *scalars, "closed"]
+
+
+def test_resume_with_other_images_or_a_damaged_checkpoint_raises(tmp_path):
+    def task_of(*ids: str) -> LinearTask:
+        task = LinearTask()
+        task.extra_state = {"trained_on": list(ids)}
+        return task
+
+    train(task_of("a", "b"), get_linear_batch, tmp_path, TrainConfig(2, batch_size=8))
+    train(task_of("a"), get_linear_batch, tmp_path, TrainConfig(3, batch_size=8))
+    with pytest.raises(ValueError, match=r"was trained on other images .1 of these are not among them"):
+        train(task_of("a", "c"), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
+    checkpoint = tmp_path / "checkpoint.pt"
+    for content in (checkpoint.read_bytes()[:500], b""):
+        checkpoint.write_bytes(content)
+        with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
+            train(task_of("a"), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))

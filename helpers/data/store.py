@@ -30,7 +30,7 @@ BATCH = ("images", "masks", "sketches", "labels", "artifacts")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts_known")
 UNKNOWN = 255  # flag value: neither annotated nor predicted
 SPLITS = ["train", "val", "test"]
-VERSION = 4  # raise it when the same data and config give a different store
+VERSION = 5  # raise it when the same data and config give a different store
 CHUNK = 256  # images in memory while writing
 
 

@@ -33,7 +33,10 @@ PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", 
 def open_store(
     cfg: Config, size: int, style: str | None = None, crop: str = "center", classes: Sequence[str] = ()
 ) -> Store:
-    """Store of the selected data set, or of its images of some classes. Sketch style, if None or "none": "contour" where the data set has contours."""
+    """Store of the selected data set, or of its images of some classes.
+
+    Sketch style, if None or "none": "contour" where the data set has contours.
+    """
     dataset = open_dataset(cfg)
     if classes and set(classes) < set(dataset.classes):
         dataset = open_dataset(cfg, list(classes))
