@@ -27,6 +27,7 @@ from helpers.experiments.runner import (
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.generator_eval import GeneratorEval
 from helpers.metrics.memorization import memorization, thumbnails
+from helpers.models.artifacts import ensure_artifacts
 from helpers.models.gan import GAN, GANConfig, load_gan, train_gan
 from helpers.models.networks import Generator
 from helpers.models.pix2pix import Pix2PixConfig, load_pix2pix, train_pix2pix
@@ -95,6 +96,8 @@ class Runs:
 
     def __init__(self, store: Store, experiment: AblationExperiment, extractor: FeatureExtractor, out: str | Path):
         self.store, self.experiment = store, fit_configs(experiment, store)
+        if experiment.generator.artifacts:
+            ensure_artifacts(store)  # before the evaluation copies its batch
         self.evaluation = GeneratorEval(store, extractor, experiment.num_eval, Path(out) / "features")
 
     def fingerprint(self, question: str) -> dict:

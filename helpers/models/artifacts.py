@@ -239,7 +239,10 @@ def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
 
 
 def ensure_artifacts(store: Store) -> None:
-    """Fill the flags that the store lacks by the released detector, and say so. Raises `DataError` without it."""
+    """Fill the flags that the store lacks, if any, by the released detector, and say so. Raises `DataError` without
+    it."""
+    if not (store.artifacts == UNKNOWN).any():
+        return
     detector = project.ROOT / "data" / "released" / "artifacts.safetensors"
     if not detector.is_file():
         raise DataError(f"{store.name} has images with unknown artifact flags: they need {display_path(detector)}, "

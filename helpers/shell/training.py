@@ -16,7 +16,14 @@ from helpers.data.sketches import read_drawings
 from helpers.data.store import Store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import load_extractor
-from helpers.models.artifacts import ArtifactConfig, load_artifacts, read_flags, read_ids, train_artifacts
+from helpers.models.artifacts import (
+    ArtifactConfig,
+    ensure_artifacts,
+    load_artifacts,
+    read_flags,
+    read_ids,
+    train_artifacts,
+)
 from helpers.models.checkpoint import export_weights
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.device import peak_memory
@@ -88,6 +95,8 @@ class TrainCGAN(TrainCommand):
 
     def learning_curve(self, store: Store, out: Path) -> LearningCurve:
         """Evaluation on val every `evaluate_every` images."""
+        if self.settings.artifacts:
+            ensure_artifacts(store)  # before the curve copies its batch
         images_per_step = self.train.batch_size * PartialState().num_processes
         return LearningCurve(store, load_extractor("mobilenet_v2"), out, images_per_step, self.evaluate_every)
 
