@@ -188,3 +188,14 @@ def test_released_detector_is_small_has_a_card_and_separates_phantoms_with_a_rul
     ruler = phantom_store.artifacts[rows, ARTIFACTS.index("ruler")] == 1
     probs = predict_artifacts(detector, phantom_store.images[rows])[:, ARTIFACTS.index("ruler")]
     assert ruler.any() and probs[ruler].mean() > probs[~ruler].mean()
+
+
+def test_train_artifacts_from_weights_that_saw_held_out_images_raises(phantom_store, tmp_path):
+    store, flags = copy_store(phantom_store, tmp_path / "store"), hair_flags(phantom_store)
+    train_artifacts(store, ArtifactConfig(64), tmp_path / "first", TrainConfig(1, 4), flags)
+    store.table = store.table.assign(split="val")
+    with pytest.raises(DataError, match=r"was trained on .* images that are held out in phantoms"):
+        train_artifacts(
+            store, ArtifactConfig(64), tmp_path / "second", TrainConfig(1, 4), flags,
+            init_from=tmp_path / "first" / "checkpoint.pt",
+        )  # fmt: skip

@@ -30,7 +30,7 @@ from helpers.data.labels import clean_id
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import read_network
+from helpers.models.checkpoint import check_held_out, read_network
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import load_lite_weights
@@ -155,7 +155,7 @@ def train_artifacts(
     `flags`: annotations by image id, see `read_flags`; without them those that the data set came with. Ids in `exclude`
     are not used, for example official test images of another set. `init_from`: checkpoint or released file to
     initialize from. Raises `ValueError` if config and store differ in size, `DataError` without annotated training
-    images.
+    images, or if `init_from` was trained on images that are held out here.
     """
     config = fit_config(config, store)
     ids = store.table["image_id"].to_numpy(str)
@@ -175,6 +175,8 @@ def train_artifacts(
     if init_from:
         detector, _ = load_artifacts(init_from)
         task.networks["detector"].load_state_dict(detector.state_dict())
+        held_out = store.table["image_id"][store.table["split"] != "train"]
+        check_held_out(init_from, detector.trained_on, held_out, store.name)
         task.extra_state |= {"init_from": display_path(init_from), "trained_on": detector.trained_on}
     task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *ids[rows].tolist()})
     get_batch = artifact_batches(store, targets, rows, train_config.batch_size, train_config.seed)
@@ -230,7 +232,7 @@ def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
     for start in range(0, len(unknown), INFERENCE_BATCH_SIZE):
         rows = unknown[start : start + INFERENCE_BATCH_SIZE]
         flags[rows] = predict_artifacts(detector, store.images[rows]) > 0.5
-    temporary = store.folder / "artifacts.npy.part"
+    temporary = store.folder / f"artifacts.npy.{os.getpid()}.part"  # several processes may do this
     with open(temporary, "wb") as file:
         np.save(file, flags)
     os.replace(temporary, store.folder / "artifacts.npy")
