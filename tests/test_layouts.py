@@ -5,6 +5,7 @@ from dataclasses import replace
 import pandas as pd
 import pytest
 from factories import HAM, course, folders, ham10000, isic2016, isic2017, one_hot, write_image, write_lines, write_mask
+from PIL import Image
 
 from helpers.config import get_config
 from helpers.data.files import DataError, read_image
@@ -444,3 +445,17 @@ def test_read_same_id_in_two_splits_gets_the_split_as_prefix(tmp_path):
     ids = check_contract(dataset)["image_id"].to_list()
     assert ids[0] == "train-ISIC_0024306" and ids[14] == "test-ISIC_0024306"
     assert any("are ids in several splits" in problem for problem in dataset.problems)
+
+
+def test_read_folders_names_classes_that_are_left_out(tmp_path):
+    for name in ("train/nevus", "train/melanoma", "test/nevus", "test/melanoma", "keratosis"):
+        (tmp_path / name).mkdir(parents=True)
+        Image.new("RGB", (32, 32), "brown").save(tmp_path / name / f"{name.replace('/', '_')}.png")
+    (tmp_path / "train" / "wart").mkdir()
+    for k in range(3):
+        (tmp_path / "train" / "wart" / f"{k}.raw").write_bytes(b"not an image format")
+    dataset = read(tmp_path)
+    assert dataset.classes == ["melanoma", "nevus"] and len(dataset.table) == 4
+    problems = "\n".join(dataset.problems)
+    assert "1 files in folders that are not read (keratosis) are left out: keratosis/keratosis.png" in problems
+    assert "3 files of formats that are not read (.raw) are left out: train/wart/0.raw" in problems

@@ -1,6 +1,7 @@
 """Images and folders on disk: strict reading, atomic writing."""
 
 import os
+import re
 import shutil
 import tempfile
 import warnings
@@ -23,6 +24,8 @@ with suppress(ImportError):  # optional: photos of telephones
     Image.init()
     FORMATS += tuple(name for name in ("HEIF", "AVIF") if name in Image.OPEN)
     IMAGE_SUFFIXES |= {ending for ending, name in Image.EXTENSION.items() if name in ("HEIF", "AVIF")}
+# Folders of operating systems, network storage (@eaDir, #recycle) and archives, never data.
+HIDDEN_FOLDER = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
 NOT_REPORTED = {".csv", ".tab", ".tsv", ".txt", ".json", ".md", ".xlsx", ".xls", ".db", ".ini"}  # beside images
 MAX_DEPTH = 3  # folders below a data set or a folder of images in which unread files are looked for
 
@@ -56,7 +59,7 @@ def report_skipped(folder: str | Path, used: Iterable[Path], problems: list[str]
     used, formats, images = set(used), [], []
     for inner, folders, names in os.walk(folder):
         depth = len(Path(inner).relative_to(folder).parts)
-        folders[:] = sorted(f for f in folders if depth < MAX_DEPTH and not f.startswith((".", "@", "__MACOSX")))
+        folders[:] = sorted(f for f in folders if depth < MAX_DEPTH and not HIDDEN_FOLDER.fullmatch(f))
         paths = [Path(inner, name) for name in sorted(names) if not name.startswith(".")]
         unused = [p for p in paths if p not in used and p.suffix.lower() not in NOT_REPORTED]
         formats += [p for p in unused if p.suffix.lower() not in IMAGE_SUFFIXES or not p.is_file()]

@@ -15,7 +15,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.data.download import download, is_unfinished
-from helpers.data.files import DataError, list_images, report_skipped
+from helpers.data.files import HIDDEN_FOLDER, DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
     ISIC2016_CLASSES,
@@ -95,16 +95,12 @@ def _nested_candidates(folder: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------------------- finding files
 
 
-# Folders of operating systems, network storage (@eaDir, #recycle) and archives, never data.
-_HIDDEN = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
-
-
 def _folders(folder: Path) -> list[Path]:
     """The folders in `folder`, sorted by name, without hidden ones."""
     if not folder.is_dir():
         return []
     with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_dir() and not _HIDDEN.fullmatch(e.name))
+        return sorted(Path(e.path) for e in entries if e.is_dir() and not HIDDEN_FOLDER.fullmatch(e.name))
 
 
 def _tree(folder: Path) -> list[Path]:
@@ -384,6 +380,7 @@ def _read_folders(folder: Path) -> DatasetTable:
         for path in list_images(c)
     ]
     rows = pd.DataFrame(rows)
+    report_skipped(folder, rows["path"], problems)
     rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
     # One file name in two classes becomes two rows; the audit reports whether it is the same image.
     repeated = rows["image_id"].duplicated(keep=False)
