@@ -7,7 +7,7 @@ guessing gives 16:
     by a neural network. Look at every file and sort them: exactly 16 are generated. Answer with the numbers of the 16
     generated ones and one short reason for each.
 
-Never publish the images: half of them are photographs of patients.
+Never publish the images: half of them are real images of patients.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""A photograph of a lesion: camera view, light, artifacts such as hair or ink, and the flags that name them."""
+"""The image of a lesion: camera view, light, artifacts such as hair or ink, and the flags that name them."""
 
 import math
 from collections.abc import Callable, Container

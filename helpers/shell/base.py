@@ -7,7 +7,7 @@ from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
 
-from helpers.config import Config, display_path, get_config
+from helpers.config import DATASETS, Config, display_path, get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import Store, StoreConfig, prepare
@@ -15,7 +15,7 @@ from helpers.presets import PRESETS
 
 T = TypeVar("T")
 Flat = Annotated[T, tyro.conf.arg(name="")]  # a nested dataclass whose options have no prefix
-DatasetName = Literal["phantoms", "isic2016", "isic2017", "ham10000", "course", "folders"]
+DatasetName = Literal[DATASETS]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,12 +26,18 @@ class ExperimentCommand(DataCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmentation(ExperimentCommand):
+class ArmsCommand(ExperimentCommand):
+    """An experiment of which some arms can be run alone."""
+
+    arms: tuple[str, ...] = ()  # only these arms; default: all
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmentation(ArmsCommand):
     """Mean Jaccard index of segmenters trained on real pairs, synthetic pairs, or both."""
 
     preset: ClassVar = "segmentation"
     settings: Flat[segmentation.SegmentationExperiment]
-    arms: tuple[str, ...] = ()  # only these arms; default: all
     split: Literal["val", "test"] = "test"  # real images to score on
 
     def run(self) -> int:
@@ -43,12 +49,11 @@ class Segmentation(ExperimentCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RealVsSynthetic(ExperimentCommand):
+class RealVsSynthetic(ArmsCommand):
     """Scores of classifiers trained on real images, synthetic images, or both."""
 
     preset: ClassVar = "real_vs_synthetic"
     settings: Flat[real_vs_synthetic.RealVsSyntheticExperiment]
-    arms: tuple[str, ...] = ()  # only these arms; default: all
     split: Literal["val", "test"] = "test"  # real images to score on
 
     def run(self) -> int:
@@ -61,12 +66,11 @@ class RealVsSynthetic(ExperimentCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Balancing(ExperimentCommand):
+class Balancing(ArmsCommand):
     """Recall of rare classes, by cross-validation."""
 
     preset: ClassVar = "balancing"
     settings: Flat[balancing.BalancingExperiment]
-    arms: tuple[str, ...] = ()  # only these arms; default: all
 
     def run(self) -> int:
         store, out = self.store(self.settings.classifier.size, "contour"), self.folder("balancing")
@@ -83,12 +87,11 @@ class Balancing(ExperimentCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Ablation(ExperimentCommand):
+class Ablation(ArmsCommand):
     """Scores of generators trained without one part of the recipe each."""
 
     preset: ClassVar = "ablation"
     settings: Flat[ablation.AblationExperiment]
-    arms: tuple[str, ...] = ()  # only these arms; default: all
 
     def run(self) -> int:
         store, out = self.store(self.settings.generator.size, "contour"), self.folder("ablation")
