@@ -212,7 +212,7 @@ def generate_tab(handlers: Handlers) -> gr.Sketchpad:
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary")
                 more = gr.Button("Generate more")
-            images = gr.Gallery(label="Generated images", columns=3, height=450, format="png", object_fit="contain")
+            images = gr.Gallery(label="Generated images", columns=4, height=340, format="png", object_fit="contain")
             save = gr.DownloadButton("Save images, sketch and mask")
     inputs = [canvas, class_name, variation, count, seed]
     shared = {"inputs": inputs, "concurrency_id": "network"}
