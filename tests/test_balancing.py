@@ -17,6 +17,7 @@ from helpers.experiments.balancing import (
 )
 from helpers.experiments.runner import comparisons, summary
 from helpers.metrics.prediction_tables import probabilities
+from helpers.models.checkpoint import training_data
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.gan import GANConfig, dcgan_config
 from helpers.models.trainer import TrainConfig
@@ -145,9 +146,9 @@ def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_pa
     monkeypatch.setattr(module, "lesion_folds", lambda *_: folds)
     fit = module.fit_classifier
 
-    def fit_classifier(sources, config, out, train_config, ids):
-        fitted[out.parent.name.removeprefix("work-"), int(out.name)] = sources, ids
-        return fit(sources, config, out, train_config, ids)
+    def fit_classifier(sources, config, out, train_config, data):
+        fitted[out.parent.name.removeprefix("work-"), int(out.name)] = sources, data
+        return fit(sources, config, out, train_config, data)
 
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
     balancing_experiment(phantom_store, replace(settings_for(phantom_store), folds=3), tmp_path)
@@ -157,8 +158,9 @@ def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_pa
         assert len(rows) and set(lesions[rows]) <= set(lesions[folds[fold][0]]), (name, fold)
         assert not set(lesions[rows]) & set(lesions[folds[fold][1]]), (name, fold)
     assert len(fitted) == 18
-    for (arm, fold), (sources, ids) in fitted.items():
-        assert np.array_equal(sources[0].rows, folds[fold][0]) and set(lesions[folds[fold][0]]) <= set(ids)
+    for (arm, fold), (sources, data) in fitted.items():
+        assert np.array_equal(sources[0].rows, folds[fold][0])
+        assert data == training_data(phantom_store, folds[fold][0])
         assert len(sources) == (2 if arm.startswith(("DCGAN", "CGAN", "blended")) else 1), arm
         assert all(set(np.unique(source.labels)) <= set(rare) for source in sources[1:]), "only rare classes"
 

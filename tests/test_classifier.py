@@ -7,6 +7,7 @@ from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.metrics.classification import calibration_error
 from helpers.models import classifier as module
+from helpers.models.checkpoint import training_data
 from helpers.models.classifier import (
     Backbone,
     Classifier,
@@ -86,8 +87,7 @@ def test_train_classifier_phantoms_beats_chance(phantom_store, tmp_path):
     assert probs.shape == (len(rows), 7) and np.allclose(probs.sum(axis=1), 1, atol=1e-5)
     correct = probs.argmax(axis=1) == phantom_store.labels[rows]
     assert np.mean([correct[phantom_store.labels[rows] == k].mean() for k in range(7)]) > 3 / 7
-    table = phantom_store.table.iloc[rows]
-    assert {*table["image_id"], *table["lesion_id"].dropna()} == set(classifier.trained_on)
+    assert classifier.trained_on == training_data(phantom_store, rows)["trained_on"]
 
 
 def test_validate_without_improvement_keeps_first_best_and_stops(monkeypatch):

@@ -27,6 +27,12 @@ def test_get_config_reads_profile_dataset_and_root_from_the_environment(monkeypa
     assert get_config().outputs == ROOT / "outputs/isic2017-full"
 
 
+def test_get_config_two_folder_sets_have_different_outputs(tmp_path):
+    roots = [tmp_path / "a" / "images", tmp_path / "b" / "images", tmp_path / "b" / "images" / ".." / "images"]
+    first, second, again = (get_config("folders", root).outputs.name for root in roots)
+    assert first != second == again and first.startswith("folders-images-") and first.endswith("-demo")
+
+
 def test_get_config_arguments_override_the_environment(monkeypatch, tmp_path):
     monkeypatch.setenv("LESION_DATASET", "isic2017")
     monkeypatch.setenv("LESION_DATA_ROOT", "somewhere")

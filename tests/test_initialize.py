@@ -9,7 +9,7 @@ from safetensors import safe_open
 
 from helpers.__main__ import main
 from helpers.data.files import DataError
-from helpers.models.checkpoint import export_weights
+from helpers.models.checkpoint import export_weights, training_data
 from helpers.models.gan import GAN, GANConfig, grown_config, load_gan, train_gan
 from helpers.models.trainer import TrainConfig
 
@@ -80,10 +80,10 @@ def test_train_init_from_records_source_and_training_images(phantom_store, plain
     assert load_gan(tmp_path / "second/checkpoint.pt")[1] == config
     extra_state = load_checkpoint(tmp_path / "second")["extra_state"]
     assert extra_state["init_from"].endswith("checkpoint.pt")
-    train_ids = phantom_store.table["image_id"].iloc[phantom_store.rows("train", needs=["sketch", "label"])]
-    assert extra_state["trained_on"] == sorted(train_ids)
+    rows = phantom_store.rows("train", needs=["sketch", "label"])
+    assert extra_state["trained_on"] == training_data(phantom_store, rows)["trained_on"]
     val_rows = phantom_store.rows("val", needs=["sketch", "label"])
-    with pytest.raises(DataError, match=f"was trained on {len(train_ids)} images that are held out"):
+    with pytest.raises(DataError, match=f"trained on the lesions of {len(rows)} images that are held out"):
         train_gan(
             phantom_store, PLAIN, tmp_path / "third", TrainConfig(1, 4), val_rows, init_from=plain / "checkpoint.pt"
         )

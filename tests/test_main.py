@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MeanPoolExtractor, course, folders, isic2016
+from factories import MeanPoolExtractor, course, folders, isic2016, write_image
 
 from helpers.__main__ import COMMANDS, main
 from helpers.config import get_config
@@ -131,8 +131,8 @@ def test_prepare_twice_writes_one_store(tmp_path, capsys):
     folder, stores = isic2016(tmp_path / "isic"), tmp_path / "stores"
     assert main(prepare_args("isic2016", folder, stores)) == 0
     assert main(prepare_args("isic2016", folder, stores)) == 0
-    assert len(list(stores.iterdir())) == 1
-    store = Store(next(stores.iterdir()))
+    (folder,) = stores.glob("isic2016-*")
+    store = Store(folder)
     assert len(store) == 20 and store.config.size == 32
     assert set(store.table["split"]) == {"train", "val", "test"}
     assert "isic2016" in capsys.readouterr().out
@@ -288,6 +288,38 @@ def test_train_classifier_prints_balanced_accuracy_and_memory(phantoms, tmp_path
     assert re.search(r"trained, balanced accuracy on val 0\.\d{3}:", output) and "memory" in output.splitlines()[-1]
     config = load_classifier(tmp_path / "checkpoint.pt")[1]
     assert (config.arch, config.balance) == ("small_cnn", "loss")
+
+
+def test_train_in_a_folder_with_a_checkpoint_of_other_data_fails(tmp_path, smoke, capsys):
+    """Also if the file names are equal, and if only a label was corrected."""
+    for site, seed in (("a", 0), ("b", 100)):
+        for k in range(24):
+            write_image(tmp_path / site / "images" / f"class{k % 2}" / f"{k:04d}.jpg", seed=seed + k)
+    copy = shutil.copytree(tmp_path / "a", tmp_path / "copy")
+    relabeled = shutil.copytree(tmp_path / "a", tmp_path / "relabeled")
+    (relabeled / "images/class0/0000.jpg").rename(relabeled / "images/class1/0000.jpg")
+
+    def args(site: str, method: str, steps: int, *more: str) -> list[str]:
+        data = ["--dataset", "folders", "--data-root", str(tmp_path / site / "images")]
+        return [
+            "train",
+            method,
+            *data,
+            "--out",
+            str(tmp_path / method),
+            "--steps",
+            f"{steps}",
+            "--batch-size",
+            "4",
+            *more,
+        ]
+
+    assert main(args("a", "classifier", 1)) == 0 and main(args(copy, "classifier", 1)) == 0
+    gan = ("--no-projected", "--base-channels", "8")
+    assert main(args("a", "dcgan", 1, *gan)) == 0 and main(args(copy, "dcgan", 2, *gan)) == 0
+    for site in ("b", "relabeled"):
+        fails(capsys, args(site, "classifier", 1), "checkpoint.pt was trained on other data: choose another folder")
+        fails(capsys, args(site, "dcgan", 3, *gan), "checkpoint.pt was trained on other data")
 
 
 def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, capsys):

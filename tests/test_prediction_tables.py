@@ -15,7 +15,8 @@ from helpers.metrics.prediction_tables import (
     recalls_by_arm,
     score_table,
 )
-from helpers.models.classifier import build_classifier, ids_of
+from helpers.models.checkpoint import training_data
+from helpers.models.classifier import build_classifier
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
@@ -37,12 +38,10 @@ def test_predict_table_has_a_row_per_image(classifier, phantom_store):
 
 def test_predict_table_of_images_or_lesions_in_the_training_set_raises(classifier, phantom_store):
     rows = phantom_store.rows("test", ["label"])
-    classifier.trained_on = ids_of(phantom_store.table.iloc[rows[3:4]])
-    with pytest.raises(DataError, match=f"test images or lesions are in .* set .*{classifier.trained_on[0]}"):
+    classifier.trained_on = training_data(phantom_store, rows[3:4])["trained_on"]
+    with pytest.raises(DataError, match=f"test images are in .* set .*{phantom_store.table['image_id'][rows[3]]}"):
         predict_table(classifier, phantom_store, rows)
-    lesion = phantom_store.table["lesion_id"].iloc[rows].dropna().iloc[0]
-    classifier.trained_on = [lesion]
-    with pytest.raises(DataError, match=f"1 test images or lesions .*{lesion}"):
+    with pytest.raises(DataError, match="test images are in the classifier's training set"):
         predict_cross_dataset(classifier, phantom_store, rows)
 
 

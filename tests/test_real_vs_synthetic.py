@@ -9,7 +9,8 @@ from helpers.experiments import synthetic as sources_module
 from helpers.experiments.real_vs_synthetic import RealVsSyntheticExperiment, real_vs_synthetic_experiment
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.metrics.prediction_tables import balanced_accuracy, probabilities, recalls_by_arm
-from helpers.models.classifier import ClassifierConfig, ids_of
+from helpers.models.checkpoint import training_data
+from helpers.models.classifier import ClassifierConfig
 from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
@@ -63,7 +64,7 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
     real_vs_synthetic_experiment(phantom_store, experiment, tmp_path)
     with_augmentation = ["real + augmentation", "class-weighted", "real + synthetic + augmentation"]
     assert set(trained_with) == {"real", *with_augmentation, "real + synthetic", "synthetic only"}
-    for name, (sources, config, train_config, ids) in trained_with.items():
+    for name, (sources, config, train_config, data) in trained_with.items():
         assert train_config == replace(experiment.train, seed=1)
         augmented = (
             experiment.classifier
@@ -71,7 +72,7 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
             else replace(experiment.classifier, **sources_module.NO_AUGMENTATION)
         )
         assert config == replace(augmented, balance="loss" if name == "class-weighted" else "sampling")
-        assert set(ids) == set(ids_of(phantom_store.table.iloc[rows]))
+        assert data == training_data(phantom_store, rows)
         real, synthetic = name != "synthetic only", "synthetic" in name
         assert len(sources) == real + synthetic
         if real:

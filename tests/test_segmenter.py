@@ -8,6 +8,7 @@ from torchvision.models import mobilenet_v2
 from helpers.data.batches import ImageSource, pair_batches
 from helpers.data.files import DataError
 from helpers.models import segmenter as module
+from helpers.models.checkpoint import training_data
 from helpers.models.segmenter import (
     Segmenter,
     SegmenterConfig,
@@ -158,7 +159,7 @@ def test_train_segmenter_resumed_equals_uninterrupted(phantom_store, tmp_path):
     get_batch = pair_batches([ImageSource(phantom_store.images, rows, phantom_store.masks)], 4, 0)
     torch.manual_seed(0)
     task = SegmenterTask(CONFIG, 3, phantom_store.batch(phantom_store.rows("val", ["mask"])))
-    task.extra_state["trained_on"] = sorted(phantom_store.table["image_id"].iloc[rows])
+    task.extra_state |= training_data(phantom_store, rows)
 
     def killed_after_step_2(step: int, rank: int) -> dict[str, torch.Tensor]:
         if step == 2:
@@ -221,7 +222,7 @@ def test_train_segmenter_init_from_continues_from_checkpoint(trained, phantom_st
     assert min(history["val_jaccard"]) > 0.6
     rows = phantom_store.rows("train", needs=["mask"])
     trained_on = load_segmenter(tmp_path / "checkpoint.pt")[0].trained_on
-    assert set(trained_on) == set(phantom_store.table["image_id"].iloc[rows])
+    assert trained_on == training_data(phantom_store, rows)["trained_on"]
 
 
 def test_init_from_other_decoder_raises(trained):
@@ -231,10 +232,12 @@ def test_init_from_other_decoder_raises(trained):
 
 def test_train_segmenter_init_from_trained_on_held_out_images_raises(trained, phantom_store, tmp_path):
     saved = torch.load(trained[0], weights_only=True)
-    saved["extra_state"]["trained_on"] = list(phantom_store.table["image_id"])
+    saved["extra_state"] |= training_data(phantom_store, np.arange(len(phantom_store)))
     torch.save(saved, tmp_path / "other.pt")
     held_out = int((phantom_store.table["split"] != "train").sum())
-    with pytest.raises(DataError, match=f"other.pt was trained on {held_out} images that are held out in phantoms"):
+    with pytest.raises(
+        DataError, match=f"other.pt was trained on the lesions of {held_out} images that are held out in phantoms"
+    ):
         train_segmenter(phantom_store, CONFIG, tmp_path / "out", TrainConfig(1, 4), init_from=tmp_path / "other.pt")
 
 

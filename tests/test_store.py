@@ -1,4 +1,5 @@
 import dataclasses
+import os
 import shutil
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import course, folders, ham10000, isic2016, write_mask
+from factories import course, folders, ham10000, isic2016, write_image, write_mask
 
 from helpers.data import store as module
 from helpers.data.audit import audit
@@ -57,7 +58,7 @@ def test_store_row_i_of_every_array_is_the_same_image(store, phantoms):
     assert store.images.shape == (120, 64, 64, 3) and store.masks.shape == store.sketches.shape == (120, 64, 64)
     assert all(getattr(store, name).dtype == np.uint8 for name in ("images", "masks", "sketches"))
     assert set(np.unique(store.masks)) == {0, 1} and set(np.unique(store.sketches)) == {0, 255}
-    pd.testing.assert_frame_equal(store.table, read(phantoms).table)
+    pd.testing.assert_frame_equal(store.table.drop(columns="content"), read(phantoms).table)
     for i in (0, 50, 119):
         row = store.table.loc[i]
         assert (store.images[i] == read_image(row["path"])).all(), "64 px images are not resized"
@@ -132,11 +133,64 @@ def test_prepare_writes_again_only_if_config_or_data_change(tmp_path):
     for change in ({"size": 48}, {"style": "structure"}, {"crop": "none"}):
         changed = prepare(dataset, tmp_path / "stores", dataclasses.replace(SMALL, **change), progress=False)
         assert changed.folder != first.folder
-    keys = {data_key(dataset, 0), data_key(dataset, 1), data_key(dataset.subset(["MEL", "NV"]), 0)}
-    keys.add(data_key(dataclasses.replace(dataset, table=dataset.table.assign(split="train")), 0))
-    write_mask(Path(dataset.table["mask_path"][0]), (40, 32)).write_bytes(b"other content")
-    keys.add(data_key(dataset, 0))
+    other_splits = dataclasses.replace(dataset, table=dataset.table.assign(split="train"))
+    changed = (dataset, 0), (dataset, 1), (dataset.subset(["MEL", "NV"]), 0), (other_splits, 0)
+    keys = {data_key(*pair, tmp_path) for pair in changed}
+    Path(dataset.table["mask_path"][0]).write_bytes(b"other content")
+    keys.add(data_key(dataset, 0, tmp_path))
     assert len(keys) == 5
+
+
+def test_data_key_follows_content_not_dates_or_places(tmp_path):
+    dataset = read(ham10000(tmp_path / "data"))
+    key = data_key(dataset, 0, tmp_path)
+    for path in dataset.table["path"]:
+        os.utime(path, (1, 1))
+    shutil.copytree(tmp_path / "data", tmp_path / "elsewhere" / "copy")
+    copy = read(tmp_path / "elsewhere" / "copy")
+    assert data_key(dataset, 0, tmp_path) == data_key(copy, 0, tmp_path) == key
+    path = Path(copy.table["path"][3])
+    before, content = path.stat(), bytearray(path.read_bytes())
+    content[-20] ^= 1
+    path.write_bytes(content)
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size and date
+    assert data_key(copy, 0, tmp_path) != key
+
+
+def test_prepare_of_a_copied_set_opens_the_same_store_with_the_paths_of_the_copy(tmp_path):
+    first = prepare(read(ham10000(tmp_path / "data")), tmp_path / "stores", SMALL, progress=False)
+    (tmp_path / "data").rename(tmp_path / "moved")
+    second = prepare(read(tmp_path / "moved"), tmp_path / "stores", SMALL, progress=False)
+    assert second.folder == first.folder and second.fingerprint == first.fingerprint
+    assert all(Path(path).is_file() for path in second.table["path"])
+    larger = prepare(read(tmp_path / "moved"), tmp_path / "stores", StoreConfig(48), progress=False)
+    assert larger.fingerprint != first.fingerprint and larger.identities == first.identities
+
+
+def test_fingerprint_differs_after_a_corrected_label(tmp_path):
+    dataset = read(ham10000(tmp_path / "data"))
+    labels = dataset.table["label"].where(dataset.table.index > 0, 1 - dataset.table["label"].clip(upper=1))
+    relabeled = dataclasses.replace(dataset, table=dataset.table.assign(label=labels))
+    stores = [build_store(d, tmp_path / f"{k}", SMALL, progress=False) for k, d in enumerate((dataset, relabeled))]
+    assert stores[0].fingerprint != stores[1].fingerprint and stores[0].identities == stores[1].identities
+
+
+def test_rows_in_finds_renamed_copies_and_other_images_of_their_lesions(tmp_path):
+    """Neither the name 0000.jpg at two places nor a new name matters; an id of the ISIC Archive does."""
+    for site in ("a", "b"):
+        for k in range(4):
+            write_image(tmp_path / site / "nevus" / f"{k:04d}.jpg", seed=10 * (site == "b") + k)
+            write_image(tmp_path / site / "melanoma" / f"ISIC_000000{k}.jpg", seed=50 + 10 * (site == "b") + k)
+    shutil.copyfile(tmp_path / "a/nevus/0002.jpg", tmp_path / "b/nevus/renamed.jpg")
+    a, b = (
+        prepare(read(tmp_path / site), tmp_path / "stores", StoreConfig(32, "structure"), progress=False)
+        for site in ("a", "b")
+    )
+    known = set().union(*a.identities)
+    found = set(b.table["image_id"].iloc[b.rows_in(known)])
+    assert found == {"renamed", *(f"ISIC_000000{k}" for k in range(4))}
+    unnamed = b.rows_in(known, np.flatnonzero(~b.table["image_id"].str.startswith("ISIC")))
+    assert list(b.table["image_id"].iloc[unnamed]) == ["renamed"]
 
 
 def test_prepare_image_called_na_keeps_its_id_in_the_store(tmp_path):

@@ -329,15 +329,16 @@ def test_tensorboard_gets_the_history_or_says_what_is_missing(tmp_path, monkeypa
 
 
 def test_resume_with_other_images_or_a_damaged_checkpoint_raises(tmp_path):
-    def task_of(*ids: str) -> LinearTask:
+    def task_of(*ids: str, data: str = "store") -> LinearTask:
         task = LinearTask()
-        task.extra_state = {"trained_on": list(ids)}
+        task.extra_state = {"trained_on": list(ids), "data": data}
         return task
 
     train(task_of("a", "b"), get_linear_batch, tmp_path, TrainConfig(2, batch_size=8))
     train(task_of("a"), get_linear_batch, tmp_path, TrainConfig(3, batch_size=8))
-    with pytest.raises(ValueError, match=r"was trained on other images .1 of these are not among them"):
-        train(task_of("a", "c"), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
+    for other in (task_of("a", "c"), task_of("a", data="relabeled")):
+        with pytest.raises(ValueError, match=r"checkpoint.pt was trained on other data: choose another folder"):
+            train(other, get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
     checkpoint = tmp_path / "checkpoint.pt"
     for content in (checkpoint.read_bytes()[:500], b""):
         checkpoint.write_bytes(content)

@@ -25,10 +25,12 @@ class Report:
     """Faults of a data set, by image id.
 
     `groups (N,)` numbers the rows of the table: rows with the same number must stay in the same split.
+    `contents` has the `pixel_hash` of every row, "" if it is unreadable.
     """
 
     dataset: DatasetTable
     groups: np.ndarray
+    contents: list[str]
     unreadable: dict[str, str] = field(default_factory=dict)
     unreadable_masks: dict[str, str] = field(default_factory=dict)
     unreadable_sketches: dict[str, str] = field(default_factory=dict)
@@ -108,6 +110,7 @@ def audit(dataset: DatasetTable, workers: int = 2, progress: bool = True) -> Rep
     return Report(
         dataset=dataset,
         groups=groups,
+        contents=[p.content for p in prints],
         unreadable=messages("error"),
         unreadable_masks=messages("mask_error"),
         unreadable_sketches=messages("sketch_error"),
@@ -151,7 +154,7 @@ def clean(report: Report, seed: int = 0) -> DatasetTable:
     ]
     lesions = assign_lesion_ids(table, report.groups)
     paths = {column: table[column].mask(is_unknown) for column, is_unknown in unknown.items()}
-    table = table.assign(split=pd.array(splits, "string"), lesion_id=lesions, **paths)
+    table = table.assign(split=pd.array(splits, "string"), lesion_id=lesions, content=report.contents, **paths)
     table = table[keep].reset_index(drop=True)
     return replace(dataset, table=table, problems=dataset.problems + [line for line in changes if line])
 

@@ -1,17 +1,16 @@
-"""Copies of images: fingerprints of files, byte-identical pairs, and pairs of images that show the same lesion."""
+"""Copies of images: fingerprints, pairs with identical pixels, and pairs of images that show the same lesion."""
 
-import hashlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
 from threading import local
 
 import cv2
 import numpy as np
 import pandas as pd
 
-from helpers.data.files import DataError, image_shape, read_image, read_mask, size_mismatch_message
+from helpers.data.content import pixel_hash
+from helpers.data.files import DataError, read_image, read_mask, size_mismatch_message
 
 COMPARE_SIZE = 150  # pixels of the shorter side at which images are compared
 KEYPOINTS = 200
@@ -30,7 +29,7 @@ MIN_SPREAD = 5.0
 class Fingerprint:
     """What the audit keeps of one image, its mask and its sketch: about 10 kB instead of the pixels."""
 
-    content: str = ""
+    content: str = ""  # `pixel_hash`
     shape: tuple[int, int] = (0, 0)
     signature: np.ndarray | None = None  # (512,) float32
     points: np.ndarray | None = None  # (K, 2) float32
@@ -48,9 +47,8 @@ _thread_local = local()  # an ORB detector cannot be shared between threads
 def fingerprint(path: str, mask_path: str | None = None, sketch_path: str | None = None) -> Fingerprint:
     """Read an image, its mask and its sketch (None or `<NA>`: there is none); errors are recorded, not raised."""
     try:
-        content = hashlib.blake2b(Path(path).read_bytes(), digest_size=16).hexdigest()
-        image, shape = read_image(path, min_size=COMPARE_SIZE), image_shape(path)
-    except (OSError, DataError) as error:
+        image = read_image(path)
+    except DataError as error:
         return Fingerprint(error=str(error))
     gray = cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)
     scale = COMPARE_SIZE / min(gray.shape)
@@ -59,7 +57,9 @@ def fingerprint(path: str, mask_path: str | None = None, sketch_path: str | None
     if not hasattr(_thread_local, "orb"):
         _thread_local.orb = cv2.ORB_create(KEYPOINTS, 1.2, 4, 10, 0, 2, cv2.ORB_HARRIS_SCORE, 21, 5)
     keypoints, descriptors = _thread_local.orb.detectAndCompute(gray, None)
-    result = Fingerprint(content, shape, signature(gray), np.float32([k.pt for k in keypoints]), descriptors)
+    result = Fingerprint(
+        pixel_hash(image), image.shape[:2], signature(gray), np.float32([k.pt for k in keypoints]), descriptors
+    )
     _check_mask(result, mask_path)
     _check_sketch(result, sketch_path)
     return result
@@ -108,7 +108,7 @@ def signature(gray: np.ndarray) -> np.ndarray:
 
 
 def exact_pairs(prints: list[Fingerprint]) -> Iterator[tuple[int, int]]:
-    """Pairs of rows with byte-identical image files: the first row of each content with every copy of it."""
+    """Pairs of rows with identical pixels: the first row of each content with every copy of it."""
     first: dict[str, int] = {}
     for row, content in enumerate(p.content for p in prints):
         if content and first.setdefault(content, row) != row:

@@ -22,6 +22,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.data.audit import Report, audit, clean
+from helpers.data.content import file_hashes, identities, pixel_hash
 from helpers.data.files import DataError, atomic_folder, center_crop, image_shape, read_image, read_mask
 from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import INK_THRESHOLD, STYLES, extract_lines, sketch
@@ -30,8 +31,9 @@ BATCH = ("images", "masks", "sketches", "labels", "artifacts")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts_known")
 UNKNOWN = 255  # flag value: neither annotated nor predicted
 SPLITS = ["train", "val", "test"]
-VERSION = 5  # raise it when the same data and config give a different store
+VERSION = 6  # raise it when the same data and config give a different store
 CHUNK = 256  # images in memory while writing
+PATHS = ["path", "mask_path", "sketch_path"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class Store:
     disk, read only. `labels int16 (N,)` is -1 where the label is unknown, `splits int8 (N,)` indexes `SPLITS`. Images
     without mask or sketch have zeros there and False in `has_mask`, `has_sketch` `bool (N,)`. `artifacts uint8 (N, 7)`
     are flags in the order of `ARTIFACTS`, 0 or 1, or all `UNKNOWN`, in memory. `artifacts_known bool (N,)`: the flags
-    came with the data set; else they are a detector's, see `models/artifacts.py`.
+    came with the data set; else they are a detector's, see `models/artifacts.py`. `fingerprint` is a hash of all arrays
+    as they were written: equal for the same data, config and splits, wherever they are.
     """
 
     def __init__(self, folder: str | Path):
@@ -72,6 +75,7 @@ class Store:
             metadata = json.loads(path.read_text())
             arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
             complete = {len(array) for array in arrays.values()} == {metadata["rows"]}
+            self.fingerprint = metadata["fingerprint"]
         except (OSError, ValueError, KeyError) as error:
             raise DataError(
                 f"the store {self.folder} is damaged ({error}): delete it, it will be written again"
@@ -95,6 +99,16 @@ class Store:
         flags = np.where(self.artifacts_known[:, None], self.artifacts, UNKNOWN)
         artifacts = pd.array(flags_to_names(flags), "string")
         return table.assign(label=table["label"].astype("Int64"), artifacts=artifacts)
+
+    @cached_property
+    def identities(self) -> list[set[str]]:
+        """Per row, what tells its lesion from those of all data sets, see `content.identities`."""
+        return identities(self.table)
+
+    def rows_in(self, others: Iterable[str], rows: np.ndarray | None = None) -> np.ndarray:
+        """Those of `rows (M,)`, default all, whose lesion is among the identities `others`."""
+        others, rows = set(others), range(len(self)) if rows is None else rows
+        return np.array([row for row in rows if self.identities[row] & others], int)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -157,17 +171,18 @@ def prepare(
     """Open the store of a data set in the folder `stores`; if there is none, audit (unless a `report` is given), clean,
     split and write the data set first.
 
-    The store's name contains the config and a hash of the data, so changed data get a new store. A store of the same
-    data with another config supplies the cleaned table, which saves the audit. Raises `DataError` for unusable data.
+    The store's name contains the config and a hash of the data, so changed data get a new store and a copy of the data
+    the same one. A store of the same data with another config supplies the cleaned table, which saves the audit. Raises
+    `DataError` for unusable data.
     """
-    key = data_key(dataset, config.seed)
+    key = data_key(dataset, config.seed, Path(stores), workers)
     folder = Path(stores) / f"{dataset.name}-{key}-{config.size}-{config.style}-{config.crop}"
     if not folder.is_dir():
         check_style(dataset, config)
         sibling = next(Path(stores).glob(f"{dataset.name}-{key}-*"), None)
         if sibling is not None:
             other = Store(sibling)
-            cleaned = replace(dataset, table=other.table, problems=other.problems)
+            cleaned = replace(dataset, table=with_paths(other.table, dataset.table), problems=other.problems)
         else:
             cleaned = clean(report or audit(dataset, workers, progress), config.seed)
         try:
@@ -175,7 +190,15 @@ def prepare(
         except OSError:
             if not folder.is_dir():  # else another process was first to write the same store
                 raise
-    return Store(folder)
+    store = Store(folder)
+    store.table = with_paths(store.table, dataset.table)
+    return store
+
+
+def with_paths(table: pd.DataFrame, current: pd.DataFrame) -> pd.DataFrame:
+    """The cleaned `table` with the paths of `current`, which may be a copy elsewhere; absent files stay absent."""
+    by_id = current.set_index("image_id")
+    return table.assign(**{c: table["image_id"].map(by_id[c]).where(table[c].notna()).astype("string") for c in PATHS})
 
 
 def build_store(
@@ -188,6 +211,9 @@ def build_store(
     """
     check_style(dataset, config)
     with ThreadPoolExecutor(workers) as pool:
+        if "content" not in dataset.table:  # it was not audited
+            contents = list(pool.map(lambda path: pixel_hash(read_image(path)), dataset.table["path"]))
+            dataset = replace(dataset, table=dataset.table.assign(content=contents))
         rows = _map_in_chunks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
         write_store(
             folder, dataset, config, tqdm(rows, "storing", len(dataset.table), disable=not progress, leave=False)
@@ -201,14 +227,15 @@ def check_style(dataset: DatasetTable, config: StoreConfig) -> None:
         raise DataError(f"style 'contour' needs masks or sketches, {dataset.name} has none: use style 'structure'")
 
 
-def data_key(dataset: DatasetTable, seed: int) -> str:
-    """Hash of 12 hexadecimal digits over the table, the split's seed, and size and date of every file in the table."""
+def data_key(dataset: DatasetTable, seed: int, stores: Path, workers: int = 2) -> str:
+    """Hash of 12 hexadecimal digits over the table, with the content of every file instead of its path, and the split's
+    seed. The hashes of files are kept in the folder `stores`."""
+    paths = dataset.table[PATHS].melt()["value"].dropna()
+    root = hashlib.sha256(os.fsencode(dataset.root.resolve())).hexdigest()[:12]
+    hashes = dict(zip(paths, file_hashes(paths, stores / f".files-{root}.json", workers), strict=True))
+    table = dataset.table.assign(**{column: dataset.table[column].map(hashes) for column in PATHS})
     digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
-    digest.update(dataset.table.to_csv(index=False).encode())
-    for column in ("path", "mask_path", "sketch_path"):
-        for path in dataset.table[column].dropna():
-            stat = os.stat(path)
-            digest.update(f"{stat.st_size} {stat.st_mtime_ns} ".encode())
+    digest.update(table.to_csv(index=False).encode())
     return digest.hexdigest()[:12]
 
 
@@ -223,6 +250,7 @@ def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, 
     shapes = {"images": (count, size, size, 3), "masks": (count, size, size), "sketches": (count, size, size)}
     empty = np.zeros((size, size), np.uint8)
     flags = {"has_mask": np.zeros(count, bool), "has_sketch": np.zeros(count, bool)}
+    digest = hashlib.blake2b(json.dumps([asdict(config), dataset.classes]).encode(), digest_size=8)
     with atomic_folder(folder) as temporary:
         with ExitStack() as stack:
             files = {name: stack.enter_context(open(temporary / f"{name}.npy", "wb")) for name in shapes}
@@ -233,11 +261,15 @@ def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, 
                 _, mask, lines = row
                 flags["has_mask"][k], flags["has_sketch"][k] = mask is not None, lines is not None and lines.any()
                 for name, array in zip(shapes, row, strict=True):
-                    files[name].write(np.ascontiguousarray(empty if array is None else array, np.uint8).data)
+                    content = np.ascontiguousarray(empty if array is None else array, np.uint8).data
+                    files[name].write(content)
+                    digest.update(content)
         for name, column in {**_columns(dataset.table), **flags}.items():
             np.save(temporary / f"{name}.npy", column)
+            digest.update(column.data)
         dataset.table.to_csv(temporary / "table.csv", index=False)
         metadata = {"name": dataset.name, "rows": count, "classes": dataset.classes, "config": asdict(config)}
+        metadata["fingerprint"] = digest.hexdigest()
         (temporary / "config.json").write_text(json.dumps({**metadata, "problems": dataset.problems}, indent=1))
 
 

@@ -20,7 +20,8 @@ from helpers.experiments.runner import fingerprint_of, fit_configs, run_grid, se
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.metrics.prediction_tables import predict_table, probabilities
-from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
+from helpers.models.checkpoint import training_data
+from helpers.models.classifier import ClassifierConfig, fit_classifier, load_classifier
 from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
@@ -136,8 +137,8 @@ def cross_validate(
     """Train a classifier on the sources of every fold: predictions of all test rows, with `fold init seconds`."""
     tables, seconds = [], 0.0
     for fold, (train, test) in enumerate(folds):
-        ids, folder = ids_of(store.table.iloc[train]), work / f"{fold}"
-        seconds += seconds_of(fit_classifier, sources_of(fold), config, folder, train_config, ids)
+        data, folder = training_data(store, train), work / f"{fold}"
+        seconds += seconds_of(fit_classifier, sources_of(fold), config, folder, train_config, data)
         classifier, _ = load_classifier(folder / "checkpoint.pt")
         tables.append(predict_table(classifier, store, test).assign(fold=fold, init=classifier.backbone.init))
     return pd.concat(tables).assign(seconds=round(seconds, 1))

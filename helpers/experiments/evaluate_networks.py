@@ -193,7 +193,7 @@ def evaluate_artifacts(checkpoint: str | Path, options: ArtifactEvaluation, cfg:
     rows, flags = rows[known], flags[known] > 0.5
     if not len(rows):
         raise DataError(f"{store.name} has no annotated images in {options.split}: name a file with --flags")
-    num_trained_on = len(set(detector.trained_on) & set(ids[rows]))
+    num_trained_on = len(store.rows_in(detector.trained_on, rows))
     detected = predict_artifacts(detector, np.array(store.images[rows]))
     precisions, prevalence = average_precisions(detected, flags), flags.mean(axis=0)
     values = {"average_precision": precisions, "artifact_rate": (detected > 0.5).mean(axis=0)}

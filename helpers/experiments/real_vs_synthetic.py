@@ -19,7 +19,8 @@ from helpers.experiments.runner import (
 )
 from helpers.experiments.synthetic import ArmConfig, training_sources
 from helpers.metrics.prediction_tables import predict_table
-from helpers.models.classifier import ClassifierConfig, fit_classifier, ids_of, load_classifier
+from helpers.models.checkpoint import training_data
+from helpers.models.classifier import ClassifierConfig, fit_classifier, load_classifier
 from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
@@ -80,8 +81,8 @@ def real_vs_synthetic_experiment(
         sources = sources_of(arm, fraction, seed)
         config = replace(arm.apply(experiment.classifier), balance=arm.balance)
         train_config = replace(experiment.train, seed=seed)
-        ids = ids_of(store.table.iloc[fraction_of_rows(store, fraction)])
-        seconds = seconds_of(fit_classifier, sources, config, work, train_config, ids)
+        data = training_data(store, fraction_of_rows(store, fraction))
+        seconds = seconds_of(fit_classifier, sources, config, work, train_config, data)
         classifier, _ = load_classifier(work / "checkpoint.pt")
         predictions = predict_table(classifier, store, test_rows)
         return predictions.assign(init=classifier.backbone.init, seconds=round(seconds, 1))

@@ -10,7 +10,7 @@ from scipy.special import softmax
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.metrics import classification
-from helpers.models.classifier import Classifier, ids_of, predict_logits, predict_proba
+from helpers.models.classifier import Classifier, predict_logits, predict_proba
 
 
 def predict_table(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
@@ -60,9 +60,11 @@ def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray,
 def check_test_rows(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
     """Raise `DataError` if the classifier was trained on one of these images or on another image of their lesions, if
     there are no rows, or if a label is missing."""
-    if leaked := sorted(set(ids_of(store.table.iloc[rows])) & set(classifier.trained_on)):
-        raise DataError(f"{len(leaked)} test images or lesions are in the classifier's training set "
-                        f"({', '.join(leaked[:5])}): test it on others")  # fmt: skip
+    leaked = store.rows_in(classifier.trained_on, rows)
+    if len(leaked):
+        examples = ", ".join(store.table["image_id"].iloc[leaked[:5]])
+        raise DataError(f"the lesions of {len(leaked)} test images are in the classifier's training set ({examples}): "
+                        "test it on others")  # fmt: skip
     if not len(rows) or (store.labels[rows] < 0).any():
         unlabeled = int((store.labels[rows] < 0).sum())
         raise DataError(f"{store.name}: need labeled test images, got {len(rows)} images, {unlabeled} without label")

@@ -30,7 +30,7 @@ from helpers.data.labels import clean_id
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import check_held_out, read_network
+from helpers.models.checkpoint import check_held_out, read_network, training_data
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import load_lite_weights
@@ -175,10 +175,9 @@ def train_artifacts(
     if init_from:
         detector, _ = load_artifacts(init_from)
         task.networks["detector"].load_state_dict(detector.state_dict())
-        held_out = store.table["image_id"][store.table["split"] != "train"]
-        check_held_out(init_from, detector.trained_on, held_out, store.name)
+        check_held_out(init_from, detector.trained_on, store, store.rows("train"))
         task.extra_state |= {"init_from": display_path(init_from), "trained_on": detector.trained_on}
-    task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *ids[rows].tolist()})
+    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
     get_batch = artifact_batches(store, targets, rows, train_config.batch_size, train_config.seed)
     return train(task, get_batch, out, train_config) | task.scores()
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from helpers.config import display_path
 from helpers.data.files import DataError
+from helpers.data.store import Store
 from helpers.models.device import best_device
 
 Network, Config = TypeVar("Network", bound=nn.Module), TypeVar("Config")
@@ -133,10 +135,20 @@ def read_network(
     return network.to(best_device()).eval().requires_grad_(False), config
 
 
-def check_held_out(path: str | Path, trained_on: Iterable[str], held_out: Iterable[str], name: str) -> None:
-    """Raise `DataError` if weights of the file `path` were trained on images that the data set `name` holds out."""
-    if leaked := set(held_out) & set(trained_on):
-        raise DataError(f"{display_path(path)} was trained on {len(leaked)} images that are held out in {name}")
+def training_data(store: Store, rows: np.ndarray, before: Iterable[str] = ()) -> dict:
+    """What a checkpoint's `extra_state` says about its data: `trained_on`, the identities of the lesions at `rows` and
+    those of `before`, and `data`, the fingerprint of the store."""
+    trained_on = set(before).union(*(store.identities[row] for row in rows))
+    return {"trained_on": sorted(trained_on), "data": store.fingerprint}
+
+
+def check_held_out(path: str | Path, trained_on: Iterable[str], store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` if weights of the file `path` were `trained_on` lesions of the store other than at `rows`."""
+    allowed = set().union(*(store.identities[row] for row in rows))
+    if leaked := len(store.rows_in(set(trained_on) - allowed)):
+        raise DataError(
+            f"{display_path(path)} was trained on the lesions of {leaked} images that are held out in {store.name}"
+        )
 
 
 def pack_ids(ids: list[str]) -> str:

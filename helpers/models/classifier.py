@@ -9,7 +9,6 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 import torchvision
@@ -21,7 +20,7 @@ from helpers.data.batches import ImageSource, labeled_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import read_network
+from helpers.models.checkpoint import read_network, training_data
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
@@ -238,7 +237,7 @@ def train_classifier(
         source = ImageSource(images, np.arange(len(rows)), labels=np.array(store.labels[rows]))
         if val:
             val["images"] = hide_surroundings(val["images"], val["masks"])
-    return fit_classifier([source], config, out, train_config, ids_of(store.table.iloc[rows]), val)
+    return fit_classifier([source], config, out, train_config, training_data(store, rows), val)
 
 
 def fit_classifier(
@@ -246,28 +245,23 @@ def fit_classifier(
     config: ClassifierConfig,
     out: str | Path,
     train_config: TrainConfig,
-    ids: Sequence[str] = (),
+    data: dict | None = None,
     val: dict[str, np.ndarray] | None = None,
 ) -> dict[str, list[float]]:
     """Train on `sources`, see `labeled_batches`; returns the history. Without `val` (`images` and `labels`) it trains
     for exactly `train_config.steps`.
 
-    `ids`: training images and their lesions, saved as `trained_on` so that they are not used as test images.
+    `data`: the `training_data` of the real images, saved so that they are not used as test images.
     """
     torch.manual_seed(train_config.seed)
     weights = class_weights(sources, len(config.classes)) if config.balance == "loss" else None
     task = ClassifierTask(config, train_config.steps, weights, val)
-    task.extra_state["trained_on"] = list(ids)
+    task.extra_state |= data or {}
     if config.arch != SMALL_CNN and val is not None:
         print(f"{config.arch} starts from: {task.extra_state['init_from']}")
     balanced = config.balance == "sampling"
     get_batch = labeled_batches(sources, train_config.batch_size, train_config.seed, balanced=balanced)
     return train(task, get_batch, out, train_config) | task.scores()
-
-
-def ids_of(table: pd.DataFrame) -> list[str]:
-    """Image and lesion ids of a table, sorted, without repetition."""
-    return sorted({*table["image_id"], *table["lesion_id"].dropna()})
 
 
 # --------------------------------------------------------------------------------------------------------- inference

@@ -36,7 +36,7 @@ from helpers.data.batches import SketchSampling, balanced_batches
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment, random_d4_translate
-from helpers.models.checkpoint import check_held_out, read_network
+from helpers.models.checkpoint import check_held_out, read_network, training_data
 from helpers.models.initialize import init_networks
 from helpers.models.losses import d_loss, g_loss, hinge_d_loss, hinge_g_loss, kl_divergence, r1_penalty, texture_loss
 from helpers.models.networks import (
@@ -376,12 +376,10 @@ def train_gan(
 def start_from(task: GAN, store: Store, rows: np.ndarray, init_from: str | Path | None) -> None:
     """Initialize from a checkpoint, if given, and record the training images and their artifact rates. Raises
     `DataError` if the checkpoint was trained on others of the store."""
-    train_ids = set(store.table["image_id"].iloc[rows])
     if init_from:
         task.init_from(init_from)
-        held_out = set(store.table["image_id"]) - train_ids
-        check_held_out(init_from, task.extra_state["trained_on"], held_out, store.name)
-    task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *train_ids})
+        check_held_out(init_from, task.extra_state["trained_on"], store, rows)
+    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
     if task.config.artifacts:
         set_artifact_rates(task.networks["generator"], store, rows)
 

@@ -23,7 +23,7 @@ from helpers.data.files import DataError
 from helpers.data.sketches import fill
 from helpers.data.store import Store, StoreConfig, fit_config, resize
 from helpers.models.augment import augment
-from helpers.models.checkpoint import check_held_out, read_network
+from helpers.models.checkpoint import check_held_out, read_network, training_data
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
@@ -233,9 +233,8 @@ def train_segmenter(
     task = SegmenterTask(config, train_config.steps, val)
     if init_from:
         task.init_from(init_from)
-        held_out = store.table["image_id"][store.table["split"] != "train"]
-        check_held_out(init_from, task.extra_state["trained_on"], held_out, store.name)
-    task.extra_state["trained_on"] = sorted({*task.extra_state["trained_on"], *store.table["image_id"].iloc[rows]})
+        check_held_out(init_from, task.extra_state["trained_on"], store, store.rows("train"))
+    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
     print(f"{config.encoder_name} starts from: {task.extra_state['init_from']}")
     source = ImageSource(store.images, rows, masks=store.masks)
     get_batch = pair_batches([source], train_config.batch_size, train_config.seed)

@@ -286,10 +286,10 @@ class TrainState:
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
         except (RuntimeError, KeyError) as error:
             raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
-        trained_on = set(saved["extra_state"].get("trained_on", []))
-        if other := set(getattr(self.task, "extra_state", {}).get("trained_on", [])) - trained_on:
-            raise ValueError(f"{path} was trained on other images ({len(other)} of these are not among them): choose "
-                             "another folder or delete it")  # fmt: skip
+        extra_state = getattr(self.task, "extra_state", {})
+        others = set(extra_state.get("trained_on", [])) - set(saved["extra_state"].get("trained_on", []))
+        if others or saved["extra_state"].get("data") != extra_state.get("data"):
+            raise ValueError(f"{path} was trained on other data: choose another folder or delete it")
         self.step, self.history = saved["step"], saved["history"]
         self.loss_sums, self.loss_count = saved["loss_sums"], saved["loss_count"]
         self.stopped, self.task.extra_state = saved["stopped"], saved["extra_state"]
