@@ -1,36 +1,43 @@
 """Hashes of files and pixels, and what tells an image from those of all data sets."""
 
-import json
+import os
 from pathlib import Path
 
 import cv2
 import pandas as pd
 from factories import write_image
 
-from helpers.data.content import file_hashes, identities, pixel_hash
+from helpers.data.content import file_hashes, identities, pixel_hash, read_hashes, write_hashes
 from helpers.data.files import read_image
 
 
-def test_file_hashes_are_of_the_content_and_files_are_read_once(tmp_path, monkeypatch):
+def test_file_hashes_are_of_the_content_and_known_files_are_not_read_again(tmp_path, monkeypatch):
     paths = [str(write_image(tmp_path / f"{k}.png", seed=k % 2)) for k in range(3)]
     read, read_bytes = [], Path.read_bytes
     monkeypatch.setattr(Path, "read_bytes", lambda path: read.append(str(path)) or read_bytes(path))
-    first = file_hashes(paths, tmp_path / "index.json")
-    assert first[0] == first[2] != first[1] and len(first[0]) == 32 and sorted(read) == paths
+    first = file_hashes(paths)
+    digests = [first[path][-1] for path in paths]
+    assert digests[0] == digests[2] != digests[1] and len(digests[0]) == 32 and sorted(read) == paths
     read.clear()
-    assert file_hashes(paths, tmp_path / "index.json") == first and read == []
-    write_image(tmp_path / "1.png", seed=5)
-    assert file_hashes(paths, tmp_path / "index.json")[1] != first[1] and read == [paths[1]]
+    assert file_hashes(paths, first) == first and read == []
+    before, content = os.stat(paths[1]), bytearray(read_bytes(Path(paths[1])))
+    content[-20] ^= 1
+    Path(paths[1]).write_bytes(content)
+    os.utime(paths[1], ns=(before.st_atime_ns, before.st_mtime_ns))  # same size and date
+    assert file_hashes(paths, first)[paths[1]][-1] != digests[1] and read == [paths[1]]
+    assert file_hashes([str(tmp_path / "absent.png")]) == {str(tmp_path / "absent.png"): [""]}
 
 
-def test_file_hashes_with_an_unreadable_file_or_index(tmp_path):
-    path = str(write_image(tmp_path / "a.png"))
-    (expected,) = file_hashes([path], tmp_path / "index.json")
-    for content in ("", "{", "[]", json.dumps({path: []})):
-        (tmp_path / "index.json").write_text(content)
-        assert file_hashes([path, str(tmp_path / "absent.png")], tmp_path / "index.json") == [expected, ""]
-    (tmp_path / "folder").mkdir()
-    assert file_hashes([path], tmp_path / "folder") == [expected], "an index that cannot be written"
+def test_hashes_are_written_and_damaged_files_are_ignored(tmp_path):
+    hashes = file_hashes([str(write_image(tmp_path / "a.png"))])
+    write_hashes(hashes, tmp_path / "files.json")
+    for name, content in (("empty", ""), ("cut", "{"), ("list", "[1]"), ("number", "3")):
+        (tmp_path / f"{name}.json").write_text(content)
+    assert read_hashes([*sorted(tmp_path.glob("*.json")), tmp_path / "absent.json"]) == hashes
+    write_hashes(hashes, tmp_path / "absent" / "files.json")
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        *("a.png", "cut.json", "empty.json", "files.json", "list.json", "number.json"),
+    ], "nothing else is written"
 
 
 def test_pixel_hash_is_that_of_lossless_copies_and_of_no_other_image(tmp_path):

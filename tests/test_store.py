@@ -19,6 +19,7 @@ from helpers.data.audit import audit
 from helpers.data.batches import (
     to_tensors,
 )
+from helpers.data.content import file_hashes
 from helpers.data.files import DataError, center_crop, read_image, read_mask
 from helpers.data.layouts import DatasetTable, read
 from helpers.data.sketches import contour
@@ -135,26 +136,28 @@ def test_prepare_writes_again_only_if_config_or_data_change(tmp_path):
         assert changed.folder != first.folder
     other_splits = dataclasses.replace(dataset, table=dataset.table.assign(split="train"))
     changed = (dataset, 0), (dataset, 1), (dataset.subset(["MEL", "NV"]), 0), (other_splits, 0)
-    keys = {data_key(*pair, tmp_path) for pair in changed}
+    keys = {key_of(*pair) for pair in changed}
     Path(dataset.table["mask_path"][0]).write_bytes(b"other content")
-    keys.add(data_key(dataset, 0, tmp_path))
+    keys.add(key_of(dataset, 0))
     assert len(keys) == 5
+
+
+def key_of(dataset: DatasetTable, seed: int = 0) -> str:
+    paths = dataset.table[["path", "mask_path", "sketch_path"]].melt()["value"].dropna()
+    return data_key(dataset, seed, {path: entry[-1] for path, entry in file_hashes(paths).items()})
 
 
 def test_data_key_follows_content_not_dates_or_places(tmp_path):
     dataset = read(ham10000(tmp_path / "data"))
-    key = data_key(dataset, 0, tmp_path)
+    key = key_of(dataset)
     for path in dataset.table["path"]:
         os.utime(path, (1, 1))
     shutil.copytree(tmp_path / "data", tmp_path / "elsewhere" / "copy")
     copy = read(tmp_path / "elsewhere" / "copy")
-    assert data_key(dataset, 0, tmp_path) == data_key(copy, 0, tmp_path) == key
+    assert key_of(dataset) == key_of(copy) == key
     path = Path(copy.table["path"][3])
-    before, content = path.stat(), bytearray(path.read_bytes())
-    content[-20] ^= 1
-    path.write_bytes(content)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # same size and date
-    assert data_key(copy, 0, tmp_path) != key
+    path.write_bytes(path.read_bytes()[:-1] + b"x")
+    assert key_of(copy) != key
 
 
 def test_prepare_of_a_copied_set_opens_the_same_store_with_the_paths_of_the_copy(tmp_path):

@@ -4,7 +4,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -16,16 +16,10 @@ import pandas as pd
 ARCHIVE_ID = re.compile(r"(?:ISIC|HAM|IL)_\d{7}(?!\d)", re.IGNORECASE)
 
 
-def file_hashes(paths: Sequence[str], index: Path, workers: int = 2) -> list[str]:
-    """Hash of the bytes of every file, 32 hexadecimal digits, "" if it cannot be read.
-
-    `index`: file that keeps the hashes, so that a file is read again only if its size, dates or inode changed.
-    """
-    try:
-        known = json.loads(index.read_text(encoding="utf-8"))
-        known = known if isinstance(known, dict) else {}
-    except (OSError, ValueError):
-        known = {}
+def file_hashes(paths: Iterable[str], known: dict[str, list] | None = None, workers: int = 2) -> dict[str, list]:
+    """Size, dates, inode and hash of every file: the last entry of each list has 32 hexadecimal digits, "" if the file
+    cannot be read. A file whose other entries are the `known` ones is not read again."""
+    known = known or {}
 
     def entry(path: str) -> list:
         try:
@@ -38,14 +32,25 @@ def file_hashes(paths: Sequence[str], index: Path, workers: int = 2) -> list[str
             return [""]
 
     with ThreadPoolExecutor(workers) as pool:
-        entries = dict(zip(paths, pool.map(entry, paths), strict=True))
-    if entries != known:
-        with suppress(OSError):  # without the index the files are read again
-            index.parent.mkdir(parents=True, exist_ok=True)
-            temporary = index.with_name(f"{index.name}.{os.getpid()}.part")
-            temporary.write_text(json.dumps(entries), encoding="utf-8")
-            os.replace(temporary, index)
-    return [entries[path][-1] for path in paths]
+        return dict(zip(paths, pool.map(entry, paths), strict=True))
+
+
+def read_hashes(files: Iterable[Path]) -> dict[str, list]:
+    """The `file_hashes` in JSON files; unreadable ones are left out, because files can be read again."""
+    known = {}
+    for file in files:
+        with suppress(OSError, ValueError, TypeError):
+            known |= json.loads(file.read_text(encoding="utf-8"))
+    return known
+
+
+def write_hashes(hashes: dict[str, list], file: Path) -> None:
+    """Write `file_hashes` as JSON if they changed; without them, files are read again."""
+    if hashes != read_hashes([file]):
+        with suppress(OSError):
+            temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+            temporary.write_text(json.dumps(hashes), encoding="utf-8")
+            os.replace(temporary, file)
 
 
 def pixel_hash(image: np.ndarray) -> str:

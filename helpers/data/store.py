@@ -1,13 +1,12 @@
 """Data set table -> memory-mapped arrays on disk (the store); training batches are made in `batches.py`.
 
 A store is a folder with `images.npy (N, H, W, 3)`, `masks.npy` and `sketches.npy (N, H, W)`, small arrays `(N,)`
-(`labels.npy`, ...), `table.csv` and `config.json`; row i of each belongs to the same image. Arrays are mapped, not
-loaded, so memory does not grow with N.
+(`labels.npy`, ...), `table.csv`, `config.json` and `files.json` (hashes of the files it was made from); row i of each
+array belongs to the same image. Arrays are mapped, not loaded, so memory does not grow with N.
 """
 
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
@@ -22,7 +21,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.data.audit import Report, audit, clean
-from helpers.data.content import file_hashes, identities, pixel_hash
+from helpers.data.content import file_hashes, identities, pixel_hash, read_hashes, write_hashes
 from helpers.data.files import DataError, atomic_folder, center_crop, image_shape, read_image, read_mask
 from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import INK_THRESHOLD, STYLES, extract_lines, sketch
@@ -175,7 +174,9 @@ def prepare(
     the same one. A store of the same data with another config supplies the cleaned table, which saves the audit. Raises
     `DataError` for unusable data.
     """
-    key = data_key(dataset, config.seed, Path(stores), workers)
+    paths = dataset.table[PATHS].melt()["value"].dropna()
+    hashes = file_hashes(paths, read_hashes(Path(stores).glob(f"{dataset.name}-*/files.json")), workers)
+    key = data_key(dataset, config.seed, {path: entry[-1] for path, entry in hashes.items()})
     folder = Path(stores) / f"{dataset.name}-{key}-{config.size}-{config.style}-{config.crop}"
     if not folder.is_dir():
         check_style(dataset, config)
@@ -191,6 +192,7 @@ def prepare(
             if not folder.is_dir():  # else another process was first to write the same store
                 raise
     store = Store(folder)
+    write_hashes(hashes, folder / "files.json")
     store.table = with_paths(store.table, dataset.table)
     return store
 
@@ -227,12 +229,9 @@ def check_style(dataset: DatasetTable, config: StoreConfig) -> None:
         raise DataError(f"style 'contour' needs masks or sketches, {dataset.name} has none: use style 'structure'")
 
 
-def data_key(dataset: DatasetTable, seed: int, stores: Path, workers: int = 2) -> str:
-    """Hash of 12 hexadecimal digits over the table, with the content of every file instead of its path, and the split's
-    seed. The hashes of files are kept in the folder `stores`."""
-    paths = dataset.table[PATHS].melt()["value"].dropna()
-    root = hashlib.sha256(os.fsencode(dataset.root.resolve())).hexdigest()[:12]
-    hashes = dict(zip(paths, file_hashes(paths, stores / f".files-{root}.json", workers), strict=True))
+def data_key(dataset: DatasetTable, seed: int, hashes: dict[str, str]) -> str:
+    """Hash of 12 hexadecimal digits over the table, with the hash of every file instead of its path, and the split's
+    seed."""
     table = dataset.table.assign(**{column: dataset.table[column].map(hashes) for column in PATHS})
     digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
     digest.update(table.to_csv(index=False).encode())
