@@ -34,7 +34,7 @@ FORMATS = {
 }  # fmt: skip
 READERS: dict[str, Callable[[Path], object]] = {
     "read_image": read_image,
-    "read_image, reduced": lambda path: read_image(path, min_size=8),
+    "read_image, reduced": lambda path: read_image(path, size=8),
     "read_mask": read_mask,
     "image_shape": image_shape,
     "read_header": read_header,

@@ -20,6 +20,7 @@ from helpers.data.files import (
     read_mask,
     report_skipped,
 )
+from helpers.phantoms.photo import render
 
 DISC = (np.hypot(*np.mgrid[-16:16, -20:20]) < 9).astype(np.uint8)
 
@@ -107,28 +108,34 @@ def test_too_many_pixels_are_not_decoded(tmp_path):
             read(tmp_path / "huge.png")
 
 
-def test_read_image_min_size_reduces_large_jpeg(tmp_path):
-    path = write_image(tmp_path / "large.jpg", size=(1600, 1200))
-    reduced = read_image(path, min_size=150)
-    assert reduced.shape == (150, 200, 3) and image_shape(path) == (1200, 1600)
-    resized = np.asarray(Image.fromarray(read_image(path)).resize((200, 150), Image.Resampling.BOX), float)
-    assert np.abs(reduced - resized).mean() < 3
+def test_read_image_size_reduces_large_jpeg_to_twice_the_size_at_least(tmp_path):
+    """Resized images differ from those of the full decoding by less than a gray level in the mean."""
+    image, _ = render(0, seed=3, size=512)
+    path = tmp_path / "large.jpg"
+    Image.fromarray(cv2.resize(image, (4400, 3000), interpolation=cv2.INTER_CUBIC)).save(path, quality=95)
+    full = read_image(path)
+    assert full.shape == (3000, 4400, 3) and image_shape(path) == (3000, 4400)
+    for size, shape in ((128, (1500, 2200, 3)), (512, (1500, 2200, 3)), (768, full.shape)):
+        reduced = read_image(path, size=size)
+        assert reduced.shape == shape
+        resized = [cv2.resize(x, (size, size), interpolation=cv2.INTER_AREA).astype(int) for x in (full, reduced)]
+        assert np.abs(resized[0] - resized[1]).mean() < 0.5
 
 
 @pytest.mark.parametrize("suffix", ["jpg", "png", "tif", "webp"])
 def test_every_reader_applies_exif_orientation(tmp_path, suffix):
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate clockwise by 90 degrees for display
-    pixels = np.zeros((600, 800), np.uint8)
-    pixels[50:350, 100:700] = 255  # the upper half, which a viewer shows on the right
+    pixels = np.zeros((2400, 3200), np.uint8)
+    pixels[200:1400, 400:2800] = 255  # the upper half, which a viewer shows on the right
     path = tmp_path / f"rotated.{suffix}"
     Image.fromarray(pixels).save(path, exif=exif)
     expected = np.rot90(pixels, -1)
-    assert image_shape(path) == expected.shape == (800, 600)
+    assert image_shape(path) == expected.shape == (3200, 2400)
     assert np.abs(read_image(path)[..., 0].astype(int) - expected).mean() < 3
-    assert (read_mask(path, (800, 600)) == expected // 255).mean() > 0.99
-    reduced = read_image(path, min_size=150)
-    assert reduced.shape == ((200, 150, 3) if suffix == "jpg" else (800, 600, 3))
+    assert (read_mask(path, (3200, 2400)) == expected // 255).mean() > 0.99
+    reduced = read_image(path, size=150)
+    assert reduced.shape == ((1600, 1200, 3) if suffix == "jpg" else (3200, 2400, 3))
 
 
 @pytest.mark.parametrize("encoding", ["0/1", "0/100", "0/255", "RGB", "one bit", "palette", "16 bit", "jpeg"])

@@ -1,7 +1,9 @@
 import os
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
+import cv2
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,8 +13,11 @@ from PIL import Image
 from helpers.__main__ import main
 from helpers.config import get_config
 from helpers.data.files import DataError
+from helpers.data.store import StoreConfig, load_row, resize
+from helpers.phantoms.photo import render
 from helpers.shell.base import check_outputs
 from helpers.shell.inference import iter_images, write_rows
+from helpers.views.predictor import Predictor, find_weights, read_photo
 
 
 def content(folder: Path) -> dict[Path, bytes]:
@@ -121,3 +126,27 @@ def test_write_rows_that_fails_keeps_the_old_file(tmp_path):
     with pytest.raises(OSError, match="No space"):
         write_rows(file, ("a",), [("1",), (Full(),)], tmp_path)
     assert file.read_text() == "old\n" and list(tmp_path.iterdir()) == [file]
+
+
+def test_shell_page_and_store_read_png_and_jpeg_alike(tmp_path, capsys):
+    """The same probabilities of the released classifier for PNG and JPEG (quality 95), and of shell and page for either
+    file; the network's input is the store's image."""
+    for k in range(3):
+        image = cv2.resize(render(k, seed=k, size=512)[0][:384], (2400, 1800), interpolation=cv2.INTER_CUBIC)
+        for folder, suffix in (("png", "png"), ("jpeg", "jpg")):
+            (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+            Image.fromarray(image).save(tmp_path / folder / f"{k}.{suffix}", quality=95)
+    tables = []
+    for folder in ("png", "jpeg"):
+        out = tmp_path / f"{folder}.csv"
+        assert main(["classify", "--images", str(tmp_path / folder), "--out", str(out)]) == 0
+        tables.append(pd.read_csv(out, index_col="image_id").drop(columns="diagnosis"))
+    assert np.abs(tables[0] - tables[1]).to_numpy().max() < 0.02
+    predictor = Predictor(find_weights(get_config()))
+    for folder, table in zip(("png", "jpeg"), tables, strict=True):
+        files = sorted((tmp_path / folder).iterdir())
+        page = [predictor.analyze(read_photo(file)).probabilities for file in files]
+        assert np.abs(pd.DataFrame(page)[table.columns].to_numpy() - table.to_numpy()).max() < 1e-5
+        row = SimpleNamespace(path=files[0], mask_path=pd.NA, sketch_path=pd.NA)
+        config = StoreConfig(predictor.networks["classifier"].size, "structure")
+        assert np.array_equal(load_row(row, config)[0], resize(read_photo(files[0]), config))

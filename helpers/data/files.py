@@ -33,6 +33,7 @@ MAX_DEPTH = 3  # folders below a data set or a folder of images in which unread 
 cv2.setNumThreads(1)
 # Above any dermoscopic image (ISIC has some of 60 megapixels), below decompression bombs.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS = 80_000_000
+MIN_DECODED = 1024  # pixels per side that a JPEG keeps when it is decoded at reduced size
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_pixels` raises instead
 
 
@@ -109,17 +110,19 @@ def image_shape(path: str | Path) -> tuple[int, int]:
         return image.size if orientation in (5, 6, 7, 8) else image.size[::-1]
 
 
-def read_image(path: str | Path, min_size: int | None = None) -> np.ndarray:
+def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
     """Read an image as a viewer shows it: RGB `uint8 (H, W, 3)`, transparency on white, EXIF rotation applied.
 
-    `min_size` allows reduced JPEG decoding, which is much faster: the result may be 2, 4 or 8 times smaller than the
-    file, but both sides keep at least `min_size` pixels if the file has them. Raises `DataError` if the file is
+    `size`: pixels per side that it will be resized to. A JPEG may then be decoded 2, 4 or 8 times smaller, which is
+    faster; both sides keep at least `MIN_DECODED` and twice `size` pixels, so that the resized image is the same for
+    every reader and, within a gray level, that of the full decoding. Raises `DataError` if the file is
     missing, damaged, not an image of `FORMATS`, or has over `MAX_PIXELS` pixels.
     """
     with open_image(path) as image:
         _check_pixels(image)
-        if min_size:
-            image.draft("RGB", (min_size, min_size))
+        if size:
+            side = max(2 * size, MIN_DECODED)
+            image.draft("RGB", (side, side))
         return to_rgb(image)
 
 

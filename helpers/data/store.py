@@ -313,7 +313,7 @@ def _map_in_chunks(pool: ThreadPoolExecutor, function: Callable, items: Iterator
 def load_row(row, config: StoreConfig) -> tuple[np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Read a row of the table: image `(S, S, 3)`, mask `(S, S)` in {0, 1} or None, sketch `(S, S)` in {0, 255} or None;
     all uint8."""
-    image = resize(read_image(row.path, min_size=config.size), config)
+    image = resize(read_image(row.path, size=config.size), config)
     mask = lines = None
     if pd.notna(row.mask_path):
         mask = (resize(255 * read_mask(row.mask_path, image_shape(row.path)), config) > 127).astype(np.uint8)

@@ -18,7 +18,7 @@ def score_images(segmenter: Segmenter, table: pd.DataFrame) -> pd.DataFrame:
     for start in range(0, len(table), CHUNK):
         chunk = table.iloc[start : start + CHUNK]
         shapes = [image_shape(path) for path in chunk["path"]]
-        images = [resize(read_image(path, min_size=segmenter.size), store_config) for path in chunk["path"]]
+        images = [resize(read_image(path, size=segmenter.size), store_config) for path in chunk["path"]]
         for row, shape, pred in zip(chunk.itertuples(), shapes, segment(segmenter, images, shapes), strict=True):
             target = read_mask(row.mask_path, shape)
             group = row.image_id if pd.isna(row.lesion_id) else row.lesion_id

@@ -116,7 +116,7 @@ def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[
             (masks if _MASK_NAME.search(path.stem) else repeated).append(path.relative_to(folder))
             continue
         try:
-            image = read_image(path, min_size=size)
+            image = read_image(path, size=size)
         except DataError as error:
             problems.append(str(error))
             continue

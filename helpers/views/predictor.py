@@ -54,7 +54,7 @@ LOADERS = {
 MIN_SIDE = 16  # of an upload, in pixels
 # All threads share PyTorch's random generator. While a page is open, train in another process.
 LOCK = Lock()
-MAX_SIDE = 512  # pixels; larger photos are reduced to this
+DISPLAY_SIDE = 512  # pixels; larger photos are shown at this size
 
 
 def display_name(class_name: str) -> str:
@@ -111,10 +111,14 @@ def read_upload(path: str | Path, **kwargs) -> np.ndarray:
 
 
 def read_photo(path: str | Path) -> np.ndarray:
-    """A photo as `uint8 (H, W, 3)`, upright, its longer side at most `MAX_SIDE` pixels. Raises `DataError` (see
+    """A photo as `uint8 (H, W, 3)`, upright, read as the store reads images. Raises `DataError` (see
     `check_image_header`)."""
-    image = read_upload(path, min_size=MAX_SIDE)
-    scale = MAX_SIDE / max(image.shape[:2])
+    return read_upload(path, size=DISPLAY_SIDE)
+
+
+def display_image(image: np.ndarray) -> np.ndarray:
+    """`image uint8 (H, W, 3)` with at most `DISPLAY_SIDE` pixels per side; smaller ones are unchanged."""
+    scale = DISPLAY_SIDE / max(image.shape[:2])
     shape = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
     return image if scale >= 1 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
 
@@ -129,7 +133,7 @@ class Analysis:
     """Predictions for one photo. Without a segmenter, classifier or CGAN the fields that need it are 0, empty or
     None."""
 
-    image: np.ndarray  # uint8 (H, W, 3), with the lesion's outline
+    image: np.ndarray  # uint8 (H, W, 3), reduced to `DISPLAY_SIDE`, with the lesion's outline
     lesion_fraction: float  # of the image's area, in [0, 1]
     outside_fraction: float  # of the lesion's area, outside the central square that the fields below are about
     probabilities: dict[str, float]  # by class name, calibrated
@@ -217,18 +221,19 @@ class Predictor:
 
     def analyze(self, image: np.ndarray) -> Analysis:
         """Segment and classify a photo `uint8 (H, W, 3)`. Raises `DataError` if it has one color only."""
-        if is_uniform(image):
+        shown = display_image(image)
+        if is_uniform(shown):
             raise DataError("The image has one color only: choose an image of a lesion.")
         with LOCK:
-            mask = np.zeros(image.shape[:2], np.uint8)
-            if "segmenter" in self.networks:
-                (mask,) = segment(self.networks["segmenter"], [image])
+            mask = np.zeros(shown.shape[:2], np.uint8)
+            if "segmenter" in self.networks:  # the networks' inputs come from the image as it was read
+                (mask,) = segment(self.networks["segmenter"], [image], [mask.shape])
             probabilities, heatmap = self.classify_with_heatmap(image)
         sketch = None
         if "cgan" in self.networks and center_crop(mask).any():
             sketch = contour((resize(255 * mask, StoreConfig(self.size)) > 127).astype(np.uint8))
         outside = 1 - center_crop(mask).sum() / max(mask.sum(), 1) if mask.any() else 0.0
-        return Analysis(overlay(image, mask), float(mask.mean()), float(outside), probabilities, heatmap, sketch)
+        return Analysis(overlay(shown, mask), float(mask.mean()), float(outside), probabilities, heatmap, sketch)
 
     def classify_with_heatmap(self, image: np.ndarray) -> tuple[dict[str, float], np.ndarray | None]:
         """Class probabilities of the central square of `image uint8 (H, W, 3)`, and that square `uint8 (S, S, 3)` with
