@@ -37,27 +37,32 @@ class Config:
 
 
 def get_config(dataset: str | None = None, data_root: str | Path | None = None) -> Config:
-    """What the environment selects; `dataset` and `data_root` override it.
+    """What the environment selects; `dataset` and `data_root` override it; `~` is the home folder.
 
     A relative LESION_DATA_ROOT starts at the repository root, a relative `data_root` at the working directory. Raises
     `ValueError` if `dataset` or a variable has an unknown value.
     """
     profile = _choose("LESION_PROFILE", None, "demo", PROFILES)
     name = _choose("LESION_DATASET", dataset, "phantoms", DATASETS)
-    # Each profile has a sample of its own size, so a smoke run never overwrites that of the demo.
-    folder = f"data/phantoms-{profile}" if name == "phantoms" else f"data/{name}"
+    folder = default_root(name, profile)
     if os.environ.get("LESION_DATASET", name) in ("", name):  # else LESION_DATA_ROOT belongs to another data set
-        folder = os.environ.get("LESION_DATA_ROOT") or folder
+        folder = Path(os.environ.get("LESION_DATA_ROOT") or folder).expanduser()
     return Config(
         profile=profile,
         dataset=name,
-        data_root=Path(data_root).resolve() if data_root else ROOT / Path(folder).expanduser(),
+        data_root=Path(data_root).expanduser().resolve() if data_root else ROOT / folder,
         outputs=ROOT / "outputs" / f"{name}-{profile}",
         stores=ROOT / "data" / "stores",
         released=ROOT / "data" / "released",
         features=ROOT / "data" / "features",
         workers=cpu_count(),
     )
+
+
+def default_root(dataset: str, profile: str) -> Path:
+    """Folder of a data set for which none is named; a published set is downloaded only to this one."""
+    # Each profile has a sample of its own size, so a smoke run never overwrites that of the demo.
+    return ROOT / "data" / (f"phantoms-{profile}" if dataset == "phantoms" else dataset)
 
 
 def find_weights_file(*names: str) -> Path | None:

@@ -49,6 +49,16 @@ class DatasetTable:
         """Whether contour sketches are available, from masks or as files of the data set."""
         return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
 
+    @property
+    def has_masks(self) -> bool:
+        """Whether at least one image has a mask."""
+        return bool(self.table["mask_path"].notna().any())
+
+    @property
+    def style(self) -> str:
+        """The sketch style that is used where none is given: "contour" if available, else "structure"."""
+        return "contour" if self.has_contours else "structure"
+
     def class_names(self) -> pd.Series:
         """The class name of every row, `<NA>` if the label is unknown."""
         return self.table["label"].map(dict(enumerate(self.classes))).astype("string")
