@@ -301,9 +301,10 @@ def test_subset_renumbers_labels_in_the_given_order(tmp_path):
 
 def test_subset_unknown_repeated_or_empty_class_raises(tmp_path):
     dataset = read(ham10000(tmp_path), classes=["BKL", "MEL"])
-    for classes in (["WART"], ["MEL", "MEL"]):
-        with pytest.raises(DataError, match=f"BKL, MEL .* got .*{classes[0]}"):
-            dataset.subset(classes)
+    with pytest.raises(DataError, match="ham10000 has the classes BKL, MEL, not WART"):
+        dataset.subset(["WART", "MEL"])
+    with pytest.raises(DataError, match="classes must be different, got MEL, MEL"):
+        dataset.subset(["MEL", "MEL"])
     with pytest.raises(DataError, match="no image of ham10000 is labeled MEL"):
         replace(dataset, table=dataset.table[dataset.table["label"] == 0]).subset(["MEL"])
 

@@ -154,7 +154,7 @@ def test_prepare_sketch_style_follows_from_the_data_set(tmp_path, capsys, monkey
 
 @pytest.mark.parametrize(("dataset", "content"), [("course", "Train_labels.csv"), ("folders", "<class>/")])
 def test_prepare_of_an_absent_data_set_without_download_fails(smoke, capsys, dataset, content):
-    fails(capsys, ["prepare", "--dataset", dataset], f"{dataset} has no download: set LESION_DATA_ROOT.*{content}")
+    fails(capsys, ["prepare", "--dataset", dataset], f"'{dataset}' has no download: set LESION_DATA_ROOT.*{content}")
 
 
 def test_prepare_never_downloads_to_a_folder_that_was_named(smoke, tmp_path, capsys, monkeypatch):

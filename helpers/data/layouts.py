@@ -96,7 +96,7 @@ def ensure_folder(cfg) -> None:
     elif is_empty and cfg.dataset not in ARCHIVES:
         (expected,) = (layout.expected for layout in LAYOUTS if layout.name == cfg.dataset)
         raise DataError(
-            f"the data set {cfg.dataset} has no download: set LESION_DATA_ROOT (or --data-root) to its folder, with "
+            f"the data set {cfg.dataset!r} has no download: set LESION_DATA_ROOT (or --data-root) to its folder, with "
             f"{expected}"
         )
 

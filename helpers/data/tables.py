@@ -33,9 +33,10 @@ class DatasetTable:
 
         Raises `DataError` for unknown or repeated classes, or if no image is left.
         """
-        unknown = [c for c in classes if c not in self.classes]
-        if unknown or len(set(classes)) < len(classes):
-            raise DataError(f"classes must be different ones of {', '.join(self.classes)} ({self.name}), got {classes}")
+        if unknown := [c for c in classes if c not in self.classes]:
+            raise DataError(f"{self.name} has the classes {', '.join(self.classes)}, not {', '.join(unknown)}")
+        if len(set(classes)) < len(classes):
+            raise DataError(f"classes must be different, got {', '.join(classes)}")
         names = self.class_names()
         keep = names.isin(classes)
         if not keep.any():

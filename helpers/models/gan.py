@@ -67,7 +67,7 @@ class GANConfig:
 
     size: int  # pixels per side
     classes: tuple[str, ...] = ()  # only these classes; empty: all of the data set
-    style: str | None = None  # sketch style, contour or structure, or none: no sketch; default: that of the store
+    style: str | None = None  # sketch style; default: contour with masks or sketches, else structure; "none": no sketch
     base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
     level_channels: tuple[int, ...] | None = None  # channels at 1/2, 1/4, ...; None: from `base_channels`
     z_dim: int = 16  # length of the latent z

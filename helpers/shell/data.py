@@ -37,7 +37,7 @@ class Prepare(DataCommand):
     """Adds the artifact flags of the released detector if the set has none."""
 
     size: int  # pixels per side
-    style: Literal["contour", "structure"] | None = None  # sketch style; default: contour if available, else structure
+    style: Literal["contour", "structure"] | None = None  # default: contour with masks or sketches, else structure
     crop: Literal["center", "none"] = "center"  # central square, or whole image
     classes: tuple[str, ...] = ()  # keep only these classes
     out: Path | None = None  # folder for the store; default: data/stores
