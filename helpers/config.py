@@ -38,18 +38,17 @@ class Config:
 
 
 def get_config(dataset: str | None = None, data_root: str | Path | None = None) -> Config:
-    """What the environment selects; `dataset` and `data_root` override it.
+    """What the environment selects; `dataset` and `data_root` override it; `~` is the home folder.
 
     A relative LESION_DATA_ROOT starts at the repository root, a relative `data_root` at the working directory. Raises
     `ValueError` if `dataset` or a variable has an unknown value.
     """
     profile = _choose("LESION_PROFILE", None, "demo", PROFILES)
     name = _choose("LESION_DATASET", dataset, "phantoms", DATASETS)
-    # Each profile has a sample of its own size, so a smoke run never overwrites that of the demo.
-    folder = f"data/phantoms-{profile}" if name == "phantoms" else f"data/{name}"
+    folder = default_root(name, profile)
     if os.environ.get("LESION_DATASET", name) in ("", name):  # else LESION_DATA_ROOT belongs to another data set
-        folder = os.environ.get("LESION_DATA_ROOT") or folder
-    root = Path(data_root).resolve() if data_root else ROOT / Path(folder).expanduser()
+        folder = Path(os.environ.get("LESION_DATA_ROOT") or folder).expanduser()
+    root = Path(data_root).expanduser().resolve() if data_root else ROOT / folder
     return Config(
         profile=profile,
         dataset=name,
@@ -60,6 +59,12 @@ def get_config(dataset: str | None = None, data_root: str | Path | None = None) 
         features=ROOT / "data" / "features",
         workers=cpu_count(),
     )
+
+
+def default_root(dataset: str, profile: str) -> Path:
+    """Folder of a data set for which none is named; a published set is downloaded only to this one."""
+    # Each profile has a sample of its own size, so a smoke run never overwrites that of the demo.
+    return ROOT / "data" / (f"phantoms-{profile}" if dataset == "phantoms" else dataset)
 
 
 def find_weights_file(*names: str) -> Path | None:
@@ -112,7 +117,7 @@ def cpu_count() -> int:
 
 def _folder_suffix(name: str, root: Path) -> str:
     """For data sets that are anybody's folder: its name, and digits that tell folders of one name apart."""
-    if name not in ("course", "folders"):
+    if name not in ("course", "folders") or root == default_root(name, ""):
         return ""
     return f"-{root.name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:6]}"
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from helpers.models.trainer import Backward, TrainTask
+from helpers.phantoms.photo import render
 
 HAM = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
@@ -105,6 +106,17 @@ def folders(root: Path) -> Path:
             for i in range(count):
                 seed = first + 100 * number + i
                 write_image(root / split / name / f"ISIC_{seed:07d}.jpg", seed)
+    return root
+
+
+def own_images(root: Path, per_class: int = 12) -> Path:
+    """Class folders without masks: `per_class` phantoms of each of three classes, in three sizes."""
+    for number, name in enumerate(("melanoma", "nevus", "basal cell carcinoma")):
+        (root / name).mkdir(parents=True)
+        for k in range(per_class):
+            image = render(number, seed=100 * number + k, size=80)[0]
+            size = [(80, 80), (96, 72), (72, 90)][k % 3]  # width, height
+            cv2.imwrite(str(root / name / f"{name[:3]}_{k}.png"), cv2.resize(image, size)[..., ::-1])
     return root
 
 

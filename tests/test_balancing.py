@@ -10,6 +10,7 @@ from helpers.experiments.balancing import (
     BalancingExperiment,
     balancing_experiment,
     best_baseline,
+    can_blend,
     comparison_pairs,
     lesion_folds,
     rare_classes,
@@ -165,10 +166,15 @@ def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_pa
         assert all(set(np.unique(source.labels)) <= set(rare) for source in sources[1:]), "only rare classes"
 
 
-def test_balancing_experiment_without_masks_raises(phantom_store, tmp_path, monkeypatch):
+def test_balancing_experiment_without_masks_does_not_blend(phantom_store, tmp_path, monkeypatch):
+    assert can_blend(phantom_store)
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
-    with pytest.raises(DataError, match=r"phantoms needs masks of its rare classes \(.*\)"):
-        balancing_experiment(phantom_store, settings_for(phantom_store), tmp_path)
+    assert not can_blend(phantom_store)
+    experiment = replace(settings_for(phantom_store), real_per_synthetic=(1, 4))
+    results = balancing_experiment(phantom_store, experiment, tmp_path, only=["oversampled", "CGAN"])
+    assert set(results["arm"]) == {"oversampled", "CGAN"}
+    with pytest.raises(ValueError, match=r"must be one of unbalanced, .*, DCGAN, CGAN, DCGAN, one in 5, CGAN, one in"):
+        balancing_experiment(phantom_store, experiment, tmp_path, only=["blended"])
 
 
 def test_rare_recall_is_the_mean_over_the_rare_classes():

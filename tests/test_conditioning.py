@@ -16,7 +16,7 @@ from helpers.models.sampling import random_artifacts, sample
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-SMALL = GANConfig(64, CLASSES, base_channels=8, noise_channels=4, projected=True)
+SMALL = GANConfig(64, CLASSES, "contour", base_channels=8, noise_channels=4, projected=True)
 HAIR = np.array([[0, 1, 0, 0, 0, 0, 0]])
 
 

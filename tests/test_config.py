@@ -1,6 +1,8 @@
+from pathlib import Path
+
 import pytest
 
-from helpers.config import ROOT, display_path, find_weights_file, get_config
+from helpers.config import ROOT, default_root, display_path, find_weights_file, get_config
 
 
 @pytest.fixture(autouse=True)
@@ -42,6 +44,17 @@ def test_get_config_arguments_override_the_environment(monkeypatch, tmp_path):
     assert get_config(data_root=tmp_path).data_root == tmp_path
     monkeypatch.delenv("LESION_DATASET")
     assert get_config(dataset="ham10000").data_root == ROOT / "somewhere", "no other set is named"
+
+
+def test_get_config_tilde_is_the_home_folder(monkeypatch):
+    assert get_config(data_root="~/isic").data_root == Path.home() / "isic"
+    monkeypatch.setenv("LESION_DATA_ROOT", "~/isic")
+    assert get_config("isic2016").data_root == Path.home() / "isic"
+
+
+def test_default_root_is_the_folder_if_none_is_named():
+    assert get_config("isic2016").data_root == default_root("isic2016", "demo") == ROOT / "data/isic2016"
+    assert get_config().data_root == default_root("phantoms", "demo")
 
 
 def test_get_config_empty_variable_counts_as_unset(monkeypatch):

@@ -5,7 +5,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MeanPoolExtractor, isic2016
+from factories import MeanPoolExtractor, folders, isic2016
 
 from helpers.config import ROOT, Config
 from helpers.data.files import DataError
@@ -21,7 +21,7 @@ from helpers.experiments.evaluate_networks import (
     evaluate_classifier,
     evaluate_segmenter,
 )
-from helpers.experiments.evaluation import format_table, load_generator, mean_row, to_table
+from helpers.experiments.evaluation import format_table, load_generator, mean_row, open_store, to_table
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.prediction_tables import predict_table, score_table
 from helpers.models.artifacts import ArtifactConfig, train_artifacts
@@ -50,6 +50,16 @@ def outputs(cfg, phantom_store):
     train_segmenter(phantom_store, segmenter, cfg.outputs / "segmenter", train_config)
     train_artifacts(phantom_store, ArtifactConfig(64, pretrained=False), cfg.outputs / "artifacts", train_config)
     return cfg.outputs
+
+
+def test_open_store_takes_the_style_of_the_data_set_and_only_its_classes(cfg, tmp_path):
+    store = open_store(cfg, 64, "none", classes=("VASC", "DF"))
+    assert store.classes == ["VASC", "DF"] and store.config.style == "contour"
+    assert open_store(cfg, 64, "structure").config.style == "structure"
+    own = replace(cfg, dataset="folders", data_root=folders(tmp_path / "own"), stores=tmp_path)
+    assert open_store(own, 32).config.style == "structure"
+    with pytest.raises(DataError, match="folders has the classes dermatofibroma, melanoma, nevus, not VASC"):
+        open_store(own, 32, classes=("VASC", "nevus"))
 
 
 def test_load_generator_cgan_and_dcgan_only_the_cgan_depends_on_sketches(phantom_store, tmp_path):

@@ -14,7 +14,7 @@ from helpers.models.gan import GAN, GANConfig, grown_config, load_gan, train_gan
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-PLAIN = GANConfig(64, CLASSES, base_channels=8)
+PLAIN = GANConfig(64, CLASSES, "contour", base_channels=8)
 SMALL = replace(PLAIN, projected=True)
 
 

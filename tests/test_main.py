@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MeanPoolExtractor, course, folders, isic2016, write_image
+from factories import MeanPoolExtractor, course, folders, isic2016, own_images, write_image
 
 from helpers.__main__ import COMMANDS, main
 from helpers.config import get_config
@@ -138,18 +138,51 @@ def test_prepare_twice_writes_one_store(tmp_path, capsys):
     assert "isic2016" in capsys.readouterr().out
 
 
-def test_prepare_without_masks_needs_style_structure(tmp_path, capsys):
+def test_prepare_sketch_style_follows_from_the_data_set(tmp_path, capsys, monkeypatch):
     folder, stores = folders(tmp_path / "tree"), tmp_path / "stores"
-    fails(capsys, prepare_args("folders", folder, stores), "'structure'")
-    options = ["--style", "structure", "--classes", "nevus", "melanoma"]
-    assert main(prepare_args("folders", folder, stores, *options)) == 0
+    monkeypatch.setenv("LESION_DATASET", "folders")
+    monkeypatch.setenv("LESION_DATA_ROOT", str(folder))
+    options = ["--size", "32", "--out", str(stores), "--classes", "nevus", "melanoma"]
+    assert main(["prepare", *options]) == 0
     store = Store(next(stores.iterdir()))
     assert store.classes == ["nevus", "melanoma"] and len(store) == 18
+    assert store.config.style == "structure" and "no masks" in capsys.readouterr().out
+    fails(capsys, ["prepare", *options, "--style", "contour"], "'contour' needs masks.*: use style 'structure'")
+    assert main(prepare_args("isic2016", isic2016(tmp_path / "isic"), tmp_path / "masked")) == 0
+    assert Store(next((tmp_path / "masked").iterdir())).config.style == "contour"
 
 
-@pytest.mark.parametrize("dataset", ["course", "folders"])
-def test_prepare_of_an_absent_data_set_without_download_fails(tmp_path, capsys, dataset):
-    fails(capsys, prepare_args(dataset, tmp_path / "absent", tmp_path / "stores"), f"download.*'{dataset}'")
+@pytest.mark.parametrize(("dataset", "content"), [("course", "Train_labels.csv"), ("folders", "<class>/")])
+def test_prepare_of_an_absent_data_set_without_download_fails(smoke, capsys, dataset, content):
+    fails(capsys, ["prepare", "--dataset", dataset], f"'{dataset}' has no download: set LESION_DATA_ROOT.*{content}")
+
+
+def test_prepare_never_downloads_to_a_folder_that_was_named(smoke, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("helpers.data.layouts.download", lambda *_: pytest.fail("a download was started"))
+    for dataset, hint in (("isic2016", "leave it out to download isic2016"), ("folders", ""), ("phantoms", "")):
+        fails(capsys, prepare_args(dataset, tmp_path / "absent", tmp_path / "out"), f"absent is not a folder.*{hint}")
+    monkeypatch.setenv("LESION_DATASET", "ham10000")
+    monkeypatch.setenv("LESION_DATA_ROOT", str(tmp_path / "absent"))
+    fails(capsys, ["prepare"], "absent is not a folder: correct LESION_DATA_ROOT or --data-root")
+    (tmp_path / "empty").mkdir()
+    fails(capsys, prepare_args("isic2016", tmp_path / "empty", tmp_path / "out"), "none of the known layouts")
+    assert not (tmp_path / "absent").exists()
+
+
+def test_prepare_with_data_root_but_without_dataset_says_which_variable_to_set(smoke, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LESION_DATA_ROOT", str(isic2016(tmp_path)))
+    fails(capsys, ["prepare"], "is not a sample of phantoms.*set LESION_DATASET")
+
+
+def test_options_with_a_tilde_are_in_the_home_folder(tmp_path, monkeypatch):
+    home, work = tmp_path / "home", tmp_path / "work"
+    folders(home / "own")
+    work.mkdir()
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    command = ["prepare", "--dataset", "folders", "--data-root=~/own", "--size", "32", "--out", "~/stores"]
+    assert main(command) == 0
+    assert len(list((home / "stores").iterdir())) == 1 and list(work.iterdir()) == []
 
 
 def test_prepare_into_a_file_fails(tmp_path, capsys):
@@ -216,7 +249,7 @@ def test_train_killed_and_started_again_equals_a_run_without_interruption(phanto
 
 def test_train_cgan_defaults_are_those_of_the_config(trained):
     config = load_gan(trained)[1]
-    given = {"base_channels": config.base_channels, "projected": config.projected}
+    given = {"style": "contour", "base_channels": config.base_channels, "projected": config.projected}
     assert config == GANConfig(config.size, config.classes, **given)
 
 
@@ -272,6 +305,20 @@ def test_train_cgan_unpaired_uses_unpaired_sketches_or_says_that_there_are_none(
     assert main(train_args("cgan", phantoms, tmp_path / "b", *options)) == 0
     assert "no unpaired sketches found" in capsys.readouterr().out
     assert not load_gan(tmp_path / "b/checkpoint.pt")[1].paired
+
+
+def own_args(folder: Path, out: Path) -> list[str]:
+    return ["--dataset", "folders", "--data-root", str(folder), "--out", str(out)]
+
+
+def test_train_cgan_sketch_style_follows_from_the_data_set(trained, tmp_path, smoke, capsys):
+    assert load_gan(trained)[1].style == "contour", "phantoms have masks"
+    options = ["--steps", "2", "--batch-size", "4", "--base-channels", "8", "--no-projected", "--no-artifacts"]
+    command = ["train", "cgan", *own_args(own_images(tmp_path / "own", 10), tmp_path / "out"), *options]
+    assert main(command) == 0
+    assert load_gan(tmp_path / "out/checkpoint.pt")[1].style == "structure"
+    fails(capsys, [*command, "--style", "contour"], "'contour' needs masks or sketches, folders has none")
+    fails(capsys, [*command, "--style", "watercolor"], "style must be one of contour, structure, got 'watercolor'")
 
 
 def test_train_dcgan_with_options_writes_checkpoint_and_grid(phantoms, tmp_path, smoke):
@@ -633,6 +680,15 @@ def test_experiment_real_vs_synthetic_writes_arms_by_three_measures(phantoms, tm
     assert output.count("50% of the real images, ") == 15 and "one seed, no verdict" in output
     measures = ("auc", "average-precision", "balanced-accuracy")
     assert {path.name for path in tmp_path.glob("arms*")} == {f"arms-{measure}.csv" for measure in measures}
+
+
+def test_experiments_sketch_style_follows_from_the_data_set(tmp_path, smoke, capsys):
+    own = own_args(own_images(tmp_path / "own", 10), tmp_path / "out")
+    options = ["--seeds", "0", "--fractions", "1", "--generator.no-artifacts", "--arms", "real", "synthetic only"]
+    assert main(["experiment", "real-vs-synthetic", *own, *options]) == 0
+    assert "synthetic only against real" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out/plan.json").read_text())["generator"]["style"] == "structure"
+    fails(capsys, ["experiment", "segmentation", *own], "folders has no masks: segmentation needs them")
 
 
 def test_experiment_balancing_compares_with_the_best_baseline(phantoms, tmp_path, smoke, capsys):

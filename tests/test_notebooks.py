@@ -8,6 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
+from factories import own_images
 
 import helpers.config
 from helpers.config import REPOSITORY, ROOT, install_missing, missing_requirements
@@ -83,6 +84,39 @@ def test_notebook_contains_no_absolute_path(notebook):
 def test_notebook_files_are_small():
     sizes = {path.name[:2]: path.stat().st_size for path in PATHS}
     assert sizes.pop("03") < 1_000_000 and max(sizes.values()) < 700_000 and sum(sizes.values()) < 4_000_000
+
+
+# ------------------------------------------------------------------------------------------------------- own images
+
+
+@pytest.fixture(scope="module")
+def own_root(tmp_path_factory) -> Path:
+    """Instead of the repository: released weights, class folders without masks, and room for stores and outputs."""
+    root = tmp_path_factory.mktemp("own")
+    (root / "data").mkdir()
+    (root / "data/released").symlink_to(ROOT / "data/released")
+    own_images(root / "data/folders")
+    return root
+
+
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [
+        ("02", "no masks in this data set: cells that need them show the embedded phantoms"),
+        ("07", "no masks of rare classes in this data set: blending is skipped"),
+    ],
+)
+def test_notebook_runs_on_class_folders_without_masks(own_root, monkeypatch, capsys, number, expected):
+    monkeypatch.setattr("helpers.config.ROOT", own_root)
+    for name, value in {"PROFILE": "smoke", "DATASET": "folders", "DATA_ROOT": "", "WEIGHTS_DIR": ""}.items():
+        monkeypatch.setenv(f"LESION_{name}", value)
+    (path,) = (path for path in PATHS if path.name.startswith(number))
+    variables = {"__name__": "__main__"}
+    for cell in code_cells(nbformat.read(path, as_version=4))[1:]:
+        exec(cell.source, variables)
+    assert expected in capsys.readouterr().out
+    assert variables["dataset"].name == "folders" and not variables["dataset"].has_masks
+    assert len(list((own_root / "outputs/folders-smoke/figures").glob(f"{number}_*.png"))) >= 7
 
 
 # --------------------------------------------------------------------------------------------------------- Colab

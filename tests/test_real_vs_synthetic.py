@@ -83,12 +83,12 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
     assert len(gan_rows) == 1 and np.array_equal(gan_rows[0], rows), "arms share the synthetic images"
 
 
-def test_real_vs_synthetic_experiment_without_masks_or_with_wrong_fractions_raises(
+def test_real_vs_synthetic_experiment_without_sketches_or_with_wrong_fractions_raises(
     phantom_store, tmp_path, monkeypatch
 ):
     experiment = settings_for(phantom_store)
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[1.5\]"):
         real_vs_synthetic_experiment(phantom_store, replace(experiment, fractions=(1.5,)), tmp_path)
-    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
-    with pytest.raises(DataError, match=r"training images with mask and label, .*; got 0 and"):
+    monkeypatch.setattr(phantom_store, "has_sketch", np.zeros(len(phantom_store), bool))
+    with pytest.raises(DataError, match=r"training images with sketch and label, .*; got 0 and"):
         real_vs_synthetic_experiment(phantom_store, experiment, tmp_path)

@@ -167,6 +167,16 @@ def test_fraction_of_rows_takes_whole_lesions_of_every_class(phantom_store):
         assert num_few == max(1, round(0.2 * num_all)), "the same fraction of every class"
 
 
+def test_fraction_of_rows_needs_masks_unless_the_store_has_none(phantom_store, monkeypatch):
+    all_rows = fraction_of_rows(phantom_store, 1.0)
+    some = np.zeros(len(phantom_store), bool)
+    some[all_rows[:5]] = True
+    monkeypatch.setattr(phantom_store, "has_mask", some)
+    assert list(fraction_of_rows(phantom_store, 1.0)) == list(all_rows[:5])
+    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
+    assert list(fraction_of_rows(phantom_store, 1.0)) == list(phantom_store.rows("train", ["label", "sketch"]))
+
+
 def test_check_fractions_outside_0_to_1_raises():
     check_fractions([0.01, 1.0])
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[0.0, 1.5\]"):
@@ -178,6 +188,6 @@ def test_check_rows_without_training_or_test_images_raises(phantom_store, monkey
     check_rows(phantom_store, np.arange(3), "test")
     with pytest.raises(DataError, match=f"phantoms needs .* to test on in test; got {num_train} and 0"):
         check_rows(phantom_store, np.arange(0), "test")
-    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
+    monkeypatch.setattr(phantom_store, "has_sketch", np.zeros(len(phantom_store), bool))
     with pytest.raises(DataError, match="got 0 and 3"):
         check_rows(phantom_store, np.arange(3), "test")

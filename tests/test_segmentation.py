@@ -136,5 +136,5 @@ def test_segmentation_experiment_without_masks_or_with_wrong_fractions_raises(ph
     with pytest.raises(ValueError, match=r"must be in \(0, 1\], got \[1.5\]"):
         segmentation_experiment(phantom_store, replace(experiment, fractions=(0.5, 1.5)), tmp_path)
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
-    with pytest.raises(DataError, match="images to test on in test; got 0 and 0"):
+    with pytest.raises(DataError, match="phantoms has no masks: segmentation needs them"):
         segmentation_experiment(phantom_store, experiment, tmp_path)

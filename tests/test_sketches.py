@@ -5,6 +5,7 @@ import pytest
 from helpers.data.sketches import (
     contour,
     deform,
+    deform_sketch,
     deformation,
     hair_mask,
     hand_drawn,
@@ -170,6 +171,17 @@ def test_deformation_maps_the_image_the_same_way_as_the_mask():
     image = cv2.remap(255 * mask, grid, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
     shape = deform(mask, np.random.default_rng(4))
     assert ((image > 127) != shape).mean() < 0.005 < (mask != shape).mean()
+
+
+def test_deform_sketch_moves_lines_and_mask_together():
+    mask = render(0, 3, 128)[1]
+    for seed in range(5):
+        lines, shape = deform_sketch(contour(mask), mask, np.random.default_rng(seed))
+        assert (shape == deform(mask, np.random.default_rng(seed))).all() and set(np.unique(lines)) == {0, 255}
+        near = cv2.dilate(contour(shape), np.ones((5, 5), np.uint8)) > 0
+        assert near[lines > 0].mean() > 0.95 and (lines > 0).sum() > 0.5 * (contour(shape) > 0).sum()
+    lines, shape = deform_sketch(contour(mask), np.zeros_like(mask), np.random.default_rng(0))
+    assert lines.any() and not shape.any(), "without a mask about the center of the image"
 
 
 def test_sketch_selects_the_style():

@@ -4,7 +4,15 @@ import pytest
 from helpers.data.files import DataError
 from helpers.data.sketches import contour, fill
 from helpers.data.store import StoreConfig
-from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, sample_balanced, small_lesions
+from helpers.experiments import synthetic as module
+from helpers.experiments.synthetic import (
+    blended_images,
+    cgan_images,
+    dcgan_images,
+    new_sketch,
+    sample_balanced,
+    small_lesions,
+)
 from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.trainer import TrainConfig
 
@@ -35,12 +43,29 @@ def test_cgan_images_of_a_network_with_other_classes_raise(checkpoint, phantom_s
         cgan_images(checkpoint, phantom_store, np.array([0]), 2)
 
 
-def test_cgan_images_of_a_structure_network_raise(phantom_store, tmp_path, monkeypatch):
+def test_cgan_images_of_a_structure_network_come_from_deformed_lines(phantom_store, tmp_path, monkeypatch):
     monkeypatch.setattr(phantom_store, "config", StoreConfig(64, "structure"))
-    config = GANConfig(64, tuple(phantom_store.classes), "structure", base_channels=8)
-    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))
-    with pytest.raises(DataError, match="only have the style 'contour', the network was trained on 'structure'"):
-        cgan_images(tmp_path / "checkpoint.pt", phantom_store, np.array([0]), 2)
+    train_gan(phantom_store, GANConfig(64, base_channels=8), tmp_path, TrainConfig(1, 4))
+    rows, sketches = phantom_store.rows("train", ["mask", "sketch"])[:4], []
+    monkeypatch.setattr(module, "sample_batch", lambda _, batch, seed: sketches.append(batch["sketches"]))
+    cgan_images(tmp_path / "checkpoint.pt", phantom_store, rows, 12)
+    stored = {phantom_store.sketches[row].tobytes() for row in rows}
+    assert sketches[0].shape == (12, 64, 64) and not stored & {sketch.tobytes() for sketch in sketches[0]}
+    ink = phantom_store.sketches[rows].astype(bool).mean()
+    assert 0.4 * ink < sketches[0].astype(bool).mean() < 2 * ink
+    monkeypatch.undo()
+    with pytest.raises(DataError, match="the store has contour sketches, the network was trained on structure ones"):
+        cgan_images(tmp_path / "checkpoint.pt", phantom_store, rows, 2)
+
+
+def test_new_sketch_of_an_image_without_a_mask_has_deformed_lines(phantom_store, monkeypatch):
+    row = phantom_store.rows("train", ["mask", "sketch"])[0]
+    lines, mask = new_sketch(phantom_store, row, np.random.default_rng(0))
+    assert np.array_equal(contour(mask), lines)
+    monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
+    monkeypatch.setattr(phantom_store, "masks", np.zeros_like(phantom_store.masks))
+    lines, mask = new_sketch(phantom_store, row, np.random.default_rng(0))
+    assert lines.any() and not mask.any() and not np.array_equal(lines, phantom_store.sketches[row])
 
 
 def test_cgan_images_balanced_has_equally_many_per_class(checkpoint, phantom_store):

@@ -9,7 +9,7 @@ from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
 from helpers.models.unpaired import inscribed_circle, otsu_mask, otsu_separability, region_means
 
-SMALL = GANConfig(64, ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"), base_channels=8)
+SMALL = GANConfig(64, ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"), "contour", base_channels=8)
 LESION, SKIN = torch.tensor([-0.2, -0.4, -0.5]), torch.tensor([0.6, 0.4, 0.3])
 
 

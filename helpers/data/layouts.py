@@ -14,7 +14,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from helpers.data.download import download, is_unfinished
+from helpers.config import default_root
+from helpers.data.download import ARCHIVES, download, is_unfinished
 from helpers.data.files import HIDDEN_FOLDER, DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
@@ -72,16 +73,32 @@ def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
 
 
 def open_dataset(cfg, classes: list[str] | None = None) -> DatasetTable:
-    """Read the data set of a config from `get_config`, after generating it (the embedded sample) or downloading it (a
-    published set) if its folder does not exist. Raises `DataError` if that is not possible."""
-    if cfg.dataset == "phantoms":
-        sample.write(cfg.data_root, *sample.SAMPLE_SIZES[cfg.profile], cfg.seed)
-    elif not cfg.data_root.is_dir() or is_unfinished(cfg.data_root):
-        download(cfg.dataset, cfg.data_root)
+    """Read the data set of a config from `get_config`, see `ensure_folder`. Raises `DataError` if there is none."""
+    ensure_folder(cfg)
     dataset = read(cfg.data_root, classes)
     if dataset.name != cfg.dataset:
         dataset.problems.insert(0, f"expected {cfg.dataset}, but the folder contains {dataset.name}")
     return dataset
+
+
+def ensure_folder(cfg) -> None:
+    """Generate the embedded sample, or download a published set to its default folder, if the folder of the config is
+    absent or empty. Raises `DataError` for another folder that does not exist, and for a set that has no download."""
+    root, is_default = cfg.data_root, cfg.data_root == default_root(cfg.dataset, cfg.profile)
+    is_empty = not root.is_dir() or not any(root.iterdir())
+    if not is_default and not root.is_dir():
+        hint = f", or leave it out to download {cfg.dataset}" if cfg.dataset in ARCHIVES else ""
+        raise DataError(f"{root} is not a folder: correct LESION_DATA_ROOT or --data-root{hint}")
+    if cfg.dataset == "phantoms":
+        sample.write(root, *sample.SAMPLE_SIZES[cfg.profile], cfg.seed)
+    elif is_unfinished(root) or (is_default and is_empty and cfg.dataset in ARCHIVES):
+        download(cfg.dataset, root)
+    elif is_empty and cfg.dataset not in ARCHIVES:
+        (expected,) = (layout.expected for layout in LAYOUTS if layout.name == cfg.dataset)
+        raise DataError(
+            f"the data set {cfg.dataset!r} has no download: set LESION_DATA_ROOT (or --data-root) to its folder, with "
+            f"{expected}"
+        )
 
 
 def _nested_candidates(folder: Path) -> list[Path]:

@@ -211,6 +211,13 @@ def deform(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     return _warp(mask, deformation(mask, rng), cv2.BORDER_REPLICATE)
 
 
+def deform_sketch(lines: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """A sketch `uint8 (H, W)` in {0, 255} and the mask of its lesion under one random `deformation`: a new sketch for
+    images without a mask (zeros), or with lines inside the lesion."""
+    grid = deformation(mask, rng)
+    return _warp(lines, grid), _warp(mask, grid, cv2.BORDER_REPLICATE)
+
+
 def deformation(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """A random rotation, scaling, flip and smooth warp about the centroid of mask `(H, W)` in {0, 1}.
 

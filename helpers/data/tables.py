@@ -33,9 +33,10 @@ class DatasetTable:
 
         Raises `DataError` for unknown or repeated classes, or if no image is left.
         """
-        unknown = [c for c in classes if c not in self.classes]
-        if unknown or len(set(classes)) < len(classes):
-            raise DataError(f"classes must be different ones of {', '.join(self.classes)} ({self.name}), got {classes}")
+        if unknown := [c for c in classes if c not in self.classes]:
+            raise DataError(f"{self.name} has the classes {', '.join(self.classes)}, not {', '.join(unknown)}")
+        if len(set(classes)) < len(classes):
+            raise DataError(f"classes must be different, got {', '.join(classes)}")
         names = self.class_names()
         keep = names.isin(classes)
         if not keep.any():
@@ -48,6 +49,16 @@ class DatasetTable:
     def has_contours(self) -> bool:
         """Whether contour sketches are available, from masks or as files of the data set."""
         return bool(self.table[["mask_path", "sketch_path"]].notna().any(axis=None))
+
+    @property
+    def has_masks(self) -> bool:
+        """Whether at least one image has a mask."""
+        return bool(self.table["mask_path"].notna().any())
+
+    @property
+    def style(self) -> str:
+        """The sketch style that is used where none is given: "contour" if available, else "structure"."""
+        return "contour" if self.has_contours else "structure"
 
     def class_names(self) -> pd.Series:
         """The class name of every row, `<NA>` if the label is unknown."""

@@ -26,7 +26,8 @@ from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
 
 RARE_FRACTION = 0.05  # of the labeled images, at most
-MASKED = ("mask", "label", "sketch")  # what images need to be blended, or to train the CGAN
+BLENDED = ("mask", "label", "sketch")  # what images need to be blended; the sketch of an empty mask is empty
+NOT_BLENDED = "no masks of rare classes in this data set: blending is skipped"
 
 
 def rare_classes(store: Store) -> list[str]:
@@ -37,12 +38,9 @@ def rare_classes(store: Store) -> list[str]:
     return rare or [store.classes[int(np.where(counts > 0, counts, counts.max()).argmin())]]
 
 
-def check_rare_masks(store: Store) -> None:
-    """Raise `DataError` if no image of a rare class has mask and sketch."""
-    rare = rare_classes(store)
-    if not len(store.rows(needs=MASKED, classes=rare)):
-        names = " ".join(rare)
-        raise DataError(f"{store.name} needs masks of its rare classes ({names}) to generate or blend them, got none")
+def can_blend(store: Store) -> bool:
+    """Whether an image of a rare class has a mask that is not empty."""
+    return len(store.rows(needs=BLENDED, classes=rare_classes(store))) > 0
 
 
 def lesion_folds(store: Store, num_folds: int) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -104,11 +102,10 @@ def balancing_experiment(
     oversampled with synthetic images of the rare classes, from a DCGAN, a CGAN or blending, see `synthetic_arms`. Every
     fold trains its generators on its own training rows; seeds share folds and generators.
 
-    Returns the columns `arm fraction seed`, those of `predict_table`, `fold init seconds`. Raises `DataError` if masks
-    or labels are missing, `ValueError` for an unknown arm.
+    Without masks of rare classes there is no blending. Returns the columns `arm fraction seed`, those of
+    `predict_table`, `fold init seconds`. Raises `DataError` if labels are missing, `ValueError` for an unknown arm.
     """
     experiment, folds = fit_configs(experiment, store), lesion_folds(store, experiment.folds)
-    check_rare_masks(store)
 
     def run_one(balance: str, method: str | None, ratio: int, _: float, seed: int, work: Path) -> pd.DataFrame:
         def sources_of(fold: int) -> list[ImageSource]:
@@ -121,7 +118,8 @@ def balancing_experiment(
         return cross_validate(store, folds, sources_of, config, train_config, work)
 
     arms = {"unbalanced": ("none", None, 1), "class-weighted": ("loss", None, 1), "oversampled": ("sampling", None, 1)}
-    arms |= {name: ("sampling", *arm) for name, arm in synthetic_arms(experiment.real_per_synthetic).items()}
+    synthetic = synthetic_arms(experiment.real_per_synthetic).items()
+    arms |= {name: ("sampling", *arm) for name, arm in synthetic if arm[0] != "blended" or can_blend(store)}
     arms = {name: partial(run_one, *arm) for name, arm in arms.items()}
     return run_grid(arms, [1.0], experiment.seeds, out, fingerprint_of(experiment, data=store.folder.name), only)
 
@@ -148,16 +146,17 @@ def synthetic_source(
     method: str, store: Store, experiment: BalancingExperiment, train: np.ndarray, folder: Path, seed: int
 ) -> ImageSource:
     """Images of the rare classes by "DCGAN", "CGAN" (trained in `folder`) or "blended", from the rows `train` only."""
-    masked, count = np.intersect1d(train, store.rows(needs=MASKED)), experiment.num_synthetic
-    rows, checkpoint = train if method == "DCGAN" else masked, folder / method / "checkpoint.pt"
+    needs = {"DCGAN": ["label"], "CGAN": ["label", "sketch"], "blended": BLENDED}[method]
+    rows, count = np.intersect1d(train, store.rows(needs=needs)), experiment.num_synthetic
     rare_rows = np.intersect1d(rows, store.rows(classes=rare_classes(store)))
+    checkpoint = folder / method / "checkpoint.pt"
     if method == "DCGAN":
         train_gan(store, experiment.dcgan, folder / method, experiment.dcgan_train, train)
         return dcgan_images(checkpoint, store, rare_rows, count, seed)
     if method == "CGAN":
-        train_gan(store, experiment.cgan, folder / method, experiment.gan_train, masked)
+        train_gan(store, experiment.cgan, folder / method, experiment.gan_train, rows)
         return cgan_images(checkpoint, store, rare_rows, count, seed, balanced=True)
-    return blended_images(store, rare_rows, count, small_lesions(store, masked), seed)
+    return blended_images(store, rare_rows, count, small_lesions(store, rows), seed)
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:

@@ -21,7 +21,6 @@ from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import Store
 from helpers.experiments.evaluation import Generate, load_generator, mean_row, open_store, to_table
-from helpers.experiments.synthetic import check_same_classes
 from helpers.metrics.extractors import FeatureExtractor, ImageSet, available_extractors, extract_array
 from helpers.metrics.fidelity import (
     MIN_POSITION_IMAGES,
@@ -74,7 +73,6 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
     generate, config = load_generator(checkpoint)
     extractors, notes = available_extractors(cfg.outputs / "classifier" / "checkpoint.pt")
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
-    check_same_classes(config.classes, store)
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
         measured = distances(generated, extractors, cfg.features, notes)

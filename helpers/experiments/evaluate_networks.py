@@ -50,7 +50,7 @@ def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg
     Raises `DataError` if the file is no segmenter, if no image has a mask, or if `options.against` lacks an image.
     """
     segmenter, config = load_segmenter(checkpoint)
-    store = open_store(cfg, config.size, "contour", crop="none")
+    store = open_store(cfg, config.size, crop="none")
     images = store.table.iloc[store.rows(options.split, needs=["mask"])]
     if not len(images):
         raise DataError(f"{store.name} has no masks in {options.split} to compare with")

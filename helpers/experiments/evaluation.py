@@ -33,15 +33,13 @@ PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", 
 def open_store(
     cfg: Config, size: int, style: str | None = None, crop: str = "center", classes: Sequence[str] = ()
 ) -> Store:
-    """Store of the selected data set, or of its images of some classes.
+    """Store of the selected data set, or of its images of some classes, in their order.
 
-    Sketch style, if None or "none": "contour" where the data set has contours.
+    Sketch style, if None or "none": "contour" where the data set has masks or sketches, else "structure". Raises
+    `DataError` if the data set lacks one of the classes, or masks and sketches for style "contour".
     """
-    dataset = open_dataset(cfg)
-    if classes and set(classes) < set(dataset.classes):
-        dataset = open_dataset(cfg, list(classes))
-    if style in (None, "none"):
-        style = "contour" if dataset.has_contours else "structure"
+    dataset = open_dataset(cfg, list(classes) or None)
+    style = dataset.style if style in (None, "none") else style
     return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)
 
 

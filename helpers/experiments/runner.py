@@ -21,6 +21,7 @@ from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
+from helpers.models.gan import fit_style
 
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
 # A column of the results, averaged over images, or a function: (rows of one run, weights (R, N)) -> (R,).
@@ -78,9 +79,9 @@ def _check_same_experiment(out: Path, fingerprint: dict) -> None:
 
 
 def fit_configs(experiment: Any, store: Store) -> Any:
-    """An experiment's settings with the classes of the store in every method's config. Raises `ValueError` if a config
-    does not fit the store."""
-    configs = {name: value for name, value in vars(experiment).items() if hasattr(value, "size")}
+    """An experiment's settings with classes and sketch style of the store in every method's config. Raises
+    `ValueError` if a config does not fit the store."""
+    configs = {name: fit_style(value, store) for name, value in vars(experiment).items() if hasattr(value, "size")}
     return replace(experiment, **{name: fit_config(config, store) for name, config in configs.items()})
 
 
@@ -108,7 +109,7 @@ def check_rows(store: Store, test_rows: np.ndarray, split: str) -> None:
     """Raise `DataError` if the store has no complete training images, or `test_rows (N,)` of `split` are empty."""
     num_train = len(fraction_of_rows(store, 1.0))
     if not num_train or not len(test_rows):
-        raise DataError(f"{store.name} needs training images with mask and label, and images to test on in {split}; "
+        raise DataError(f"{store.name} needs training images with sketch and label, and images to test on in {split}; "
                         f"got {num_train} and {len(test_rows)}")  # fmt: skip
 
 
@@ -177,12 +178,13 @@ def to_sentences(table: pd.DataFrame, measure: Measure) -> list[str]:
 
 
 def fraction_of_rows(store: Store, fraction: float, seed: int = 0) -> np.ndarray:
-    """Training rows with mask, label and sketch, `(N,)`: this fraction of every class's lesions, at least one each.
+    """Training rows with label and sketch, and with a mask unless the store has none, `(N,)`: this fraction of every
+    class's lesions, at least one each.
 
     Lesions stay whole, so that two images of one do not count as two. With the same seed a larger fraction contains a
     smaller one.
     """
-    rows = store.rows("train", needs=["mask", "label", "sketch"])
+    rows = store.rows("train", needs=["label", "sketch", *["mask"] * bool(store.has_mask.any())])
     lesions = store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
     rng, chosen = np.random.default_rng(seed), []
     for label in np.unique(store.labels[rows]):

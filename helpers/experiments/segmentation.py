@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.runner import check_fractions, check_rows, fingerprint_of, fit_configs, run_grid, seconds_of
 from helpers.experiments.synthetic import ArmConfig, training_sources
@@ -62,6 +63,8 @@ def segmentation_experiment(
     Returns the columns `arm fraction seed`, those of `score_images`, `init` (initial weights) and `seconds`. Raises
     `DataError` if masks or labels are missing, `ValueError` for fractions outside (0, 1] or an unknown arm.
     """
+    if not store.has_mask.any():
+        raise DataError(f"{store.name} has no masks: segmentation needs them")
     experiment, test_rows = fit_configs(experiment, store), store.rows(split, needs=["mask"])
     check_fractions(experiment.fractions)
     check_rows(store, test_rows, split)

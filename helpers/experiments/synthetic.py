@@ -13,7 +13,7 @@ import numpy as np
 from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
-from helpers.data.sketches import contour, deform, fill
+from helpers.data.sketches import contour, deform, deform_sketch, fill
 from helpers.data.store import Store
 from helpers.experiments.runner import fraction_of_rows
 from helpers.models.gan import load_gan, train_gan
@@ -62,21 +62,29 @@ def training_sources(
 def cgan_images(
     checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0, balanced: bool = False
 ) -> ImageSource:
-    """Generate `count` images from deformed masks of random `rows`, each with its lesion's label and artifacts.
+    """Generate `count` images from deformed sketches of random `rows`, each with its lesion's label and artifacts.
 
     The source holds the deformed masks too. `balanced`: about equally many per class, else in proportion to `rows`.
-    Raises `DataError` if the network was trained on other classes or another sketch style than "contour".
+    Raises `DataError` if the network was trained on other classes or another sketch style.
     """
     generator, config = load_gan(checkpoint)
     check_same_classes(config.classes, store)
-    if config.style != "contour":
-        raise DataError(f"new sketches can only have the style 'contour', the network was trained on {config.style!r}")
+    if config.style != store.config.style:
+        raise DataError(f"the store has {store.config.style} sketches, the network was trained on {config.style} ones")
     rng = np.random.default_rng(seed)
     chosen = sample_balanced(store.labels, rows, count, rng) if balanced else rng.choice(rows, count)
-    masks = np.stack([fill(deform(store.masks[row], rng)) for row in chosen])
-    batch = store.batch(chosen, ("labels", "artifacts")) | {"sketches": np.stack([contour(mask) for mask in masks])}
-    images = sample_batch(generator, batch, seed)
+    sketches, masks = (np.stack(arrays) for arrays in zip(*(new_sketch(store, k, rng) for k in chosen), strict=True))
+    images = sample_batch(generator, store.batch(chosen, ("labels", "artifacts")) | {"sketches": sketches}, seed)
     return ImageSource(images, np.arange(count), masks, np.asarray(store.labels[chosen]))
+
+
+def new_sketch(store: Store, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    """Sketch `(H, W)` in {0, 255} and mask `(H, W)` in {0, 1} of a lesion that does not exist: the contour of a
+    deformed mask, or deformed lines for style "structure" and for images without a mask, whose mask is zeros."""
+    if store.config.style == "structure" or not store.has_mask[row]:
+        return deform_sketch(store.sketches[row], store.masks[row], rng)
+    mask = fill(deform(store.masks[row], rng))
+    return contour(mask), mask
 
 
 def dcgan_images(checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0) -> ImageSource:

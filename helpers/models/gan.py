@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,7 @@ class GANConfig:
 
     size: int  # pixels per side
     classes: tuple[str, ...] = ()  # only these classes; empty: all of the data set
-    style: str = "contour"  # sketch style, see `sketches.py`; "none": no sketch, see `dcgan_config`
+    style: str | None = None  # sketch style; default: contour with masks or sketches, else structure; "none": no sketch
     base_channels: int = 32  # channels at half the resolution; doubled per halving, up to 8 times
     level_channels: tuple[int, ...] | None = None  # channels at 1/2, 1/4, ...; None: from `base_channels`
     z_dim: int = 16  # length of the latent z
@@ -353,7 +354,7 @@ def train_gan(
     or the initial checkpoint, `DataError` if there are no training images, or unknown flags and no detector, or if
     `init_from` was trained on images of this store that are held out here.
     """
-    config = check_config(config, store, sketches)
+    config = check_config(fit_style(config, store), store, sketches)
     if config.artifacts and (store.artifacts == UNKNOWN).any():
         from helpers.models.artifacts import ensure_artifacts  # imports timm, which takes seconds
 
@@ -382,6 +383,11 @@ def start_from(task: GAN, store: Store, rows: np.ndarray, init_from: str | Path 
     task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
     if task.config.artifacts:
         set_artifact_rates(task.networks["generator"], store, rows)
+
+
+def fit_style(config: Any, store: Store) -> Any:
+    """A method's `config`, with the sketch style of the store if its `style` is None."""
+    return replace(config, style=store.config.style) if getattr(config, "style", "none") is None else config
 
 
 def check_config(config: GANConfig, store: Store, sketches: np.ndarray | None) -> GANConfig:

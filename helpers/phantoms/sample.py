@@ -72,8 +72,9 @@ def _read_settings(folder: Path) -> dict | None:
     if foreign or not isinstance(settings, dict):
         reason = f"it has {min(foreign)}" if foreign else "it has no readable phantoms.json"
         raise DataError(
-            f"{folder} is not a sample of phantoms of this version ({reason}) and is not overwritten; choose an empty "
-            "folder, or delete this one if it is an older sample"
+            f"{folder} is not a sample of phantoms of this version ({reason}) and is not overwritten: set "
+            "LESION_DATASET (or --dataset) if it is another data set, delete it if it is an older sample, or choose an "
+            "empty folder"
         )
     complete = all((folder / name).is_file() for name in ("metadata.csv", "injected_faults.json"))
     counts = [len(list((folder / name).glob("PH_*"))) for name in ("images", "masks")]

@@ -1,5 +1,7 @@
 """What the commands share: parsing by tyro, the options that select the data, which checkpoint is used."""
 
+import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +11,8 @@ import tyro
 
 from helpers.config import DATASETS, Config, display_path, get_config
 from helpers.data.files import DataError
-from helpers.data.layouts import open_dataset
-from helpers.data.store import Store, StoreConfig, prepare
+from helpers.data.store import Store
+from helpers.experiments.evaluation import open_store
 from helpers.presets import PRESETS
 
 T = TypeVar("T")
@@ -27,7 +29,9 @@ class Command:
 
     @classmethod
     def parse(cls, arguments: list[str], program: str, description: str) -> "Command":
-        """The command with these options. Raises `SystemExit` with a message and the nearest option for a wrong one."""
+        """The command with these options; in paths `~` is the home folder. Raises `SystemExit` with a message and the
+        nearest option for a wrong one."""
+        arguments = [expand_home(argument) for argument in arguments]
         return tyro.cli(cls, args=arguments, prog=program, description=description, default=cls.default())
 
     @classmethod
@@ -54,11 +58,14 @@ class DataCommand(Command):
     data_root: Path | None = None  # its folder; default: LESION_DATA_ROOT, else data/<dataset>
 
     def store(self, size: int, style: str | None = None, crop: str = "center", classes: tuple[str, ...] = ()) -> Store:
-        """The data set's store. Without a `style` sketches are not used, and the style is one that the set allows."""
-        cfg = self.config()
-        dataset = open_dataset(cfg, list(classes) or None)
-        style = style or ("contour" if dataset.has_contours else "structure")
-        return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)
+        """The data set's store, see `open_store`."""
+        return open_store(self.config(), size, style, crop, classes)
+
+
+def expand_home(argument: str) -> str:
+    """An argument with the home folder for `~` at its start or after `=`: shells leave it in `--out=~/x`."""
+    prefix = re.match(r"([\w.-]+=)?", argument)[0]
+    return prefix + os.path.expanduser(argument.removeprefix(prefix))
 
 
 def find_checkpoint(method: str, checkpoint: Path | None, cfg: Config) -> Path:

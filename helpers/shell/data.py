@@ -9,9 +9,11 @@ import tyro
 
 from helpers.config import display_path, get_config
 from helpers.data.audit import audit
-from helpers.data.layouts import open_dataset, read
+from helpers.data.layouts import read
 from helpers.data.shrink import shrink_ham10000
-from helpers.data.store import UNKNOWN, StoreConfig, prepare
+from helpers.data.store import UNKNOWN
+from helpers.data.tables import DatasetTable
+from helpers.experiments.evaluation import open_store
 from helpers.models.artifacts import ensure_artifacts
 from helpers.presets import PRESETS
 from helpers.shell.base import Command, DataCommand, print_problems
@@ -35,7 +37,7 @@ class Prepare(DataCommand):
     """Adds the artifact flags of the released detector if the set has none."""
 
     size: int  # pixels per side
-    style: Literal["contour", "structure"] = "contour"  # sketch style
+    style: Literal["contour", "structure"] | None = None  # default: contour with masks or sketches, else structure
     crop: Literal["center", "none"] = "center"  # central square, or whole image
     classes: tuple[str, ...] = ()  # keep only these classes
     out: Path | None = None  # folder for the store; default: data/stores
@@ -46,12 +48,11 @@ class Prepare(DataCommand):
 
     def run(self) -> int:
         started, cfg = time.perf_counter(), self.config()
-        dataset = open_dataset(cfg, list(self.classes) or None)
-        config = StoreConfig(self.size, self.style, self.crop, cfg.seed)
-        store = prepare(dataset, self.out or cfg.stores, config, workers=cfg.workers)
+        cfg = replace(cfg, stores=self.out or cfg.stores)
+        store = open_store(cfg, self.size, self.style, self.crop, self.classes)
         if (store.artifacts == UNKNOWN).any() and (cfg.released / "artifacts.safetensors").is_file():
             ensure_artifacts(store)
-        print(replace(dataset, table=store.table).counts().to_string())
+        print(DatasetTable(store.name, cfg.data_root, store.table, store.classes).counts().to_string())
         print_problems(store.problems)
         print(f"{store}\n{display_path(store.folder)}")
         print(f"{time.perf_counter() - started:.0f} s")

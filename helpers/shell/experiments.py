@@ -41,7 +41,8 @@ class Segmentation(ArmsCommand):
     split: Literal["val", "test"] = "test"  # real images to score on
 
     def run(self) -> int:
-        store, out = self.store(self.settings.segmenter.size, "contour", "none"), self.folder("segmentation")
+        store = self.store(self.settings.segmenter.size, self.settings.generator.style, "none")
+        out = self.folder("segmentation")
         results = segmentation.segmentation_experiment(store, self.settings, out, self.split, self.arms)
         print(f"{store}\nmean Jaccard on the real images of {self.split}, 95 % intervals over images and seeds")
         report(results, ["jaccard"], segmentation.COMPARISON_PAIRS, out)
@@ -57,7 +58,8 @@ class RealVsSynthetic(ArmsCommand):
     split: Literal["val", "test"] = "test"  # real images to score on
 
     def run(self) -> int:
-        store, out = self.store(self.settings.classifier.size, "contour"), self.folder("real-vs-synthetic")
+        store = self.store(self.settings.classifier.size, self.settings.generator.style)
+        out = self.folder("real-vs-synthetic")
         results = real_vs_synthetic.real_vs_synthetic_experiment(store, self.settings, out, self.split, self.arms)
         print(f"{store}\non the real images of {self.split}, 95 % intervals over lesions and seeds")
         report(results, [balanced_accuracy, auc, average_precision], real_vs_synthetic.COMPARISON_PAIRS, out)
@@ -73,7 +75,10 @@ class Balancing(ArmsCommand):
     settings: Flat[balancing.BalancingExperiment]
 
     def run(self) -> int:
-        store, out = self.store(self.settings.classifier.size, "contour"), self.folder("balancing")
+        store = self.store(self.settings.classifier.size, self.settings.cgan.style)
+        out = self.folder("balancing")
+        if not balancing.can_blend(store):
+            print(balancing.NOT_BLENDED)
         results = balancing.balancing_experiment(store, self.settings, out, self.arms)
         rare = balancing.rare_classes(store)
         print(f"{store}\nrare classes: {' '.join(rare)}; every lesion is tested once, 95 % intervals over lesions and "
@@ -94,7 +99,8 @@ class Ablation(ArmsCommand):
     settings: Flat[ablation.AblationExperiment]
 
     def run(self) -> int:
-        store, out = self.store(self.settings.generator.size, "contour"), self.folder("ablation")
+        store = self.store(self.settings.generator.size, self.settings.generator.style)
+        out = self.folder("ablation")
         extractor = load_extractor_or_random("mobilenet_v2")
         results = ablation.ablation_experiment(store, self.settings, extractor, out, self.arms)
         report_generators(
@@ -111,7 +117,8 @@ class SmallData(ExperimentCommand):
     settings: Flat[ablation.SmallDataExperiment]
 
     def run(self) -> int:
-        store, out = self.store(self.settings.generator.size, "contour"), self.folder("small-data")
+        store = self.store(self.settings.generator.size, self.settings.generator.style)
+        out = self.folder("small-data")
         extractor = load_extractor_or_random("mobilenet_v2")
         results = ablation.small_data_experiment(store, self.settings, extractor, out)
         report_generators(results, store, self.settings, extractor.name, out / "table.csv")
