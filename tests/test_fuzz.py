@@ -1,7 +1,9 @@
 import pytest
 from fuzz import fuzz
+from fuzz_inputs import WRITERS
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::RuntimeWarning")
-def test_mutated_images_are_read_or_refused_with_a_data_error(tmp_path):
-    assert fuzz(200, tmp_path) == []
+@pytest.mark.parametrize("kind", WRITERS)
+def test_mutated_files_are_read_or_refused_with_a_data_error(kind):
+    num_read, faults = fuzz(kind, 40)
+    assert faults == [] and 0 < num_read < 40

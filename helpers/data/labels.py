@@ -1,6 +1,5 @@
 """Label tables of published data sets -> one table with `image_id` and `diagnosis`, and image ids without additions."""
 
-import csv
 import gzip
 import re
 import unicodedata
@@ -15,7 +14,8 @@ from helpers.data.files import IMAGE_SUFFIXES, DataError
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 ISIC2016_CLASSES = ["benign", "malignant"]
 ISIC2017_CLASSES = ["MEL", "SK", "NV"]
-MAX_BYTES = 20_000_000  # of a label file, unpacked; HAM10000's has 600,000
+MAX_BYTES = 10_000_000  # of a label file, unpacked; HAM10000's has 600,000
+MAX_COLUMNS = 1_000
 
 # Names that tables write out instead of the abbreviation; case and hyphens do not matter.
 _WRITTEN_OUT = {
@@ -104,9 +104,12 @@ def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFram
     """
     kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
     try:
-        text = StringIO(_read_text(Path(path)), newline=None)
-        table = pd.read_csv(text, dtype=str, sep=None, engine="python", keep_default_na=False, **kwargs)
-    except (OSError, EOFError, zlib.error, ValueError, csv.Error) as error:  # EOFError: a truncated .gz
+        text = _read_text(Path(path))
+        sep = find_separator(text.lstrip().partition("\n")[0])
+        table = pd.read_csv(StringIO(text), dtype=str, sep=sep, keep_default_na=False, **kwargs)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first cells for row names
+            raise ValueError(f"its lines have more cells than the {len(table.columns)} columns")
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # EOFError: a truncated .gz
         raise DataError(f"label file {path} cannot be read ({error}): save it as CSV in UTF-8") from error
     table = table.rename(columns=str).rename(columns=str.strip)
     table = table.loc[:, ~table.columns.duplicated()].apply(clean_text)
@@ -127,7 +130,17 @@ def _read_text(path: Path) -> str:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"over {MAX_BYTES:,} bytes")
-    return content.decode("utf-8-sig")  # Excel writes a byte order mark before the first column's name
+    text = content.decode("utf-8-sig")  # Excel writes a byte order mark before the first column's name
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def find_separator(line: str) -> str:
+    """The separator of columns in the first line of a table: semicolon, tab, bar or comma, else spaces. Raises
+    `ValueError` for over `MAX_COLUMNS` columns."""
+    separator = max(";\t|,", key=line.count)  # of equally many the first: commas may be decimal
+    if line.count(separator) >= MAX_COLUMNS:
+        raise ValueError(f"over {MAX_COLUMNS:,} columns")
+    return separator if separator in line else r"\s+"
 
 
 def clean_text(column: pd.Series) -> pd.Series:

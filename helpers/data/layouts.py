@@ -189,7 +189,10 @@ def _challenge_split(
 
 
 def _read_phantoms(folder: Path) -> DatasetTable:
-    settings = json.loads((folder / "phantoms.json").read_text())
+    try:
+        classes = json.loads((folder / "phantoms.json").read_text())["classes"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder / 'phantoms.json'} is damaged ({error}): delete {folder}") from error
     problems: list[str] = []
     labels = read_table(folder / "metadata.csv", ["diagnosis", "lesion_id", "split", "artifacts"])
     labels["artifacts"] = labels["artifacts"].fillna("")  # an empty field means none, not unknown
@@ -199,7 +202,7 @@ def _read_phantoms(folder: Path) -> DatasetTable:
     files = {"path": images_by_id(folder / "images", problems)}
     files["mask_path"] = images_by_id(folder / "masks", problems)
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
-    return build_table("phantoms", folder, rows, settings["classes"], problems)
+    return build_table("phantoms", folder, rows, classes, problems)
 
 
 def _read_isic2016(folder: Path) -> DatasetTable:
