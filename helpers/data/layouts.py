@@ -34,6 +34,8 @@ from helpers.phantoms import sample
 from helpers.phantoms.photo import ARTIFACTS
 
 _MASK_STEM = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
+# What publishers append to the names of masks: ISIC_1_Segmentation.png, IMD002_lesion.bmp
+MASK_NAME = re.compile(r"_(segmentation|mask|lesion|roi|gt|groundtruth|sketch|contours?)$", re.IGNORECASE)
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -68,6 +70,8 @@ def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
     known = "\n".join(f"  {layout.name}: {layout.expected}" for layout in LAYOUTS)
     names = [path.name for path in _folders(folder)]
     content = f"{len(names)} folders ({', '.join(names[:5])}) and {len(list_images(folder))} images"
+    report_skipped(folder, [], skipped := [])
+    content += "".join(f"; {text}" for text in skipped if "of formats that are not read" in text)
     raise DataError(f"{folder} matches none of the known layouts: it has {content}. Expected one of:\n{known}")
 
 
