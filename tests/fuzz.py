@@ -185,8 +185,8 @@ def read_input(kind: str, seed: int, root: Path) -> tuple[bool, list[str]]:
         if kind == "archives":  # its result; a damaged archive is deleted
             left = {p: c for p, c in left.items() if not (read and p.is_relative_to(folder / "out"))}
             left = left if read else {path: content[path]} | left
-        if changed := [str(p) for p in content.keys() | left.keys() if (p, content.get(p)) not in left.items()]:
-            fault = f"{fault or ''}; wrote or deleted {changed[0]}"
+        if changed := content.items() ^ left.items():
+            fault = f"{fault or ''}; wrote or deleted {min(changed)[0]}"
         if fault:
             faults.append(f"--kind {kind} --seed {seed}: {name} {fault}")
     return was_read, faults
