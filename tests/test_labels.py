@@ -65,6 +65,18 @@ def test_read_table_of_damaged_packed_or_otherwise_encoded_text_raises(tmp_path,
         read_table(tmp_path / name, [])
 
 
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " "])
+def test_read_table_separators_and_too_many_columns(tmp_path, separator):
+    path = write_lines(tmp_path / "a.csv", *(separator.join(cells) for cells in (["image_id", "label"], ["a", "b"])))
+    assert read_table(path, []).to_numpy().tolist() == [["a", "b"]]
+    write_lines(path, separator.join(["image_id"] * 2_000))
+    with pytest.raises(DataError, match="over 1,000 columns"):
+        read_table(path, [])
+    write_lines(path, separator.join(["image_id", "label"]), separator.join("abc"))
+    with pytest.raises(DataError, match="more cells than the 2 columns"):
+        read_table(path, [])
+
+
 def test_read_table_takes_any_line_end(tmp_path):
     for end in ("\n", "\r\n", "\r"):
         (tmp_path / "a.csv").write_bytes(end.join(["image_id,label", "a,b", "c,d", ""]).encode())

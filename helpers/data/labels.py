@@ -138,7 +138,7 @@ def find_separator(line: str) -> str:
     """The separator of columns in the first line of a table: semicolon, tab, bar or comma, else spaces. Raises
     `ValueError` for over `MAX_COLUMNS` columns."""
     separator = max(";\t|,", key=line.count)  # of equally many the first: commas may be decimal
-    if line.count(separator) >= MAX_COLUMNS:
+    if max(line.count(separator), len(line.split())) > MAX_COLUMNS:
         raise ValueError(f"over {MAX_COLUMNS:,} columns")
     return separator if separator in line else r"\s+"
 
