@@ -1,50 +1,125 @@
-"""Read mutated images with every function that reads image files: `python tests/fuzz.py 5000 [SEED]`.
+"""Read mutated files with every function that reads files of users: `python tests/fuzz.py --count 10000 --seed 0`.
 
-Each may only return an image or raise `DataError`, within `LIMIT` seconds, and write nothing.
+Each may only return or raise `DataError` (`ValueError` where it promises that), within `LIMIT` seconds and
+`MAX_MEMORY`, and write nothing but its result. Every input has a seed of its own:
+`python tests/fuzz.py --kind tables --count 1 --seed 1234` reads the input that a message calls 1234.
 """
 
+import argparse
+import multiprocessing
 import os
+import resource
 import signal
-import struct
 import sys
 import tempfile
-import zlib
+import time
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from io import BytesIO
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
+import pandas as pd
+import torch
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from fuzz_inputs import IDS, WRITERS
+
+from helpers.data import labels, layouts
+from helpers.data.download import MAX_RATIO, unpack
 from helpers.data.duplicates import fingerprint
 from helpers.data.files import DataError, image_shape, read_header, read_image, read_mask
-from helpers.data.sketches import parse_drawing
+from helpers.data.sketches import mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, load_sketch
+from helpers.data.tables import read_own_table
+from helpers.experiments.evaluate_networks import read_jaccard
 from helpers.metrics.extractors import ImageSet
+from helpers.models.artifacts import read_flags, read_ids
+from helpers.models.checkpoint import read_network, read_state
 from helpers.views.predictor import check_image_header, read_drawing, read_photo
 
-LIMIT = 10  # seconds for one call
-FORMATS = {
-    "JPEG": ["RGB", "L", "CMYK"], "PNG": ["RGB", "RGBA", "P", "1", "LA", "I;16"], "BMP": ["RGB", "P"],
-    "TIFF": ["RGB", "L", "1", "CMYK", "F", "I;16", "LAB"], "WEBP": ["RGB", "RGBA"], "GIF": ["P"],
-    "MPO": ["RGB"], "PPM": ["RGB"], "ICO": ["RGBA"], "TGA": ["RGB"], "DDS": ["RGB"], "SGI": ["RGB"], "EPS": ["RGB"],
-}  # fmt: skip
-READERS: dict[str, Callable[[Path], object]] = {
-    "read_image": read_image,
-    "read_image, reduced": lambda path: read_image(path, size=8),
-    "read_mask": read_mask,
-    "image_shape": image_shape,
-    "read_header": read_header,
-    "check_image_header": lambda path: check_image_header(path.read_bytes(), path.name),
-    "fingerprint": lambda path: fingerprint(str(path), str(path), str(path)),
-    "load_sketch": lambda path: load_sketch(path, StoreConfig(16)),
-    "parse_drawing": lambda path: parse_drawing(path, 16),
-    "read_drawing": lambda path: read_drawing(path, 16),
-    "read_photo": read_photo,
-    "from_folder": lambda path: ImageSet.from_folder(path.parent),
+LIMIT = 10  # seconds of CPU time for one call; `main` ends the process if a call takes 12 times as long in all
+MAX_MEMORY = 1.5 * 2**30  # bytes that the process may have used at most
+Reader = Callable[[Path], object]
+
+
+@dataclass(frozen=True)
+class LayerConfig:
+    """Config of the network in the fuzzed weights."""
+
+    size: int
+    classes: tuple[str, ...]
+
+
+def read_layer(path: Path) -> object:
+    """A linear layer from a checkpoint or released file."""
+
+    def build(saved: dict, config: LayerConfig) -> torch.nn.Module:
+        layer = torch.nn.Linear(3, len(config.classes))
+        layer.load_state_dict(saved["extra_state"]["best_state_dict"])
+        return layer
+
+    return read_network(path, "a layer", LayerConfig, build)
+
+
+def read_checkpoint_to_resume(path: Path) -> object:
+    """The state of a run. Its `ValueError` is promised."""
+    if path.suffix != ".pt":
+        raise DataError("no checkpoint")
+    try:
+        return read_state(path, asdict(LayerConfig(3, ("MEL", "NV"))), {"batch_size": 4, "seed": 0, "ema_nimg": 10})
+    except ValueError as error:
+        raise DataError(str(error)) from error
+
+
+def unpack_three(path: Path) -> object:
+    """Unpack an archive of three images and check what was written."""
+    size, folder = path.stat().st_size, unpack(path, path.parent / "out", 3)
+    contents = list(folder.rglob("*"))
+    assert all(p.is_file() and not p.is_symlink() for p in contents), "something other than a file was unpacked"
+    assert sum(p.stat().st_size for p in contents) <= MAX_RATIO * size, "a bomb was unpacked"
+    return folder
+
+
+def read_fingerprint(path: Path) -> object:
+    """The fingerprint of an image. It records errors instead of raising them."""
+    if error := fingerprint(str(path), str(path), str(path)).error:
+        raise DataError(error)
+
+
+READERS: dict[str, dict[str, Reader]] = {
+    "images": {
+        "read_image": read_image,
+        "read_image, reduced": lambda path: read_image(path, size=8),
+        "read_mask": read_mask,
+        "image_shape": image_shape,
+        "read_header": read_header,
+        "check_image_header": lambda path: check_image_header(path.read_bytes(), path.name),
+        "fingerprint": read_fingerprint,
+        "read_photo": read_photo,
+        "from_folder": lambda path: ImageSet.from_folder(path.parent),
+    },
+    "drawings": {
+        "load_sketch": lambda path: load_sketch(path, StoreConfig(16)),
+        "parse_drawing": lambda path: parse_drawing(path, 16),
+        "read_drawing": lambda path: mask_from_sketch(read_drawing(path, 32)),
+    },
+    "tables": {
+        "layouts": lambda path: layouts.read(path.parent),
+        "isic2016": lambda path: labels.read_isic2016_labels(path, []),
+        "isic2017": lambda path: labels.read_isic2017_labels(path, []),
+        "isic2018": lambda path: labels.read_isic2018_labels(path, []),
+        "ham10000": lambda path: labels.read_ham10000_metadata(path, []),
+        "labels": lambda path: labels.read_labels(path, labels.HAM_CLASSES, []),
+        "flags": read_flags,
+        "ids": read_ids,
+        "jaccard": lambda path: read_jaccard(path, pd.Series(IDS)),
+        "own table": read_own_table,
+    },
+    "archives": {"unpack": unpack_three},
+    "weights": {"read_network": read_layer, "read_state": read_checkpoint_to_resume},
 }
 
 
@@ -52,115 +127,133 @@ class Hang(BaseException):
     """A call took too long. No `Exception`, which the readers turn into `DataError`."""
 
 
-def originals(rng: np.random.Generator) -> list[bytes]:
-    """A small image in every format and mode, with EXIF rotation where the format has it."""
-    exif, contents = Image.Exif(), []
-    exif[0x0112], exif[0x010F] = 6, "camera"
-    photo = Image.fromarray(rng.integers(0, 256, (6, 8, 3), np.uint8)).resize((48, 36))
-    for name, modes in FORMATS.items():
-        for mode in modes:
-            stream = BytesIO()
-            image = Image.fromarray(np.asarray(photo.convert("L"), np.uint16) * 257) if mode == "I;16" else photo
-            image = image if image.mode == mode else image.convert(mode)
-            options = {"exif": exif} if name in ("JPEG", "PNG", "TIFF", "WEBP", "MPO") else {}
-            image.save(stream, name, **options)
-            contents.append(stream.getvalue())
-    return contents
-
-
-def mutate(content: bytes, rng: np.random.Generator) -> bytes:
-    """Change bytes, cut, repeat or insert a part; the checksums of half of the PNGs are corrected."""
-    data = bytearray(content)
-    for _ in range(rng.integers(1, 6)):
-        start, length = int(rng.integers(len(data))), int(rng.integers(1, 12))
-        kind = rng.integers(8)
-        if kind < 4:  # early bytes more often, because the headers are there
-            data[int(start * rng.random())] = int(rng.choice([0, 1, 127, 255, rng.integers(256)]))
-        elif kind == 4:
-            data[start : start + length] = rng.bytes(length)
-        elif kind == 5:
-            data[start:start] = data[start : start + length]
-        elif kind == 6:
-            del data[start : start + length]
-        elif start > 8:
-            del data[start:]
-    return with_checksums(bytes(data)) if rng.random() < 0.5 else bytes(data)
-
-
-def with_checksums(content: bytes) -> bytes:
-    """A PNG with correct checksums; other content is unchanged."""
-    if not content.startswith(b"\x89PNG\r\n\x1a\n"):
-        return content
-    data, start = bytearray(content), 8
-    while start + 12 <= len(data):
-        end = start + 8 + struct.unpack(">I", data[start : start + 4])[0]
-        if end + 4 > len(data):
-            break
-        data[end : end + 4] = struct.pack(">I", zlib.crc32(data[start + 4 : end]))
-        start = end + 4
-    return bytes(data)
-
-
 @contextmanager
 def time_limit(seconds: int) -> Iterator[None]:
-    """Raise `Hang` after `seconds`."""
+    """Raise `Hang` after `seconds` of CPU time, which do not depend on what else the machine does."""
 
     def stop(*_) -> None:
         raise Hang
 
-    previous = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
+    previous = signal.signal(signal.SIGPROF, stop)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, previous)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, previous)
 
 
-def failure(reader: Callable[[Path], object], path: Path) -> str | None:
-    """What went wrong when reading `path`, None if nothing did."""
+def peak_memory() -> int:
+    """Bytes of main memory that this process has used at most."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def call(reader: Reader, path: Path) -> tuple[bool, str | None]:
+    """Whether `path` was read, and what went wrong, None if nothing did."""
+    before = peak_memory()
     try:
         with time_limit(LIMIT):
             reader(path)
+        read, fault = True, None
     except DataError:
-        return None
+        read, fault = False, None
     except Hang:
-        return f"took over {LIMIT} s"
+        read, fault = False, f"took over {LIMIT} s"
     except Exception as error:
-        return repr(error)
-    return None
+        read, fault = False, repr(error)[:300]
+    if peak_memory() > max(before, MAX_MEMORY):
+        fault = f"used {peak_memory() / 2**30:.1f} GiB"
+    return read, fault
 
 
-def fuzz(count: int, folder: Path, seed: int = 0) -> list[str]:
-    """Read `count` mutated images with all `READERS` in the empty `folder`, which becomes the current and the temporary
-    folder; returns a message per failure. Files with a failure stay."""
-    rng, failures, previous = np.random.default_rng(seed), [], (os.getcwd(), tempfile.tempdir)
-    contents = originals(rng)
-    os.chdir(folder)
-    tempfile.tempdir = str(folder)
-    try:
-        for number in range(count):
-            original = contents[number % len(contents)]
-            content = original if number < len(contents) else mutate(original, rng)
-            path = folder / f"{number:06d}" / f"image.{rng.choice(['jpg', 'png', 'tif', 'bmp', 'gif', 'webp'])}"
-            path.parent.mkdir()
-            path.write_bytes(content)
-            faults = [f"{path}: {name} {fault}" for name, read in READERS.items() if (fault := failure(read, path))]
-            if set(path.parent.iterdir()) != {path} or path.read_bytes() != content:
-                faults.append(f"{path}: it was changed, or a file was written beside it")
-            if not faults:
-                path.unlink()
-                path.parent.rmdir()
-                if left := list(folder.glob(f"{number:06d}*")) or [p for p in folder.iterdir() if not p.is_dir()]:
-                    faults.append(f"{path}: {left[0]} was written")
-            failures += faults
-    finally:
-        os.chdir(previous[0])
-        tempfile.tempdir = previous[1]
-    return failures
+def snapshot(root: Path) -> dict[Path, bytes | None]:
+    """Content of all files below `root`, None for folders and links."""
+    return {p: p.read_bytes() if p.is_file() and not p.is_symlink() else None for p in root.rglob("*")}
+
+
+def read_input(kind: str, seed: int, root: Path, started: Callable[[int], None]) -> tuple[bool, list[str]]:
+    """Read the input `seed` with all readers of its kind, in a new folder below the empty folder `root`; whether one of
+    them read it, and a message per failure. `started`: see `fuzz`."""
+    folder, was_read, faults = root / "a" / "b" / "input", False, []  # `..` must not leave `root`
+    folder.mkdir(parents=True)
+    path = WRITERS[kind](np.random.default_rng(seed), folder)
+    content = snapshot(root)
+    for name, reader in READERS[kind].items():
+        started(seed)
+        read, fault = call(reader, path)
+        was_read |= read
+        left = snapshot(root)
+        if kind == "archives":  # its result; a damaged archive is deleted
+            left = {p: c for p, c in left.items() if not (read and p.is_relative_to(folder / "out"))}
+            left = left if read else {path: content[path]} | left
+        if changed := content.items() ^ left.items():
+            fault = f"{fault or ''}; wrote or deleted {min(changed)[0]}"
+        if fault:
+            faults.append(f"--kind {kind} --seed {seed}: {name} {fault}")
+    return was_read, faults
+
+
+def fuzz(kind: str, count: int, seed: int = 0, started: Callable[[int], None] = lambda seed: None) -> tuple[int, list]:
+    """Read `count` inputs of a kind in an empty folder, which becomes the current and the temporary folder; how many
+    were read, and a message per failure. `started`: called before every call of a reader, with the input's seed."""
+    num_read, faults, previous = 0, [], (os.getcwd(), tempfile.tempdir)
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        root = Path(folder).resolve()
+        try:
+            for input_seed in range(seed, seed + count):
+                with tempfile.TemporaryDirectory(dir=root) as inner:
+                    os.chdir(inner)
+                    tempfile.tempdir = inner
+                    read, found = read_input(kind, input_seed, Path(inner), started)
+                    num_read += read
+                    faults += found
+                    tempfile.tempdir = previous[1]
+                    os.chdir(previous[0])
+        finally:
+            os.chdir(previous[0])
+            tempfile.tempdir = previous[1]
+    return num_read, faults
+
+
+def run(kinds: list[str], count: int, seed: int, current, failed) -> None:
+    """Read `count` inputs of every kind and print a line for each. `current`: shared array of the number of the kind,
+    the seed of the input and the time of the call; `failed`: shared number of failures."""
+    for number, kind in enumerate(kinds):
+        start = time.perf_counter()
+
+        def started(input_seed: int, number: int = number) -> None:
+            current[:] = [number, input_seed, time.time()]
+
+        num_read, faults = fuzz(kind, count, seed, started)
+        failed.value += len(faults)
+        print(*faults, sep="\n", end="\n" if faults else "")
+        print(f"{kind}: {count} inputs, {num_read} read, {count - num_read} refused, "
+              f"{time.perf_counter() - start:.0f} s", flush=True)  # fmt: skip
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=200, help="inputs, in equal parts of every kind")
+    parser.add_argument("--seed", type=int, default=0, help="of the first input of every kind")
+    parser.add_argument("--kind", choices=list(WRITERS), help="one kind only")
+    options = parser.parse_args()
+    kinds = [options.kind] if options.kind else list(WRITERS)
+    # Another process, because C code that hangs or crashes takes its process with it.
+    context = multiprocessing.get_context("spawn")
+    current, failed = context.Array("d", [0, options.seed, time.time() + 60]), context.Value("i", 0)
+    child = context.Process(target=run, args=(kinds, options.count // len(kinds), options.seed, current, failed))
+    child.start()
+    while child.is_alive():
+        child.join(1)
+        if time.time() - current[2] > 12 * LIMIT:  # C code that waits, or does not let signals through
+            child.kill()
+            child.join()
+    if child.exitcode:
+        reason = "hangs" if child.exitcode == -signal.SIGKILL else f"ends the process with {child.exitcode}"
+        print(f"--kind {kinds[int(current[0])]} --seed {int(current[1])}: {reason}")
+    return int(bool(child.exitcode or failed.value))
 
 
 if __name__ == "__main__":
-    found = fuzz(int(sys.argv[1]), Path(tempfile.mkdtemp()), int(sys.argv[2]) if len(sys.argv) > 2 else 0)
-    print("\n".join(found) or "no failure")
-    sys.exit(bool(found))
+    sys.exit(main())

@@ -140,10 +140,16 @@ def test_read_flags_reads_separators_and_endings_and_the_first_of_repeated_ids(t
     assert flags.loc["a"].tolist() == [0, 1, 0, 0, 0.25, 0, 0] and flags.loc["b", "dark_corner"] == 1
 
 
+def test_read_flags_ids_are_text(tmp_path):
+    ids = ["NA", "null", "007", "1e5"]
+    (tmp_path / "flags.csv").write_text("\n".join([HEADER, *(f"{image_id},0,0,0,0,0,0,1" for image_id in ids)]))
+    assert list(read_flags(tmp_path / "flags.csv").index) == ids
+
+
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        ("image_id,hair\na,1\n", "needs the columns image_id dark_corner .* got none called dark_corner"),
+        ("image_id,hair\na,1\n", "has no column dark_corner, gel_border, .*, got image_id, hair"),
         (f"{HEADER}\na,0,2,0,0,0,0,0\n", "must be numbers in"),
         (f"{HEADER}\na,0,yes,0,0,0,0,0\n", "must be numbers in"),
         (f"{HEADER}\na,0,,0,0,0,0,0\n", "must be numbers in"),

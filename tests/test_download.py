@@ -8,6 +8,7 @@ import random
 import re
 import shutil
 import stat
+import struct
 import threading
 import zipfile
 from collections import namedtuple
@@ -377,6 +378,12 @@ def special(name, mode):
     return info
 
 
+def packed(name, method):
+    info = zipfile.ZipInfo(name)
+    info.compress_type = method
+    return info
+
+
 @pytest.mark.parametrize(
     "member",
     [
@@ -387,8 +394,11 @@ def special(name, mode):
         "..\\evil.txt",
         special("evil.txt", stat.S_IFLNK),
         special("evil.txt", stat.S_IFIFO),
+        packed("evil.txt", zipfile.ZIP_LZMA),
+        packed("evil.txt", zipfile.ZIP_BZIP2),
+        ".",
     ],
-    ids=["parent", "inner parent", "absolute", "drive", "backslash", "symlink", "pipe"],
+    ids=["parent", "inner parent", "absolute", "drive", "backslash", "symlink", "pipe", "LZMA", "bzip2", "no name"],
 )
 def test_unpack_unsafe_member_is_refused_and_nothing_written(tmp_path, member):
     folder = tmp_path / "home"
@@ -398,6 +408,28 @@ def test_unpack_unsafe_member_is_refused_and_nothing_written(tmp_path, member):
         dl.unpack(folder / "X.zip", folder / "X", 3)
     assert repr(member if isinstance(member, str) else member.filename) in str(error.value)
     assert names(tmp_path) == ["home/X.zip"] and list(folder.iterdir()) == [folder / "X.zip"]
+
+
+def test_unpack_member_with_an_empty_name_is_refused(tmp_path):
+    content = make_zip([("a", b"1")])
+    start = content.index(b"PK\x01\x02")  # of the directory: the length of the name becomes 0, that of extra data 1
+    content = content[: start + 28] + b"\0\0\0\0\1\0" + content[start + 34 :]
+    (tmp_path / "X.zip").write_bytes(content)
+    with pytest.raises(DataError, match=r"refused.* its member '' has no file name"):
+        dl.unpack(tmp_path / "X.zip", tmp_path / "X", 1)
+    assert names(tmp_path) == ["X.zip"]
+
+
+@pytest.mark.parametrize("error", [IndexError("odd"), struct.error("odd"), OverflowError("odd")])
+def test_unpack_whatever_zipfile_raises_is_a_data_error(tmp_path, monkeypatch, error):
+    def fail(*_):
+        raise error
+
+    make_zip(image_entries(3), tmp_path / "X.zip")
+    monkeypatch.setattr(dl.zipfile.ZipFile, "open", fail)
+    with pytest.raises(DataError, match=r"X\.zip is damaged .* \(odd\)"):
+        dl.unpack(tmp_path / "X.zip", tmp_path / "X", 3)
+    assert names(tmp_path) == []
 
 
 def test_unpack_repeated_name_is_refused(tmp_path):

@@ -20,6 +20,7 @@ from helpers.experiments.evaluate_networks import (
     evaluate_artifacts,
     evaluate_classifier,
     evaluate_segmenter,
+    read_jaccard,
 )
 from helpers.experiments.evaluation import format_table, load_generator, mean_row, open_store, to_table
 from helpers.metrics.extractors import FeatureExtractor
@@ -198,6 +199,27 @@ def test_evaluate_segmenter_scores_classes_and_compares_with_another_file(cfg, o
     scores.iloc[1:].to_csv(tmp_path / "old.csv", index=False)
     with pytest.raises(DataError, match=rf"lacks 1 of the {len(scores)} images, such as {scores['image_id'][0]}"):
         evaluate_segmenter(checkpoint, SegmenterEvaluation(against=tmp_path / "old.csv"), cfg)
+
+
+def test_read_jaccard_ids_are_text(tmp_path):
+    ids = ["NA", "null", "007", "1e5"]
+    pd.DataFrame({"image_id": ids, "jaccard": [0.1, 0.2, 0.3, 0.4]}).to_csv(tmp_path / "a.csv", index=False)
+    assert read_jaccard(tmp_path / "a.csv", pd.Series(ids[::-1])).tolist() == [0.4, 0.3, 0.2, 0.1]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"image_id,dice\na,1\n", r"a\.csv needs the columns image_id and jaccard"),
+        (b"image_id,jaccard\na,1\na,0\n", r"a\.csv needs .* one row per image"),
+        (b"image_id,jaccard\na,high\n", r"a\.csv lacks 1 of the 1 images, such as a"),
+        (b"\xff\xfei\0", r"a\.csv cannot be read as CSV"),
+    ],
+)
+def test_read_jaccard_of_an_unusable_file_raises(tmp_path, content, message):
+    (tmp_path / "a.csv").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_jaccard(tmp_path / "a.csv", pd.Series(["a"]))
 
 
 def test_evaluate_classifier_has_scores_calibration_and_gap(cfg, outputs, phantom_store):

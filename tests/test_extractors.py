@@ -94,6 +94,16 @@ def test_from_folder_missing_or_empty_raises(tmp_path):
         ImageSet.from_folder(tmp_path)
 
 
+def test_from_folder_names_what_it_leaves_out(folder):
+    (folder / "NV/scan.psd").touch()
+    text = "1 files of formats that are not read (.psd) are left out: NV/scan.psd"
+    assert ImageSet.from_folder(folder).problems == [text]
+    for path in folder.rglob("*.png"):
+        path.unlink()
+    with pytest.raises(DataError, match=r"holds no images, .*; 1 files of formats that are not read"):
+        ImageSet.from_folder(folder)
+
+
 def test_from_folder_images_and_class_folders_raises(folder):
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "grid.png")
     with pytest.raises(DataError, match=r"got both: the image grid\.png and the folder MEL"):

@@ -8,6 +8,7 @@ import pytest
 from factories import write_image, write_lines
 from PIL import Image
 
+from helpers.data import files, layouts
 from helpers.data.files import (
     DataError,
     atomic_folder,
@@ -258,6 +259,68 @@ def test_report_skipped_names_other_formats_and_folders(tmp_path):
 def write_version(folder: Path, text: str) -> None:
     with atomic_folder(folder) as temporary:
         (temporary / "file").write_text(text)
+
+
+def test_report_skipped_says_how_heic_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "IMAGE_SUFFIXES", files.IMAGE_SUFFIXES - files.HEIF_SUFFIXES)
+    for name in ("keratosis/IMG_1.HEIC", "nevus/a.jpg", "melanoma/b.jpg", "melanoma/c.psd"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    hint = "; HEIC is read after `pip install pillow-heif`"
+    text = "2 files of formats that are not read (.heic .psd) are left out: keratosis/IMG_1.HEIC, melanoma/c.psd" + hint
+    assert text in layouts.read(tmp_path).problems
+    (tmp_path / "nevus/a.jpg").unlink()
+    with pytest.raises(DataError, match=f"matches none .*IMG_1.HEIC, melanoma/c.psd{hint}"):
+        layouts.read(tmp_path)
+    (tmp_path / "keratosis/IMG_1.HEIC").unlink()
+    with pytest.raises(DataError) as error:
+        layouts.read(tmp_path)
+    assert "c.psd" in str(error.value) and "pillow-heif" not in str(error.value)
+
+
+def rotated(format_name: str, path: Path, array: np.ndarray, orientation: int) -> Path:
+    """Write an image that a viewer rotates; pillow-heif makes HEIF's own rotation from this EXIF entry."""
+    image, exif = Image.fromarray(array), Image.Exif()
+    exif[0x0112] = orientation
+    image.info["exif"] = exif.tobytes()
+    image.save(path, format_name, quality=95, **({"exif": exif} if format_name != "HEIF" else {}))
+    return path
+
+
+@pytest.mark.parametrize("format_name", ["AVIF", "HEIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_heic_and_avif_are_read_as_a_viewer_shows_them(tmp_path, format_name, orientation):
+    if format_name not in files.FORMATS:
+        pytest.skip("needs pillow-heif, or Pillow with AVIF")
+    array = np.zeros((48, 80, 3), np.uint8)
+    array[:24, :40], array[24:, 40:] = 255, 64
+    expected = read_image(rotated("JPEG", tmp_path / "a.jpg", array, orientation))
+    path = rotated(format_name, tmp_path / f"a{'.avif' if format_name == 'AVIF' else '.HEIC'}", array, orientation)
+    image = read_image(path)
+    assert image.shape == expected.shape and np.abs(image.astype(int) - expected).mean() < 3
+    assert image_shape(path) == expected.shape[:2] and path in list_images(tmp_path)
+    assert (read_mask(path) != (expected[..., 0] > 127)).mean() < 0.01
+
+
+def test_heic_and_avif_masks_transparency_and_10_bits(tmp_path):
+    pillow_heif = pytest.importorskip("pillow_heif")
+    mask = np.zeros((48, 80), np.uint8)
+    mask[10:30, 20:50] = 255
+    deep = np.repeat(np.linspace(0, 65535, 80).astype(np.uint16)[None], 48, axis=0)
+    for suffix in (".heic", ".avif"):
+        Image.fromarray(mask).save(tmp_path / f"mask{suffix}", quality=90)
+        assert np.array_equal(read_mask(tmp_path / f"mask{suffix}", (48, 80)), mask // 255)
+        alpha = Image.merge("RGBA", [Image.new("L", (80, 48))] * 3 + [Image.fromarray(mask)])
+        alpha.save(tmp_path / f"alpha{suffix}", quality=90)
+        image = read_image(tmp_path / f"alpha{suffix}")
+        assert image[mask == 0].min() > 200 and image[mask > 0].max() < 55
+    heif = pillow_heif.from_bytes("RGB;16", (80, 48), np.dstack([deep] * 3).tobytes())
+    heif.save(tmp_path / "deep.heic", quality=90)
+    assert pillow_heif.open_heif(tmp_path / "deep.heic").info["bit_depth"] == 10
+    assert np.abs(read_image(tmp_path / "deep.heic")[..., 0].astype(int) - deep // 257).max() < 4
+    (tmp_path / "cut.heic").write_bytes((tmp_path / "deep.heic").read_bytes()[:-100])
+    with pytest.raises(DataError, match="damaged"):
+        read_image(tmp_path / "cut.heic")
 
 
 def test_atomic_folder_success_replaces_the_old_one(tmp_path):

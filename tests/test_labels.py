@@ -1,9 +1,11 @@
+import gzip
+
 import pandas as pd
 import pytest
 from factories import course, ham10000, isic2016, isic2017, one_hot, write_image, write_lines, write_mask
 
 from helpers.data.files import DataError
-from helpers.data.labels import HAM_CLASSES, clean_id, read_labels
+from helpers.data.labels import HAM_CLASSES, clean_id, read_labels, read_table
 from helpers.data.layouts import read
 
 
@@ -34,6 +36,51 @@ def test_read_label_file_with_byte_order_mark_loses_nothing(tmp_path):
     labels = ham10000(tmp_path) / "HAM10000_metadata.csv"
     labels.write_bytes(b"\xef\xbb\xbf" + labels.read_bytes())
     assert read(tmp_path).table["lesion_id"].nunique() == 7
+
+
+def test_read_table_ids_are_in_the_column_image_id_or_image_or_the_first(tmp_path):
+    ids = ["NA", "null", "007", "1e5"]
+    for header in ("image_id,label,image", "label,image,x", "name,label,x"):
+        position = {"label,image,x": 1}.get(header, 0)
+        rows = [["a", "b", "c"] for _ in ids]
+        for row, image_id in zip(rows, ids, strict=True):
+            row[position] = image_id
+        path = write_lines(tmp_path / "a.csv", header, *(",".join(row) for row in rows))
+        assert list(read_table(path, ["label"])["image_id"]) == ids
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv.gz", gzip.compress(b"image_id,label\na,b\n" * 99)[:40], "a.csv.gz cannot be read"),
+        ("a.csv.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\xff" * 40, "a.csv.gz cannot be read"),
+        ("a.csv.gz", gzip.compress(b"image_id,label\n" + bytes(30_000_000)), "over 10,000,000 bytes"),
+        ("a.csv", "image_id,label\na,b\n".encode("utf-16"), "save it as CSV in UTF-8"),
+        ("a.csv", b"image_id,label\n\xe9,b\n", "save it as CSV in UTF-8"),
+    ],
+)
+def test_read_table_of_damaged_packed_or_otherwise_encoded_text_raises(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_table(tmp_path / name, [])
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t", "|", " "])
+def test_read_table_separators_and_too_many_columns(tmp_path, separator):
+    path = write_lines(tmp_path / "a.csv", *(separator.join(cells) for cells in (["image_id", "label"], ["a", "b"])))
+    assert read_table(path, []).to_numpy().tolist() == [["a", "b"]]
+    write_lines(path, separator.join(["image_id"] * 2_000))
+    with pytest.raises(DataError, match="over 1,000 columns"):
+        read_table(path, [])
+    write_lines(path, separator.join(["image_id", "label"]), separator.join("abc"))
+    with pytest.raises(DataError, match="more cells than the 2 columns"):
+        read_table(path, [])
+
+
+def test_read_table_takes_any_line_end(tmp_path):
+    for end in ("\n", "\r\n", "\r"):
+        (tmp_path / "a.csv").write_bytes(end.join(["image_id,label", "a,b", "c,d", ""]).encode())
+        assert read_table(tmp_path / "a.csv", []).to_numpy().tolist() == [["a", "b"], ["c", "d"]]
 
 
 def test_read_isic2017_blank_cells_are_unknown_not_a_nevus(tmp_path):

@@ -9,6 +9,7 @@ from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.sketches import mask_from_sketch
 from helpers.phantoms.photo import render
+from helpers.shell.inference import iter_images
 from helpers.views.predictor import (
     Predictor,
     display_image,
@@ -193,3 +194,19 @@ def test_predict_folder_gives_a_row_per_readable_image_and_the_other_files_as_pr
     assert problems[3].startswith("uniform.png: The image has one color only")
     with pytest.raises(DataError, match="nothing needs at least one readable image"):
         predict_folder(predictor, tmp_path / "nothing")
+
+
+def test_predict_folder_reads_what_the_command_classify_reads(predictor, tmp_path):
+    for name in ("MEL/a.png", "NV/b.png", "NV/b_lesion.png", "NV/c_superpixels.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(render(1, len(name))[0]).save(tmp_path / name)
+    table, _, problems = predict_folder(predictor, tmp_path)
+    names = [path.relative_to(tmp_path).as_posix() for _, path, _ in iter_images(tmp_path, 64, [])]
+    assert list(table["file"]) == names == ["MEL/a.png", "NV/b.png"]
+    assert problems == ["b_lesion.png is a mask or a drawing, not a photo"]
+
+
+def test_predict_folder_without_a_readable_image_says_what_was_left_out(predictor, tmp_path):
+    (tmp_path / "scan.psd").write_text("not read")
+    with pytest.raises(DataError, match=r"needs at least one readable image, got none; 1 files .* scan\.psd"):
+        predict_folder(predictor, tmp_path)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -55,6 +57,17 @@ def test_run_grid_after_a_kill_continues_with_missing_runs(tmp_path):
     assert not list(tmp_path.glob("work-*")), "work folders of finished runs are deleted"
     pd.testing.assert_frame_equal(run_grid(arms, [0.5], [0, 1], tmp_path, {}), results)
     assert len(calls) == 5
+
+
+def test_run_grid_ids_are_text(tmp_path):
+    ids = ["NA", "null", "007", "1e5"]
+
+    def arm(fraction: float, seed: int, work: Path) -> pd.DataFrame:
+        return pd.DataFrame({"image_id": ids, "group": ids, "jaccard": [0.5, np.nan, 1, 0], "seconds": 1.0})
+
+    results = run_grid({"real": arm}, [1.0], [0], tmp_path, {})
+    assert list(results["image_id"]) == ids and list(results["group"]) == ids
+    assert results["jaccard"].tolist() == pytest.approx([0.5, np.nan, 1, 0], nan_ok=True)
 
 
 def test_run_grid_with_another_fingerprint_raises(tmp_path):

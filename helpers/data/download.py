@@ -12,7 +12,6 @@ import shutil
 import stat
 import time
 import zipfile
-import zlib
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path, PurePosixPath
@@ -343,8 +342,9 @@ def unpack(archive: str | Path, folder: str | Path, images: int, suffix: str = "
     """Unpack the files of a zip directly to `folder`, without the zip's own folders, and return `folder`.
 
     All members are checked for unsafe names before anything is written, all CRCs are checked, and exactly `images`
-    files must end in `suffix`; only then `folder` appears or is replaced. Raises `DataError`: for unsafe names, links
-    and zip bombs (refused), a damaged zip (deleted), a wrong number of images, and a full disk.
+    files must end in `suffix`; only then `folder` appears or is replaced. Raises `DataError`: for unsafe names, links,
+    other compression methods than deflate and zip bombs (refused), a damaged zip (deleted), a wrong number of images,
+    and a full disk.
     """
     archive, folder = Path(archive), Path(folder)
     try:
@@ -363,9 +363,9 @@ def unpack(archive: str | Path, folder: str | Path, images: int, suffix: str = "
                     )
     except DataError:
         raise
-    except OSError as error:
+    except (OSError, MemoryError) as error:
         raise DataError(f"{archive} could not be unpacked to {folder} ({error}); run the command again") from error
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
+    except Exception as error:  # zipfile has no list of what it raises for damaged archives
         archive.unlink()
         raise DataError(
             f"{archive} is damaged or not a zip file ({error}); it was deleted, run the command again to download it"
@@ -401,6 +401,8 @@ def _checked_members(infos: list[zipfile.ZipInfo], archive: Path, folder: Path) 
 def _unsafe_reason(info: zipfile.ZipInfo) -> str | None:
     """Why a zip member must not be unpacked, None if it is safe."""
     name = info.orig_filename
+    if not PurePosixPath(name).name and not name.endswith("/"):
+        return "has no file name"
     if name.startswith("/") or re.match("[A-Za-z]:", name):
         return "has an absolute name"
     if "\\" in name or "\0" in name or ".." in name.split("/"):
@@ -408,6 +410,9 @@ def _unsafe_reason(info: zipfile.ZipInfo) -> str | None:
     # Zip writers without Unix modes store zero.
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a special file"
+    # The published zips use these. Python expands the others in memory, by up to a million times.
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        return f"has the compression method {info.compress_type}, expected 0 or 8"
     return None
 
 

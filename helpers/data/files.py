@@ -12,18 +12,21 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
 
 # The only formats that are ever opened. Pillow knows others, among them PostScript, which starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-with suppress(ImportError):  # optional: photos of telephones
+HEIF_SUFFIXES = {".heic", ".heif", ".hif"}  # photos of telephones
+if features.check("avif"):  # a part of most builds of Pillow since 11.3
+    FORMATS += ("AVIF",)
+    IMAGE_SUFFIXES |= {".avif"}
+with suppress(ImportError):  # optional
     import pillow_heif
 
     pillow_heif.register_heif_opener()
-    Image.init()
-    FORMATS += tuple(name for name in ("HEIF", "AVIF") if name in Image.OPEN)
-    IMAGE_SUFFIXES |= {ending for ending, name in Image.EXTENSION.items() if name in ("HEIF", "AVIF")}
+    FORMATS += ("HEIF",)
+    IMAGE_SUFFIXES |= HEIF_SUFFIXES
 # Folders of operating systems, network storage (@eaDir, #recycle) and archives, never data.
 HIDDEN_FOLDER = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
 NOT_REPORTED = {".csv", ".tab", ".tsv", ".txt", ".json", ".md", ".xlsx", ".xls", ".db", ".ini"}  # beside images
@@ -71,7 +74,8 @@ def report_skipped(folder: str | Path, used: Iterable[Path], problems: list[str]
             suffixes = " ".join(sorted({path.suffix.lower() or "no ending" for path in paths}))
             places = " ".join(sorted({path.parent.relative_to(folder).as_posix() for path in paths})[:5])
             what = suffixes if paths is formats else places
-            problems.append(f"{len(paths)} files {text} ({what}) are left out: {examples}")
+            hint = "; HEIC is read after `pip install pillow-heif`" if HEIF_SUFFIXES & set(what.split()) else ""
+            problems.append(f"{len(paths)} files {text} ({what}) are left out: {examples}{hint}")
 
 
 @contextmanager

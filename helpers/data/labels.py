@@ -1,8 +1,10 @@
 """Label tables of published data sets -> one table with `image_id` and `diagnosis`, and image ids without additions."""
 
-import csv
+import gzip
 import re
 import unicodedata
+import zlib
+from io import StringIO
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +14,8 @@ from helpers.data.files import IMAGE_SUFFIXES, DataError
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 ISIC2016_CLASSES = ["benign", "malignant"]
 ISIC2017_CLASSES = ["MEL", "SK", "NV"]
+MAX_BYTES = 10_000_000  # of a label file, unpacked; HAM10000's has 600,000
+MAX_COLUMNS = 1_000
 
 # Names that tables write out instead of the abbreviation; case and hyphens do not matter.
 _WRITTEN_OUT = {
@@ -94,18 +98,23 @@ def read_isic2018_labels(path: Path, problems: list[str]) -> pd.DataFrame:
 def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
     """Read a label file as strings, with at least the columns `needs`; a file without header has exactly these.
 
-    Column names and cells are cleaned, see `clean_text`. If there is no column `image_id`, the first column becomes it.
-    File endings are removed from ids. Raises `DataError` if the file cannot be read or lacks a column.
+    Column names and cells are cleaned, see `clean_text`. Ids are in the column `image_id`, else `image`, else the
+    first one, which becomes `image_id`; their file endings are removed. Raises `DataError` if the file cannot be read
+    or lacks a column.
     """
     kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
-    try:  # utf-8-sig: Excel writes a byte order mark before the first column's name
-        table = pd.read_csv(
-            path, dtype=str, sep=None, engine="python", encoding="utf-8-sig", keep_default_na=False, **kwargs
-        )
-    except (OSError, EOFError, ValueError, csv.Error) as error:  # EOFError: a truncated .gz
-        raise DataError(f"label file {path} cannot be read ({error})") from error
-    table = table.rename(columns=str).rename(columns=str.strip).apply(clean_text)
-    table = table.rename(columns={table.columns[0]: "image_id"} if "image_id" not in table else {})
+    try:
+        text = _read_text(Path(path))
+        sep = find_separator(text.lstrip().partition("\n")[0])
+        table = pd.read_csv(StringIO(text), dtype=str, sep=sep, keep_default_na=False, **kwargs)
+        if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first cells for row names
+            raise ValueError(f"its lines have more cells than the {len(table.columns)} columns")
+    except (OSError, EOFError, zlib.error, ValueError) as error:  # EOFError: a truncated .gz
+        raise DataError(f"label file {path} cannot be read ({error}): save it as CSV in UTF-8") from error
+    table = table.rename(columns=str).rename(columns=str.strip)
+    table = table.loc[:, ~table.columns.duplicated()].apply(clean_text)
+    ids = next((name for name in ("image_id", "image") if name in table), table.columns[0])
+    table = table.rename(columns={ids: "image_id"})
     absent = [column for column in needs if column not in table]
     if absent:
         raise DataError(f"label file {path} has no column {', '.join(absent)}, got {', '.join(map(str, table))}")
@@ -113,6 +122,25 @@ def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFram
     table = table.dropna(subset="image_id")
     others = table.columns.drop("image_id")  # "NA" is a possible image id
     return table.assign(**{c: table[c].mask(table[c].isin(_MISSING)) for c in others})
+
+
+def _read_text(path: Path) -> str:
+    """Content of a text file, which may be packed (.gz). Raises `ValueError` if it is no UTF-8 or over `MAX_BYTES`."""
+    with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
+        content = stream.read(MAX_BYTES + 1)
+    if len(content) > MAX_BYTES:
+        raise ValueError(f"over {MAX_BYTES:,} bytes")
+    text = content.decode("utf-8-sig")  # Excel writes a byte order mark before the first column's name
+    return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def find_separator(line: str) -> str:
+    """The separator of columns in the first line of a table: semicolon, tab, bar or comma, else spaces. Raises
+    `ValueError` for over `MAX_COLUMNS` columns."""
+    separator = max(";\t|,", key=line.count)  # of equally many the first: commas may be decimal
+    if max(line.count(separator), len(line.split())) > MAX_COLUMNS:
+        raise ValueError(f"over {MAX_COLUMNS:,} columns")
+    return separator if separator in line else r"\s+"
 
 
 def clean_text(column: pd.Series) -> pd.Series:

@@ -35,6 +35,8 @@ from helpers.phantoms import sample
 from helpers.phantoms.photo import ARTIFACTS
 
 _MASK_STEM = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
+# What publishers append to the names of masks: ISIC_1_Segmentation.png, IMD002_lesion.bmp
+MASK_NAME = re.compile(r"_(segmentation|mask|lesion|roi|gt|groundtruth|sketch|contours?)$", re.IGNORECASE)
 SPLIT_FOLDERS = {
     "train": "train", "training": "train",
     "val": "val", "valid": "val", "validation": "val",
@@ -69,6 +71,8 @@ def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
     known = "\n".join(f"  {layout.name}: {layout.expected}" for layout in LAYOUTS)
     names = [path.name for path in _folders(folder)]
     content = f"{len(names)} folders ({', '.join(names[:5])}) and {len(list_images(folder))} images"
+    report_skipped(folder, [], skipped := [])
+    content += "".join(f"; {text}" for text in skipped if "of formats that are not read" in text)
     raise DataError(f"{folder} matches none of the known layouts: it has {content}. Expected one of:\n{known}")
 
 
@@ -206,7 +210,10 @@ def _challenge_split(
 
 
 def _read_phantoms(folder: Path) -> DatasetTable:
-    settings = json.loads((folder / "phantoms.json").read_text())
+    try:
+        classes = json.loads((folder / "phantoms.json").read_text())["classes"]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise DataError(f"{folder / 'phantoms.json'} is damaged ({error}): delete {folder}") from error
     problems: list[str] = []
     labels = read_table(folder / "metadata.csv", ["diagnosis", "lesion_id", "split", "artifacts"])
     labels["artifacts"] = labels["artifacts"].fillna("")  # an empty field means none, not unknown
@@ -216,7 +223,7 @@ def _read_phantoms(folder: Path) -> DatasetTable:
     files = {"path": images_by_id(folder / "images", problems)}
     files["mask_path"] = images_by_id(folder / "masks", problems)
     rows = labels.assign(**{column: labels["image_id"].map(by_id) for column, by_id in files.items()})
-    return build_table("phantoms", folder, rows, settings["classes"], problems)
+    return build_table("phantoms", folder, rows, classes, problems)
 
 
 def _read_isic2016(folder: Path) -> DatasetTable:

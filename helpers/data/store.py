@@ -25,6 +25,7 @@ from helpers.data.content import file_hashes, identities, pixel_hash, read_hashe
 from helpers.data.files import DataError, atomic_folder, center_crop, image_shape, read_image, read_mask
 from helpers.data.layouts import ARTIFACTS, DatasetTable
 from helpers.data.sketches import INK_THRESHOLD, STYLES, extract_lines, sketch
+from helpers.data.tables import read_own_table
 
 BATCH = ("images", "masks", "sketches", "labels", "artifacts")
 ARRAYS = (*BATCH, "splits", "has_mask", "has_sketch", "artifacts_known")
@@ -93,7 +94,7 @@ class Store:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The data set's table, one row per image; read on first access."""
-        table = pd.read_csv(self.folder / "table.csv", dtype="string", keep_default_na=False, na_values=[""])
+        table = read_own_table(self.folder / "table.csv", "string")
         # The CSV cannot tell "none" from unknown. Predicted flags are left out: they depend on size and crop.
         flags = np.where(self.artifacts_known[:, None], self.artifacts, UNKNOWN)
         artifacts = pd.array(flags_to_names(flags), "string")

@@ -7,10 +7,25 @@ import pandas as pd
 
 from helpers.config import display_path
 from helpers.data.files import DataError
-from helpers.data.labels import report_ids
+from helpers.data.labels import find_separator, report_ids
 
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
+IDS = dict.fromkeys(["image_id", "lesion_id", "group"], "string")
 MISSING_LIMIT = 0.2  # largest fraction of files or labels that may be missing or unreadable
+
+
+def read_own_table(path: str | Path, dtype: str | dict[str, str] = IDS) -> pd.DataFrame:
+    """A CSV file that this program wrote. Only empty cells are missing: "NA", "null", "007" and "1e5" are ids.
+
+    Raises `DataError` if the file cannot be read.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            find_separator(file.readline())
+            file.seek(0)
+            return pd.read_csv(file, dtype=dtype, keep_default_na=False, na_values=[""])
+    except (OSError, ValueError) as error:
+        raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
 
 
 @dataclass

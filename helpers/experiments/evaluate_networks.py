@@ -19,6 +19,7 @@ from helpers.config import DATASETS, Config, display_path, get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import Store
+from helpers.data.tables import read_own_table
 from helpers.experiments.evaluation import difference_row, load_generator, mean_row, open_store, to_table
 from helpers.metrics.classification import calibration_error
 from helpers.metrics.fidelity import label_accuracy
@@ -73,8 +74,13 @@ def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg
 
 
 def read_jaccard(file: Path, image_ids: pd.Series) -> pd.Series:
-    """The Jaccard index of these images in a CSV file of scores. Raises `DataError` if it lacks one."""
-    jaccard = pd.read_csv(file).set_index("image_id")["jaccard"].reindex(image_ids)
+    """The Jaccard index of these images in a CSV file of scores. Raises `DataError` if it cannot be read or lacks
+    one."""
+    scores = read_own_table(file)
+    if not {"image_id", "jaccard"} <= set(scores) or scores["image_id"].duplicated().any():
+        raise DataError(f"{file.name} needs the columns image_id and jaccard with one row per image")
+    scores["jaccard"] = pd.to_numeric(scores["jaccard"], errors="coerce")
+    jaccard = scores.set_index("image_id")["jaccard"].reindex(image_ids)
     if jaccard.isna().any():
         raise DataError(f"{file.name} lacks {jaccard.isna().sum()} of the {len(jaccard)} images, such as "
                         f"{jaccard.index[jaccard.isna()][0]}")  # fmt: skip

@@ -20,6 +20,7 @@ from tqdm.auto import tqdm
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
+from helpers.data.tables import read_own_table
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
 from helpers.models.gan import fit_style
 
@@ -61,7 +62,7 @@ def run_grid(
             table.to_csv(file.with_suffix(".part"), index=False)
             os.replace(file.with_suffix(".part"), file)
         shutil.rmtree(work, ignore_errors=True)
-        tables.append(pd.read_csv(file, dtype={"image_id": "string", "group": "string"}))
+        tables.append(read_own_table(file))
     return pd.concat(tables, ignore_index=True)
 
 

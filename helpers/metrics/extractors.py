@@ -26,7 +26,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, display_path, find_weights_file
-from helpers.data.files import DataError, center_crop, list_images, read_header, read_image
+from helpers.data.files import DataError, center_crop, list_images, read_header, read_image, report_skipped
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
 from helpers.models.weights import download_timeout, fuse_batchnorm
@@ -65,6 +65,7 @@ class ImageSet:
         with ThreadPoolExecutor(cpu_count()) as pool:
             headers = list(pool.map(_read_header, paths))
         images = cls(folder.name, paths, class_names, image_size=0)
+        report_skipped(folder, paths, images.warnings)
         images.drop([path for path, header in zip(paths, headers, strict=True) if header is None])
         sides = [min(header[0]) if header else None for header in headers]
         smallest = median_low([side for side in sides if side]) / 2
@@ -150,7 +151,8 @@ def _list_images_by_class(folder: Path) -> tuple[list[Path], list[str]]:
         raise DataError(f"{display_path(folder)} must hold either images or folders of images, got both: the image "
                         f"{paths[0].name} and the folder {by_class[0][1]}")  # fmt: skip
     if not paths and not by_class:
-        raise DataError(f"{display_path(folder)} holds no images, nor do its subfolders")
+        report_skipped(folder, [], skipped := [])
+        raise DataError("; ".join([f"{display_path(folder)} holds no images, nor do its subfolders", *skipped]))
     return paths or [path for path, _ in by_class], [class_name for _, class_name in by_class]
 
 

@@ -26,7 +26,7 @@ from helpers import config as project
 from helpers.config import display_path
 from helpers.data.batches import to_tensors
 from helpers.data.files import DataError
-from helpers.data.labels import clean_id
+from helpers.data.labels import clean_id, read_table
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
@@ -111,23 +111,13 @@ def average_precisions(probs: np.ndarray, flags: np.ndarray) -> np.ndarray:
 
 
 def read_flags(path: str | Path) -> pd.DataFrame:
-    """Artifact annotations: a CSV with an id column `image` or `image_id` and the seven flags as 0, 1 or probabilities
+    """Artifact annotations: a CSV with ids and the seven flags as 0, 1 or probabilities (`read_table`)
     -> float32 columns `ARTIFACTS`, indexed by id. Any separator; file endings of ids are dropped; the first of repeated
     ids counts. Raises `DataError` for a missing column or a value outside [0, 1]."""
-    try:
-        table = pd.read_csv(path, sep=None, engine="python", encoding="utf-8-sig")
-    except (OSError, ValueError) as error:
-        raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
-    ids = next((column for column in ("image_id", "image") if column in table), None)
-    if missing := [name for name in ARTIFACTS if name not in table] + ([] if ids else ["image_id"]):
-        columns = f"image_id {' '.join(ARTIFACTS)}"
-        raise DataError(f"{display_path(path)} needs the columns {columns}, got none called {missing[0]}")
-    table.index = table[ids].astype(str).map(clean_id)
-    try:
-        flags = table[list(ARTIFACTS)].astype(np.float32)
-    except ValueError as error:
-        raise DataError(f"{display_path(path)}: flags must be numbers in [0, 1] ({error})") from error
-    if not flags.to_numpy().min(initial=0) >= 0 or not flags.to_numpy().max(initial=0) <= 1:  # NaN fails too
+    table = read_table(path, list(ARTIFACTS))
+    flags = table[list(ARTIFACTS)].astype(object).apply(pd.to_numeric, errors="coerce").astype(np.float32)
+    flags.index = table["image_id"].map(clean_id).astype(str)
+    if not ((flags >= 0) & (flags <= 1)).all(axis=None):  # NaN fails too
         raise DataError(f"{display_path(path)}: flags must be numbers in [0, 1]")
     return flags[~flags.index.duplicated()]
 

@@ -4,7 +4,6 @@ header. Unlike a checkpoint, such a file holds no optimizer state, and reading i
 
 import json
 import os
-import pickle
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
@@ -43,14 +42,16 @@ def read_state(path: Path, config: dict, train_config: dict) -> dict:
     """A checkpoint to resume from. Raises `ValueError` if it is damaged or has another config."""
     try:
         saved = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # PyTorch has no list of what it raises for damaged files
         raise ValueError(f"{path} is damaged: delete it or choose another folder") from error
-    if not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
+    if not isinstance(saved, dict) or not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
         raise ValueError(f"{path} was written by another version: delete it or choose another folder")
     # `steps` may be raised to train longer; these may not change.
     fixed = ("batch_size", "seed", "ema_nimg")
     given = config | {k: train_config[k] for k in fixed}
-    there = saved["config"] | {k: saved["train_config"][k] for k in fixed}
+    there = saved["config"] | {k: saved["train_config"].get(k) for k in fixed}
     if differing := [f"{k} is {there.get(k)!r} there, {v!r} here" for k, v in given.items() if there.get(k) != v]:
         raise ValueError(f"{path} has another config ({'; '.join(differing)}): choose another folder or delete it")
     return saved
@@ -130,7 +131,9 @@ def read_network(
         fields = {name: value for name, value in saved["config"].items() if name != "steps"}
         config = config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
         network = build(saved, config)
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError, pickle.UnpicklingError) as error:
+    except OSError:
+        raise
+    except Exception as error:  # neither PyTorch nor `build` has a list of what it raises for damaged files
         raise DataError(f"{display_path(path)} is not {what} of this version ({error})"[:400]) from error
     return network.to(best_device()).eval().requires_grad_(False), config
 

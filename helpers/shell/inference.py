@@ -1,7 +1,6 @@
 """Commands that apply a trained network to a folder, and the web page."""
 
 import csv
-import re
 import signal
 import sys
 from collections import Counter
@@ -15,7 +14,7 @@ from PIL import Image
 from helpers.config import display_path
 from helpers.data.files import DataError, image_shape, is_mask, read_image
 from helpers.data.labels import id_from_stem, read_labels, report_ids
-from helpers.data.layouts import ARTIFACTS, image_files, images_by_id
+from helpers.data.layouts import ARTIFACTS, MASK_NAME, image_files, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
@@ -23,9 +22,6 @@ from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
 from helpers.shell.base import Command, check_outputs, find_checkpoint, print_problems
-
-# What publishers append to the names of masks: ISIC_1_Segmentation.png, IMD002_lesion.bmp
-_MASK_NAME = re.compile(r"_(segmentation|mask|lesion|roi|gt|groundtruth|sketch|contours?)$", re.IGNORECASE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,14 +109,14 @@ def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[
     masks, repeated, ids = [], [], set()
     for path in image_files(existing_folder(folder), problems):
         if (image_id := id_from_stem(path.stem)) in ids:
-            (masks if _MASK_NAME.search(path.stem) else repeated).append(path.relative_to(folder))
+            (masks if MASK_NAME.search(path.stem) else repeated).append(path.relative_to(folder))
             continue
         try:
             image = read_image(path, size=size)
         except DataError as error:
             problems.append(str(error))
             continue
-        if _MASK_NAME.search(path.stem) or is_mask(image):
+        if MASK_NAME.search(path.stem) or is_mask(image):
             masks.append(path.relative_to(folder))
             continue
         ids.add(image_id)

@@ -19,11 +19,10 @@ from helpers.data.files import (
     DataError,
     center_crop,
     is_mask,
-    list_images,
     read_header,
     read_image,
-    report_skipped,
 )
+from helpers.data.layouts import MASK_NAME, image_files
 from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
@@ -255,19 +254,17 @@ def heatmap_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:
 
 
 def predict_folder(predictor: Predictor, folder: str | Path) -> tuple[pd.DataFrame, list[Analysis], list[str]]:
-    """Analyze every image of a folder.
+    """Analyze every image of a folder, or of the folders inside it if it has none.
 
     Returns a table with a row per readable image (`file diagnosis lesion_fraction`, then a probability per class), the
     analyses in its order, and messages about unreadable images, masks and skipped files. Raises `DataError` if no image
     is readable.
     """
     rows, analyses, problems = [], [], []
-    paths = list_images(folder)
-    report_skipped(folder, paths, problems)
-    for path in paths:
+    for path in image_files(Path(folder), problems):
         try:
             photo = read_photo(path)
-            if is_mask(photo):
+            if MASK_NAME.search(path.stem) or is_mask(photo):
                 raise DataError(f"{path.name} is a mask or a drawing, not a photo")
             analysis = predictor.analyze(photo)
         except DataError as error:
@@ -276,8 +273,9 @@ def predict_folder(predictor: Predictor, folder: str | Path) -> tuple[pd.DataFra
         analyses.append(analysis)
         probabilities = analysis.probabilities
         diagnosis = max(probabilities, key=probabilities.get, default="")
-        facts = {"file": path.name, "diagnosis": diagnosis, "lesion_fraction": analysis.lesion_fraction}
-        rows.append(facts | probabilities)
+        facts = {"file": path.relative_to(folder).as_posix(), "diagnosis": diagnosis}
+        rows.append(facts | {"lesion_fraction": analysis.lesion_fraction} | probabilities)
     if not rows:
-        raise DataError(f"{display_path(folder)} needs at least one readable image, got none")
+        reasons = "".join(f"; {problem}" for problem in problems[:3])
+        raise DataError(f"{display_path(folder)} needs at least one readable image, got none{reasons}")
     return pd.DataFrame(rows), analyses, problems
