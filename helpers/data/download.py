@@ -14,7 +14,6 @@ import time
 import zipfile
 import zlib
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -350,7 +349,6 @@ def unpack(archive: str | Path, folder: str | Path, images: int, suffix: str = "
     try:
         with zipfile.ZipFile(archive) as bundle:
             members = _checked_members(bundle.infolist(), archive, folder)
-            _remove_leftovers(folder)
             with atomic_folder(folder) as temporary:
                 for name, member in tqdm(members.items(), desc=f"unpacking {archive.name}", unit="file"):
                     with bundle.open(member) as source, open(temporary / name, "wb") as target:
@@ -409,12 +407,6 @@ def _unsafe_reason(info: zipfile.ZipInfo) -> str | None:
     if stat.S_IFMT(info.external_attr >> 16) not in (0, stat.S_IFREG, stat.S_IFDIR):
         return "is a link or a special file"
     return None
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the hidden siblings that `atomic_folder` left when its process was killed."""
-    for leftover in folder.parent.glob(f".{escape(folder.name)}-" + "?" * 8):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_free_space(folder: Path, required: int, what: str) -> None:

@@ -7,7 +7,6 @@ that is not conditioned on them learns rulers as part of a class.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,7 +24,7 @@ from torch import Tensor, nn
 from helpers import config as project
 from helpers.config import display_path
 from helpers.data.batches import to_tensors
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.labels import clean_id
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
@@ -232,10 +231,8 @@ def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
     for start in range(0, len(unknown), INFERENCE_BATCH_SIZE):
         rows = unknown[start : start + INFERENCE_BATCH_SIZE]
         flags[rows] = predict_artifacts(detector, store.images[rows]) > 0.5
-    temporary = store.folder / f"artifacts.npy.{os.getpid()}.part"  # several processes may do this
-    with open(temporary, "wb") as file:
-        np.save(file, flags)
-    os.replace(temporary, store.folder / "artifacts.npy")
+    with atomic_file(store.folder / "artifacts.npy") as temporary:
+        np.save(temporary, flags)
     store.artifacts = flags
     return len(unknown)
 

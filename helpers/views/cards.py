@@ -13,6 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from helpers.data.files import atomic_file
 from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.classifier import load_classifier, predict_proba
@@ -182,8 +183,10 @@ def write_cards(
     for name in names:
         path = (out or released) / f"{name}.png"
         default = released / (CLASSIFIER_GENERATOR if name == "classifier" else "cgan.safetensors")
-        save(FIGURES[name](released / f"{name}.safetensors", generator or default), path)
-        image = Image.open(path).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
-        image.save(path, optimize=True)
+        figure = FIGURES[name](released / f"{name}.safetensors", generator or default)
+        with atomic_file(path) as temporary:
+            save(figure, temporary)
+            image = Image.open(temporary).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
+            image.save(temporary, optimize=True)
         paths.append(path)
     return paths
