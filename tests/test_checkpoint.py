@@ -69,11 +69,11 @@ def test_export_weights_other_methods_predict_nearly_equal(phantom_store, tmp_pa
 
 def test_export_weights_without_or_with_infinite_weights_raises(tmp_path):
     contents = {
-        "has no weights to export": {"config": {}},
-        "w is not finite in half precision": {"config": {}, "ema_models": {"generator": {"w": torch.tensor([1e6])}}},
+        "has no weights to export": {},
+        "w is not finite in half precision": {"generator": {"w": torch.tensor([1e6])}},
     }
-    for message, content in contents.items():
-        torch.save(content, tmp_path / "checkpoint.pt")
+    for message, ema_models in contents.items():
+        torch.save({"config": {}, "extra_state": {}, "ema_models": ema_models}, tmp_path / "checkpoint.pt")
         with pytest.raises(DataError, match=message):
             export_weights(tmp_path / "checkpoint.pt", tmp_path / "out.safetensors")
     assert not (tmp_path / "out.safetensors").exists()

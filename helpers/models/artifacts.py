@@ -30,6 +30,7 @@ from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import check_held_out, read_network
+from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import load_lite_weights
@@ -47,6 +48,9 @@ class ArtifactConfig:
     lr: float = 1e-3  # peak, see `set_warmup_cosine_lr`
     color_jitter: float = 0.1  # augmentation strengths, see `augment`
     translate: float = 0.06
+
+    def __post_init__(self):
+        check_settings(self, size=(16, MAX_SIZE))
 
 
 class ArtifactDetector(nn.Module):

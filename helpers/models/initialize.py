@@ -1,7 +1,6 @@
 """Weights of another training as the start of a GAN's, also of one at half the image size (progressive growing:
 Karras et al., arXiv 1710.10196)."""
 
-import pickle
 import re
 from pathlib import Path
 
@@ -26,8 +25,8 @@ def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str 
     Raises `DataError` if the file is not a GAN's, `ValueError` if its classes, sketch style or sizes differ.
     """
     path = display_path(checkpoint)
+    saved = read_checkpoint(checkpoint)
     try:
-        saved = read_checkpoint(checkpoint)
         for name in ("classes", "style"):
             if saved["config"][name] != config[name]:
                 raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {config[name]!r}")
@@ -39,7 +38,7 @@ def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str 
                 raise ValueError(f"{path} has {dropped[0]} in its {name}, the config has no such layer")
     except RuntimeError as error:
         raise ValueError(f"{path} has networks of other sizes ({error})"[:400]) from error
-    except (EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a checkpoint of `train cgan` ({error})"[:400]) from error
     return saved.get("extra_state", {}).get("trained_on", [])
 
