@@ -106,7 +106,7 @@ def read_checkpoint(path: str | Path) -> dict:
     saved = _read_released(path) if Path(path).suffix == ".safetensors" else load_file(path)
     parts = ("config", "extra_state", "ema_models")
     if not isinstance(saved, dict) or not all(isinstance(saved.get(part), dict) for part in parts):
-        raise DataError(f"{display_path(path)} was written by another version or program")
+        raise DataError(f"{display_path(path)} is not a checkpoint of this version")
     try:
         for weights in _all_weights(saved):
             check_weights(weights)

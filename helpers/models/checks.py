@@ -32,7 +32,7 @@ def load_file(path: str | Path) -> Any:
             warnings.simplefilter("ignore")  # of files by older versions
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes lead to errors of any kind, whose messages advise to run the code
-        raise DataError(f"{name} is damaged or not a file of PyTorch with weights only") from error
+        raise DataError(f"{name} is damaged or not a checkpoint") from error
 
 
 def check_weights(weights: Any) -> None:
