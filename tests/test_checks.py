@@ -20,7 +20,7 @@ from helpers.data.files import DataError
 from helpers.models.artifacts import ArtifactConfig
 from helpers.models.checkpoint import MAX_IDS_BYTES, export_weights, read_checkpoint, unpack_ids
 from helpers.models.checks import check_class_names, check_settings, check_weights, load_file
-from helpers.models.classifier import ClassifierConfig, train_classifier
+from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.gan import GANConfig, train_gan
 from helpers.models.pix2pix import Pix2PixConfig
 from helpers.models.segmenter import SegmenterConfig
@@ -28,7 +28,6 @@ from helpers.models.trainer import TrainConfig
 from helpers.models.weights import imagenet_weights
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
-GIB = 2**30
 
 
 class Code:
@@ -169,13 +168,14 @@ def run(phantoms, root, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("damaged", [*FILES, *CONTENTS], indirect=True)
 def test_commands_with_a_damaged_checkpoint_end_with_one_sentence(damaged, run, tmp_path, phantoms):
     (tmp_path / "images").mkdir()
+    expected = "checkpoint.pt is not a file" if damaged.is_dir() else "checkpoint.pt"
     for command in ("generate --sketches", "segment --images", "classify --images"):
-        assert "checkpoint.pt" in run(*command.split(), "images", "--out", "out", "--checkpoint", damaged)
+        assert expected in run(*command.split(), "images", "--out", "out", "--checkpoint", damaged)
     for method in ("cgan", "segmenter", "classifier", "artifacts"):
-        assert "checkpoint.pt" in run("export", method, "--out", "out.safetensors", "--checkpoint", damaged)
+        assert expected in run("export", method, "--out", "out.safetensors", "--checkpoint", damaged)
     data = ("--data-root", phantoms)
     for name in ("generator", "segmenter", "classifier", "artifacts"):
-        assert "checkpoint.pt" in run("evaluate", name, damaged, *data)
+        assert expected in run("evaluate", name, damaged, *data)
     assert not (tmp_path / "out").exists() and not (tmp_path / "out.safetensors").exists()
 
 
@@ -213,6 +213,14 @@ def test_classifier_of_no_temperature_above_zero_is_refused(classifier, temperat
     (tmp_path / "images").mkdir()
     message = run("classify", "--images", "images", "--checkpoint", tmp_path / "checkpoint.pt")
     assert "is not a checkpoint of a classifier" in message
+
+
+def test_classifier_stopped_before_its_first_validation_says_so(classifier, tmp_path):
+    saved = load_checkpoint(classifier.parent)
+    saved["extra_state"]["best_state_dict"] = {}
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    with pytest.raises(DataError, match="was stopped before its first validation: go on with its training"):
+        load_classifier(tmp_path / "checkpoint.pt")
 
 
 def released(path: Path, weights: dict | None = None, **changes: object) -> Path:

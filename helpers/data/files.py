@@ -248,8 +248,9 @@ def atomic_file(path: str | Path, sync: bool = False) -> Iterator[Path]:
             if sync:
                 _sync(temporary)
             temporary.replace(path)
-            if sync and os.name == "posix":  # elsewhere a folder cannot be opened
-                _sync(path.parent)
+            if sync:
+                with suppress(OSError):  # Windows and some network drives do not know this of folders
+                    _sync(path.parent)
     finally:
         with suppress(OSError):  # it is renamed, or was never there
             temporary.unlink()

@@ -154,6 +154,8 @@ def read_network(
     `build(saved, config)` makes the network and loads its weights. Raises `DataError` if the file is not `what`.
     """
     saved = read_checkpoint(path)
+    if saved["extra_state"].get("best_state_dict") == {}:
+        raise DataError(f"{display_path(path)} was stopped before its first validation: go on with its training")
     try:
         fields = {name: value for name, value in saved["config"].items() if name != "steps"}
         config = config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
