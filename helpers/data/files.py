@@ -350,11 +350,10 @@ def _is_abandoned(path: Path, machine: str, process: int) -> bool:
     if machine != _MACHINE or os.name != "posix":  # on Windows `os.kill` would end the process
         return time.time() - path.stat().st_mtime > MAX_AGE
     try:
-        os.kill(process, 0)
+        with suppress(PermissionError):  # a process of another user
+            os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
         return True
-    except PermissionError:  # of another user
-        return False
     return False
 
 
