@@ -1,6 +1,8 @@
 """Command line: `python -m helpers COMMAND`. The options of a command are the fields of its dataclass in
 `helpers/shell`, read by tyro. This file imports nothing heavy, so that help and typing errors come at once."""
 
+import os
+import signal
 import sys
 from difflib import get_close_matches
 from importlib import import_module
@@ -65,19 +67,33 @@ def split_command(arguments: list[str]) -> tuple[str, list[str]]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit status, 2 after an error, whose message goes to stderr."""
-    arguments = sys.argv[1:] if arguments is None else arguments
-    if not arguments or arguments[0] in ("-h", "--help"):
-        print(usage())
-        return 0 if arguments else 2
+    """Run one command; returns the exit status: 2 after an error, whose message goes to stderr, and as other programs
+    128 + the signal's number if it was stopped by hand (130, 143) or if nobody reads its output any more (141)."""
     try:
-        name, options = split_command(arguments)
-        module, class_name = COMMANDS[name][0].split(":")
-        command = getattr(import_module(f"helpers.shell.{module}"), class_name)
-        return command.parse(options, f"{PROGRAM} {name}", COMMANDS[name][1]).run()
+        try:
+            return run(sys.argv[1:] if arguments is None else arguments)
+        finally:
+            sys.stdout.flush()  # a closed pipe would else be noticed when the interpreter ends
+    except BrokenPipeError:  # `| head` has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + 13
+    except KeyboardInterrupt as error:
+        print(str(error) or "stopped", file=sys.stderr)
+        return 128 + getattr(error, "signum", signal.SIGINT)
     except (ValueError, OSError, MemoryError) as error:  # DataError is a ValueError
         print(f"error: {error}", file=sys.stderr)
         return 2
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; returns its exit status. Raises `ValueError`, `OSError` or `MemoryError` for the user."""
+    if not arguments or arguments[0] in ("-h", "--help"):
+        print(usage())
+        return 0 if arguments else 2
+    name, options = split_command(arguments)
+    module, class_name = COMMANDS[name][0].split(":")
+    command = getattr(import_module(f"helpers.shell.{module}"), class_name)
+    return command.parse(options, f"{PROGRAM} {name}", COMMANDS[name][1]).run()
 
 
 if __name__ == "__main__":

@@ -87,7 +87,7 @@ def display_path(path: str | Path) -> str:
 
 
 # Import names that differ from pip's, and packages that a notebook in Colab does not need or must not replace.
-IMPORT_NAMES = {"opencv-python-headless": "cv2", "scikit-learn": "sklearn"}
+IMPORT_NAMES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn"}
 NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "pytest-xdist", "playwright", "ruff"}
 
 

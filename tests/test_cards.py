@@ -1,10 +1,12 @@
+import hashlib
+
 import pytest
 from PIL import Image
 
 from helpers.config import ROOT
 from helpers.data.files import DataError
 from helpers.phantoms.photo import ARTIFACTS
-from helpers.views.cards import CLASSIFIER_GENERATOR, FIGURES, cgan_figure, write_cards
+from helpers.views.cards import CLASSIFIER_GENERATOR, FIGURES, cgan_figure, write_cards, write_checksums
 
 RELEASED = ROOT / "data" / "released"
 
@@ -26,6 +28,26 @@ def test_cgan_figure_has_a_row_of_artifacts_if_the_generator_takes_them():
     assert len(axes) == 5 * 8 and [axis.get_xlabel() for axis in axes[-8:]] == names
     file = RELEASED / CLASSIFIER_GENERATOR
     assert len(cgan_figure(file, file).axes) == 4 * 4
+
+
+CARDS = [*sorted(RELEASED.glob("*.md")), *sorted((RELEASED.parent / "training").glob("*.md"))]
+
+
+@pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
+def test_card_has_the_checksum_of_its_file(card):
+    checksum = hashlib.sha256(card.with_suffix(".safetensors").read_bytes()).hexdigest()
+    assert card.read_text().splitlines()[2] == f"SHA-256: `{checksum}`", "`python -m helpers cards` writes it"
+
+
+def test_write_checksums_replaces_that_of_the_previous_file(tmp_path):
+    (tmp_path / "a.md").write_text("# a.safetensors\n\nText.\n\nMore.\n")
+    (tmp_path / "README.md").write_text("# not a card\n")
+    for content in (b"first", b"second"):
+        (tmp_path / "a.safetensors").write_bytes(content)
+        assert write_checksums(tmp_path) == [tmp_path / "a.md"]
+        expected = f"# a.safetensors\n\nSHA-256: `{hashlib.sha256(content).hexdigest()}`\n\nText.\n\nMore.\n"
+        assert (tmp_path / "a.md").read_text() == expected
+    assert len(CARDS) == 7
 
 
 def test_write_cards_with_an_unknown_name_or_missing_file_raises(tmp_path):

@@ -184,7 +184,7 @@ def test_train_classifier_without_classes_takes_those_of_the_store(phantom_store
 
 def test_load_classifier_other_file_raises(tmp_path):
     torch.save({"config": {"size": 64}}, tmp_path / "other.pt")
-    with pytest.raises(DataError, match=r"other.pt is not a checkpoint of a classifier"):
+    with pytest.raises(DataError, match=r"other.pt is not a checkpoint of this version"):
         load_classifier(tmp_path / "other.pt")
 
 

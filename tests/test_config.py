@@ -1,8 +1,11 @@
+import ast
+import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from helpers.config import ROOT, default_root, display_path, find_weights_file, get_config
+from helpers.config import IMPORT_NAMES, ROOT, default_root, display_path, find_weights_file, get_config
 
 
 @pytest.fixture(autouse=True)
@@ -81,3 +84,35 @@ def test_display_path_is_relative_to_the_repository_or_working_directory(tmp_pat
     assert display_path(ROOT / "data/x") == "data/x"
     monkeypatch.chdir(tmp_path)
     assert display_path(tmp_path / "y") == "y"
+
+
+# Imported packages that others of requirements.txt bring along, and optional ones.
+BROUGHT_ALONG = {"IPython", "nbclient", "nbconvert", "nbformat", "gradio_client", "httpx"}
+OPTIONAL = {"pillow_heif"}
+
+
+def packages(file: str) -> list[str]:
+    """Names of the packages in a file of requirements."""
+    lines = (ROOT / file).read_text().splitlines()
+    return [re.split(r"[<>=!~; \[]", line)[0].lower() for line in lines if line.strip() and not line.startswith("#")]
+
+
+def imported_modules() -> set[str]:
+    """Top-level names of all modules that the code imports, without those of Python and our own."""
+    files = [path for folder in ("helpers", "tests", "notebooks") for path in (ROOT / folder).rglob("*.py")]
+    nodes = [node for path in files for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))]
+    names = [alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names]
+    names += [node.module for node in nodes if isinstance(node, ast.ImportFrom) and not node.level]
+    ours = {"helpers", "notebooks", *(path.stem for path in (ROOT / "tests").glob("*.py"))}
+    return {name.split(".")[0] for name in names} - sys.stdlib_module_names - ours
+
+
+def test_every_imported_package_is_required():
+    modules = {IMPORT_NAMES.get(name, name.replace("-", "_")) for name in packages("requirements.txt")}
+    assert {"PIL", "cv2", "sklearn", "safetensors", "torch"} <= modules & imported_modules()
+    assert imported_modules() - modules - BROUGHT_ALONG == OPTIONAL
+
+
+def test_every_required_package_has_a_tested_version():
+    assert set(packages("requirements.txt")) <= set(packages("constraints.txt"))
+    assert len(set(packages("requirements.txt"))) == len(packages("requirements.txt"))

@@ -1,16 +1,25 @@
+import errno
 import os
+import re
+import shutil
 import struct
+import subprocess
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from factories import write_image, write_lines
 from PIL import Image
 
 from helpers.data import files, layouts
 from helpers.data.files import (
     DataError,
+    atomic_file,
     atomic_folder,
     center_crop,
     image_shape,
@@ -19,6 +28,7 @@ from helpers.data.files import (
     read_header,
     read_image,
     read_mask,
+    remove_leftovers,
     report_skipped,
 )
 from helpers.phantoms.photo import render
@@ -345,7 +355,7 @@ def test_atomic_folder_failed_rename_restores_the_old_one(tmp_path, monkeypatch)
     rename = Path.rename
 
     def refuse(self, target):
-        if self.name.startswith(".out-") and Path(target).name == "out":
+        if "-new-" in self.name and Path(target).name == "out":
             raise OSError("refused")
         return rename(self, target)
 
@@ -353,3 +363,135 @@ def test_atomic_folder_failed_rename_restores_the_old_one(tmp_path, monkeypatch)
     with pytest.raises(OSError, match="refused"):
         write_version(tmp_path / "out", "second")
     assert (tmp_path / "out/file").read_text() == "first" and [p.name for p in tmp_path.iterdir()] == ["out"]
+
+
+# ------------------------------------------------------------------------------------------------------- atomic_file
+
+
+def test_atomic_file_replaces_the_previous_one_only_when_complete(tmp_path):
+    path = tmp_path / "folder" / f"{'x' * 240}.txt"  # nearly the longest name that a disk takes
+    for text in ("first", "second"):
+        with atomic_file(path, sync=True) as temporary:
+            temporary.write_text(text)
+            assert temporary.parent == path.parent and temporary.suffix == ".txt"
+        assert path.read_text() == text
+    with pytest.raises(KeyboardInterrupt), atomic_file(path) as temporary:
+        temporary.write_text("half")
+        raise KeyboardInterrupt
+    assert path.read_text() == "second" and list(path.parent.iterdir()) == [path]
+
+
+def fill_text(path: Path) -> None:
+    path.write_text("x" * 2**21)
+
+
+def fill_array(path: Path) -> None:  # NumPy's error has no number
+    np.save(path, np.ones(2**21, np.uint8))
+
+
+def fill_checkpoint(path: Path) -> None:  # PyTorch raises RuntimeError
+    torch.save({"weight": torch.ones(2**19)}, path)
+
+
+def fill_table(path: Path) -> None:
+    pd.DataFrame(np.ones((2**18, 4))).to_csv(path)
+
+
+def fill_image(path: Path) -> None:
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (900, 900, 3), np.uint8)).save(path, "PNG")
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MiB."""
+    command = ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(tmp_path)]
+    if not shutil.which("mount") or subprocess.run(command, capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs Linux and root")
+    yield tmp_path
+    subprocess.run(["umount", tmp_path], check=True)
+
+
+@pytest.mark.parametrize("fill", [fill_text, fill_array, fill_checkpoint, fill_table, fill_image])
+def test_atomic_file_on_a_full_disk_names_the_path_and_keeps_the_previous_file(small_disk, fill):
+    path = small_disk / "out.npy"
+    with pytest.raises(OSError, match=r"out\.npy cannot be written: the disk is full$"), atomic_file(path) as temporary:
+        fill(temporary)
+    assert not list(small_disk.iterdir())
+    path.write_text("previous")
+    with pytest.raises(OSError, match=r"the disk is full; the previous one is kept$"), atomic_file(path) as temporary:
+        fill(temporary)
+    assert path.read_text() == "previous" and list(small_disk.iterdir()) == [path]
+
+
+def test_atomic_folder_on_a_full_disk_names_the_folder(small_disk):
+    with pytest.raises(OSError, match=r"out cannot be written: the disk is full$"):
+        write_version(small_disk / "out", "x" * 2**21)
+    assert not list(small_disk.iterdir())
+
+
+def test_atomic_file_without_space_left_says_so_for_every_kind_of_error(tmp_path, monkeypatch):
+    for error in (
+        OSError(errno.ENOSPC, "no space"),
+        OSError(errno.EDQUOT, "quota"),
+        OSError("half"),
+        RuntimeError("x"),
+    ):
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1000))
+        with pytest.raises(OSError, match="the disk is full"), atomic_file(tmp_path / "out"):
+            raise error
+    for error in (DataError("unusable"), OSError(errno.EACCES, "refused")):
+        with pytest.raises(type(error), match=r"unusable|refused"), atomic_file(tmp_path / "out"):
+            raise error
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=2**30))
+    with pytest.raises(RuntimeError, match="of another cause"), atomic_file(tmp_path / "out"):
+        raise RuntimeError("of another cause")
+
+
+def killed_process() -> int:
+    """The number of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_leftovers_of_killed_processes_are_removed_and_those_of_living_ones_kept(tmp_path):
+    dead = killed_process()
+    with atomic_file(tmp_path / "example") as temporary:
+        prefix, machine, own = re.fullmatch(r"(\.part-([0-9a-f]{8})-(\d+))-example", temporary.name).groups()
+        temporary.write_text("")
+    other = prefix.replace(machine, "0" * 8)
+    names = {f"{prefix}-new-1": True, f"{other}-new-1": True, ".data-abcd_123": True}
+    names |= {f".part-{machine}-{dead}-new-1": False, f".part-{machine}-{dead}-a.csv": False, f"{other}-new-2": False}
+    folder = tmp_path / "stores"
+    for name in names:
+        (folder / name).mkdir(parents=True)
+    (folder / f"{other}-new-2").touch()
+    os.utime(folder / f"{other}-new-2", (0, 0))  # of another machine, and old
+    (folder / f".part-{machine}-{dead}-old-1" / "moved").mkdir(parents=True)  # killed between two renames
+    write_version(folder / "out", "text")
+    kept = [name for name, stays in names.items() if stays]
+    assert int(own) == os.getpid() and sorted(p.name for p in folder.iterdir()) == sorted([*kept, "moved", "out"])
+
+
+KILLED = """
+import sys
+sys.path.insert(0, {root!r})
+from helpers.data.files import atomic_folder
+with atomic_folder({folder!r}) as temporary:
+    (temporary / "half").write_text("x")
+    print(temporary.name, flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_atomic_folder_of_a_killed_process_is_removed_by_the_next_one(tmp_path):
+    code = KILLED.format(root=str(Path(__file__).parents[1]), folder=str(tmp_path / "stores/a"))
+    process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    leftover = process.stdout.readline().strip()
+    write_version(tmp_path / "stores/b", "text")
+    assert sorted(p.name for p in (tmp_path / "stores").iterdir()) == [leftover, "b"], "its process lives"
+    process.kill()
+    process.communicate()
+    remove_leftovers.cache_clear()  # as in another process
+    write_version(tmp_path / "stores/b", "text")
+    assert [p.name for p in (tmp_path / "stores").iterdir()] == ["b"]

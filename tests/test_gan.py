@@ -268,7 +268,7 @@ def test_train_dcgan_config_unlike_store_or_no_images_raises(phantom_store, tmp_
 
 def test_load_dcgan_other_file_raises(tmp_path):
     torch.save({"config": {"size": 64}}, tmp_path / "other.pt")
-    with pytest.raises(DataError, match=r"other.pt is not a checkpoint of a DCGAN"):
+    with pytest.raises(DataError, match=r"other.pt is not a checkpoint of this version"):
         load_gan(tmp_path / "other.pt", sketch=False)
 
 

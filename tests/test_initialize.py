@@ -68,7 +68,7 @@ def test_init_from_other_config_raises_value_error(plain):
 
 def test_init_from_other_kind_of_checkpoint_raises_data_error(plain, tmp_path):
     saved = load_checkpoint(plain)
-    for other in ({"networks": {"segmenter": {}}}, saved | {"networks": saved["networks"] | {"encoder": {}}}):
+    for other in (saved | {"networks": {"segmenter": {}}}, saved | {"networks": saved["networks"] | {"encoder": {}}}):
         torch.save(other, tmp_path / "other.pt")
         with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
             GAN(PLAIN).init_from(tmp_path / "other.pt")

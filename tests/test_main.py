@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -24,6 +25,7 @@ from helpers.metrics.extractors import FeatureExtractor
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.gan import GANConfig, load_gan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
+from helpers.models.stop import Stopped
 from helpers.models.trainer import TrainConfig
 from helpers.phantoms.photo import render
 
@@ -247,6 +249,48 @@ def test_train_killed_and_started_again_equals_a_run_without_interruption(phanto
             assert all(torch.equal(weight, resumed[group][name][key]) for key, weight in weights.items()), name
 
 
+def test_train_stopped_by_ctrl_c_writes_a_checkpoint_and_says_how_to_go_on(phantoms, root, tmp_path, smoke):
+    command = ["train", "cgan", "--data-root", str(phantoms), "--steps", "4000", "--save-every", "2"]
+    code = KILLED.format(repository=str(ROOT), root=str(root), command=[*command, "--out", str(tmp_path)])
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+    while process.poll() is None and not (tmp_path / "checkpoint.pt").is_file():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate()
+    step = torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"]
+    assert process.returncode == 130 and 2 <= step < 4000 and "Traceback" not in errors
+    assert re.search(rf"^stopped after step {step}, .*: run the same command again to go on$", errors, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("error", "status", "message"),
+    [
+        (Stopped("stopped after step 3", signal.SIGTERM), 143, "stopped after step 3\n"),
+        (Stopped("stopped after step 3", signal.SIGINT), 130, "stopped after step 3\n"),
+        (KeyboardInterrupt(), 130, "stopped\n"),
+    ],
+)
+def test_main_stopped_by_a_signal_returns_its_status(error, status, message, monkeypatch, capsys):
+    def stop(_):
+        raise error
+
+    monkeypatch.setattr("helpers.__main__.run", stop)
+    assert main(["audit"]) == status and capsys.readouterr().err == message
+
+
+@pytest.mark.parametrize("options", [["--help"], ["audit", "PHANTOMS"]])
+def test_output_that_nobody_reads_ends_quietly(options, phantoms):
+    options = [str(phantoms) if option == "PHANTOMS" else option for option in options]
+    reader, writer = os.pipe()
+    os.close(reader)  # as after `| head` has ended
+    command = [sys.executable, "-m", "helpers", *options]
+    process = subprocess.run(command, cwd=ROOT, stdout=writer, stderr=subprocess.PIPE, text=True)
+    os.close(writer)
+    assert process.returncode == 141 and not re.sub(r"\r?.*it/s.*", "", process.stderr).strip()
+
+
 def test_train_cgan_defaults_are_those_of_the_config(trained):
     config = load_gan(trained)[1]
     given = {"style": "contour", "base_channels": config.base_channels, "projected": config.projected}
@@ -380,7 +424,7 @@ def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, 
     assert main(args("baseline", "--baseline")) == 0
     config = load_segmenter(tmp_path / "baseline/checkpoint.pt")[1]
     assert (config.pretrained, config.tta, config.color_jitter) == (False, False, 0)
-    fails(capsys, args("options", "--decoder-channels", "16"), "at least .* got 16")
+    fails(capsys, args("options", "--decoder-channels", "16"), "must be 32 to 2048, got 16")
 
 
 @pytest.mark.parametrize(
@@ -389,9 +433,9 @@ def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, 
         ("--steps", ["0", "-3"], "steps must be at least 1"),
         ("--batch-size", ["0", "-3"], "batch_size must be at least 1"),
         ("--save-every", ["0", "-3"], "save_every must be at least 1"),
-        ("--base-channels", ["0", "-3"], "base_channels must be at least 1"),
-        ("--noise-channels", ["-1"], "noise_channels must be at least 0"),
-        ("--code-channels", ["-1"], "code_channels must be at least 0"),
+        ("--base-channels", ["0", "-3"], "base_channels must be 1 to"),
+        ("--noise-channels", ["-1"], "noise_channels must be 0 to"),
+        ("--code-channels", ["-1"], "code_channels must be 0 to"),
         ("--minutes", ["0", "-3", "inf", "nan"], "minutes must be a finite number above 0"),
         ("--size", ["96"], "size must be one of 64, 128, 256, got 96"),
     ],
@@ -485,7 +529,7 @@ def test_generate_with_unusable_checkpoint_sketches_or_labels_fails(trained, ske
     fails(capsys, generate_args(tmp_path / "none.pt", sketches, out), "train cgan")
     for name, content in (("torn.pt", trained.read_bytes()[:1000]), ("text.pt", b"weights")):
         (tmp_path / name).write_bytes(content)
-        fails(capsys, generate_args(tmp_path / name, sketches, out), f"{name} is not a checkpoint")
+        fails(capsys, generate_args(tmp_path / name, sketches, out), f"{name} is damaged or not a checkpoint")
     torch.save({"config": {"classes": []}}, tmp_path / "other.pt")
     fails(capsys, generate_args(tmp_path / "other.pt", sketches, out), "other.pt is not a checkpoint")
     fails(capsys, generate_args(trained, tmp_path / "nowhere", out), "nowhere is not a folder")

@@ -84,8 +84,8 @@ def test_segmenter_weights_not_available_keeps_random_init(monkeypatch):
     ("changes", "message"),
     [
         ({"arch": "UNet"}, "arch must be one of Unet, .*got 'UNet'"),
-        ({"decoder_channels": 16}, "decoder_channels must be at least 32, got 16"),
-        ({"size": 32}, "size must be a multiple of 32 from 64, got 32"),
+        ({"decoder_channels": 16}, "decoder_channels must be 32 to 2048, got 16"),
+        ({"size": 32}, "size must be 64 to 1024, got 32"),
         ({"size": 100}, "size must be a multiple of 32 from 64, got 100"),
     ],
 )
@@ -257,7 +257,7 @@ def test_train_segmenter_store_without_masks_raises(phantom_store, tmp_path, mon
 
 def test_load_segmenter_text_file_raises(tmp_path):
     (tmp_path / "text.pt").write_text("weights")
-    with pytest.raises(DataError, match=r"text.pt is not a checkpoint of a segmenter"):
+    with pytest.raises(DataError, match=r"text.pt is damaged or not a checkpoint"):
         load_segmenter(tmp_path / "text.pt")
 
 

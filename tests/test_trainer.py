@@ -1,3 +1,4 @@
+import errno
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from torch import nn
 
 from helpers.data.store import fit_config
 from helpers.models.device import best_device, peak_memory
+from helpers.models.stop import Stopped
 from helpers.models.trainer import TrainConfig, precision, set_gan_lr, set_warmup_cosine_lr, train, update_ema
 
 ROOT = Path(__file__).parents[1]
@@ -176,7 +178,7 @@ def test_train_checkpoint_of_other_version_raises(tmp_path, change):
     else:
         del saved["seconds"]
     torch.save(saved, tmp_path / "checkpoint.pt")
-    with pytest.raises(ValueError, match="was written by another version"):
+    with pytest.raises(ValueError, match=r"(by another|of this) version.*: delete it or choose another folder"):
         train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
 
 
@@ -186,10 +188,12 @@ def test_train_full_disk_keeps_the_previous_checkpoint(tmp_path, monkeypatch):
 
     def save_on_full_disk(content, path):
         Path(path).write_bytes(b"half")
-        raise RuntimeError("PytorchStreamWriter failed writing file")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("helpers.models.trainer.torch.save", save_on_full_disk)
-    with pytest.raises(OSError, match="the previous checkpoint is kept"):
+    monkeypatch.setattr("helpers.models.checkpoint.torch.save", save_on_full_disk)
+    with pytest.raises(OSError, match=r"new/checkpoint\.pt cannot be written: the disk is full$"):
+        train(LinearTask(), get_linear_batch, tmp_path / "new", TrainConfig(20, batch_size=8))
+    with pytest.raises(OSError, match=r"checkpoint\.pt cannot be written: the disk is full; the previous one is kept$"):
         train(LinearTask(), get_linear_batch, tmp_path, TrainConfig(20, batch_size=8))
     assert equal(before, load_checkpoint(tmp_path))
 
@@ -344,3 +348,54 @@ def test_resume_with_other_images_or_a_damaged_checkpoint_raises(tmp_path):
         checkpoint.write_bytes(content)
         with pytest.raises(ValueError, match=r"checkpoint\.pt is damaged"):
             train(task_of("a"), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
+
+
+# ------------------------------------------------------------------------------------------------- stopped by a signal
+
+
+class StoppedTask(LinearTask):
+    """Sends itself signals in the given step."""
+
+    def __init__(self, step: int, *signals: int):
+        super().__init__()
+        self.stop_step, self.signals = step, signals
+
+    def training_step(self, batch, step, backward):
+        if step == self.stop_step:
+            for signum in self.signals:
+                signal.raise_signal(signum)
+        return super().training_step(batch, step, backward)
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_train_stopped_by_a_signal_writes_the_running_step_and_goes_on_to_the_same_weights(tmp_path, signum):
+    train_config = TrainConfig(60, batch_size=8, log_every=7, save_every=25)
+    handlers = [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)]
+    task = StoppedTask(32, signum)
+    with pytest.raises(
+        Stopped, match=r"^stopped after step 33, which \S*checkpoint\.pt has: run .* to go on$"
+    ) as caught:
+        train(task, get_linear_batch, tmp_path / "stopped", train_config)
+    assert caught.value.signum == signum and task.checkpoint_steps == [25], "no validation that others do not have"
+    assert [signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert load_checkpoint(tmp_path / "stopped")["step"] == 33
+    for folder in ("stopped", "once"):
+        train(LinearTask(), get_linear_batch, tmp_path / folder, train_config)
+    assert equal(load_without_seconds(tmp_path / "once"), load_without_seconds(tmp_path / "stopped"))
+
+
+def test_train_second_signal_ends_at_once(tmp_path):
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(StoppedTask(2, signal.SIGINT, signal.SIGINT), get_linear_batch, tmp_path, TrainConfig(60, batch_size=8))
+    assert not isinstance(caught.value, Stopped) and not (tmp_path / "history.json").exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_train_ignored_signal_stays_ignored(tmp_path):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)  # as of a job in the background
+    try:
+        train(StoppedTask(2, signal.SIGINT), get_linear_batch, tmp_path, TrainConfig(4, batch_size=8))
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert load_checkpoint(tmp_path)["step"] == 4

@@ -13,7 +13,6 @@ import stat
 import time
 import zipfile
 from dataclasses import dataclass
-from glob import escape
 from pathlib import Path, PurePosixPath
 from urllib.error import HTTPError
 from urllib.parse import urlsplit
@@ -350,7 +349,6 @@ def unpack(archive: str | Path, folder: str | Path, images: int, suffix: str = "
     try:
         with zipfile.ZipFile(archive) as bundle:
             members = _checked_members(bundle.infolist(), archive, folder)
-            _remove_leftovers(folder)
             with atomic_folder(folder) as temporary:
                 for name, member in tqdm(members.items(), desc=f"unpacking {archive.name}", unit="file"):
                     with bundle.open(member) as source, open(temporary / name, "wb") as target:
@@ -414,12 +412,6 @@ def _unsafe_reason(info: zipfile.ZipInfo) -> str | None:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         return f"has the compression method {info.compress_type}, expected 0 or 8"
     return None
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Remove the hidden siblings that `atomic_folder` left when its process was killed."""
-    for leftover in folder.parent.glob(f".{escape(folder.name)}-" + "?" * 8):
-        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _check_free_space(folder: Path, required: int, what: str) -> None:

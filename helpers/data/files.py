@@ -1,18 +1,25 @@
 """Images and folders on disk: strict reading, atomic writing."""
 
+import errno
 import os
+import platform
 import re
 import shutil
 import tempfile
+import time
 import warnings
+import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
+from functools import cache
 from io import BytesIO
 from pathlib import Path
 
 import cv2
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError, features
+
+from helpers.config import display_path
 
 # The only formats that are ever opened. Pillow knows others, among them PostScript, which starts Ghostscript.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "WEBP", "GIF")
@@ -31,6 +38,10 @@ with suppress(ImportError):  # optional
 HIDDEN_FOLDER = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
 NOT_REPORTED = {".csv", ".tab", ".tsv", ".txt", ".json", ".md", ".xlsx", ".xls", ".db", ".ini"}  # beside images
 MAX_DEPTH = 3  # folders below a data set or a folder of images in which unread files are looked for
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+_LEFTOVER = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-(old-)?.*")  # machine, process
+MAX_AGE = 24 * 3600  # seconds after which unfinished files of another machine are removed
+MIN_FREE = 2**16  # bytes; a disk with less is full
 
 # OpenCV's own threads compete with our thread pools; each worker is one thread.
 cv2.setNumThreads(1)
@@ -227,18 +238,64 @@ def center_crop(image: np.ndarray) -> np.ndarray:
 
 
 @contextmanager
+def atomic_file(path: str | Path, sync: bool = False) -> Iterator[Path]:
+    """Yield a temporary sibling of `path` with the same ending, which is renamed to `path` if the block succeeds and
+    removed if not: a full disk or a killed process leaves the previous file whole.
+
+    `sync`: wait until the disk has the content, so that a power failure loses nothing either. Raises `OSError` that
+    names `path` if the disk is full.
+    """
+    path = Path(path)
+    temporary = path.with_name(f"{_part()}-{path.name[-40:]}")  # names have at most 255 bytes
+    try:
+        with _name_full_disk(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(path.parent)
+            yield temporary
+            if sync:
+                _sync(temporary)
+            temporary.replace(path)
+            if sync:
+                with suppress(OSError):  # Windows and some network drives do not know this of folders
+                    _sync(path.parent)
+    finally:
+        with suppress(OSError):  # it is renamed, or was never there
+            temporary.unlink()
+
+
+def _sync(path: Path) -> None:
+    """Wait until the disk has the file, or the names of the files in the folder."""
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_image(path: str | Path, image: np.ndarray, **options) -> None:
+    """Write `image uint8 (H, W[, 3])` or `bool (H, W)` by `atomic_file`, in the format of the ending; `options` are
+    those of Pillow."""
+    with atomic_file(path) as temporary:
+        Image.fromarray(image).save(temporary, **options)
+
+
+@contextmanager
 def atomic_folder(folder: str | Path) -> Iterator[Path]:
     """Yield an empty temporary sibling of `folder` that is renamed to `folder` if the block succeeds.
 
-    Until then an existing `folder` stays unchanged, so a full disk or a killed process loses nothing.
+    Until then an existing `folder` stays unchanged, so a full disk or a killed process loses nothing. Raises `OSError`
+    that names `folder` if the disk is full.
     """
     folder = Path(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    with _name_full_disk(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder.parent)
+        temporary = Path(tempfile.mkdtemp(prefix=f"{_part()}-new-", dir=folder.parent))
     try:
-        yield temporary
-        temporary.chmod(0o755)  # mkdtemp gives 0700, not readable by others in a shared course folder
-        _replace(temporary, folder)
+        with _name_full_disk(folder):
+            yield temporary
+            temporary.chmod(0o755)  # mkdtemp gives 0700, not readable by others in a shared course folder
+            _replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -248,8 +305,8 @@ def _replace(temporary: Path, folder: Path) -> None:
     if not folder.exists():
         temporary.rename(folder)
         return
-    backup = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-    old = folder.rename(backup / "old")
+    backup = Path(tempfile.mkdtemp(prefix=f"{_part()}-old-", dir=folder.parent))
+    old = folder.rename(backup / folder.name)
     try:
         temporary.rename(folder)
     except OSError:
@@ -257,3 +314,61 @@ def _replace(temporary: Path, folder: Path) -> None:
         raise
     finally:
         shutil.rmtree(backup, ignore_errors=True)
+
+
+@contextmanager
+def _name_full_disk(path: Path) -> Iterator[None]:
+    """Turn what the block raises on a full disk into an `OSError` that says so and names `path`."""
+    try:
+        yield
+    except Exception as error:
+        if not _is_full_disk(error, path.parent):
+            raise
+        kept = "; the previous one is kept" if path.exists() else ""
+        raise OSError(f"{display_path(path)} cannot be written: the disk is full{kept}") from error
+
+
+def _is_full_disk(error: Exception, folder: Path) -> bool:
+    """Whether a full disk caused the error. NumPy and PyTorch do not say so in theirs: look whether space is left."""
+    if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left on device" in str(error):
+        return True
+    unknown = isinstance(error, RuntimeError) or (isinstance(error, OSError) and error.errno is None)
+    return unknown and folder.is_dir() and shutil.disk_usage(folder).free < MIN_FREE
+
+
+def _part() -> str:
+    """Start of the names of unfinished files and folders: which process of which machine writes them."""
+    return f".part-{_MACHINE}-{os.getpid()}"
+
+
+@cache
+def remove_leftovers(folder: Path) -> None:
+    """Remove what `atomic_file` and `atomic_folder` left in `folder` when their process was killed, once per folder. A
+    folder that was moved aside and not yet replaced is restored."""
+    with suppress(OSError):
+        for path in sorted(folder.iterdir()):
+            match = _LEFTOVER.fullmatch(path.name)
+            if match and _is_abandoned(path, machine=match[1], process=int(match[2])):
+                _remove(path, moved_aside=bool(match[3]))
+
+
+def _is_abandoned(path: Path, machine: str, process: int) -> bool:
+    """Whether the process has ended; if that cannot be looked up, whether file or folder are older than a day."""
+    if machine != _MACHINE or os.name != "posix":  # on Windows `os.kill` would end the process
+        return time.time() - path.stat().st_mtime > MAX_AGE
+    try:
+        with suppress(PermissionError):  # a process of another user
+            os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return True
+    return False
+
+
+def _remove(path: Path, moved_aside: bool) -> None:
+    if not path.is_dir():
+        path.unlink(missing_ok=True)
+        return
+    for old in path.iterdir() if moved_aside else ():
+        if not (folder := path.parent / old.name).exists():
+            old.rename(folder)
+    shutil.rmtree(path, ignore_errors=True)

@@ -11,7 +11,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from helpers.config import Config
-from helpers.data.files import DataError, center_crop, read_image, read_mask
+from helpers.data.files import DataError, atomic_file, center_crop, read_image, read_mask, write_image
 from helpers.data.layouts import open_dataset
 
 JPEG_QUALITY = 80
@@ -30,15 +30,14 @@ def shrink_ham10000(out: str | Path, size: int, cfg: Config) -> int:
     if out.resolve() == dataset.root.resolve():
         raise DataError(f"--out must not be the data set's folder {out}: its images would be overwritten")
     images, masks = out / "HAM10000_images_part_1", out / "HAM10000_segmentations_lesion_tschandl"
-    for folder in (images, masks):
-        folder.mkdir(parents=True, exist_ok=True)
     for row in tqdm(dataset.table.itertuples(), unit="images"):
-        image = _square(read_image(row.path), size, cv2.INTER_AREA)[..., ::-1]  # OpenCV writes BGR
-        cv2.imwrite(str(images / f"{row.image_id}.jpg"), image, [cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY])
+        image = _square(read_image(row.path), size, cv2.INTER_AREA)
+        write_image(images / f"{row.image_id}.jpg", image, quality=JPEG_QUALITY)
         if isinstance(row.mask_path, str):
-            mask = _square(255 * read_mask(row.mask_path), size, cv2.INTER_NEAREST)
-            cv2.imwrite(str(masks / f"{row.image_id}_segmentation.png"), mask, [cv2.IMWRITE_PNG_BILEVEL, 1])
-    shutil.copy(cfg.data_root / "HAM10000_metadata.csv", out)
+            mask = _square(read_mask(row.mask_path), size, cv2.INTER_NEAREST)
+            write_image(masks / f"{row.image_id}_segmentation.png", mask.astype(bool))  # one bit per pixel
+    with atomic_file(out / "HAM10000_metadata.csv") as temporary:
+        shutil.copy(cfg.data_root / "HAM10000_metadata.csv", temporary)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 

@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from helpers.config import Config
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file, write_image
 from helpers.experiments.evaluation import load_generator, open_store
 
 NUM_IMAGES, ENLARGED = 32, 384  # images; pixels per side
@@ -41,11 +41,10 @@ def write_blind_test(checkpoint: str | Path, out: str | Path, seed: int, cfg: Co
     sketches = {name: array[half:] for name, array in batch.items()}
     images = np.concatenate([batch["images"][:half], generate(sketches, seed)])
     order = rng.permutation(NUM_IMAGES)
-    folder = Path(out) / "images"
-    folder.mkdir(parents=True, exist_ok=True)
     for number, index in enumerate(order):
         enlarged = cv2.resize(images[index], (ENLARGED, ENLARGED), interpolation=cv2.INTER_CUBIC)
-        cv2.imwrite(str(folder / f"{number:02d}.png"), enlarged[..., ::-1])
+        write_image(Path(out) / "images" / f"{number:02d}.png", enlarged)
     generated = [number for number, index in enumerate(order) if index >= half]
-    (Path(out) / "key.json").write_text(json.dumps({"generated": generated}))
+    with atomic_file(Path(out) / "key.json") as temporary:
+        temporary.write_text(json.dumps({"generated": generated}))
     return generated

@@ -16,7 +16,7 @@ import pandas as pd
 from scipy.special import softmax
 
 from helpers.config import DATASETS, Config, display_path, get_config
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import Store
 from helpers.data.tables import read_own_table
@@ -67,8 +67,8 @@ def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg
         compared = f"against {options.against.name}"
         rows.append(difference_row(compared, "jaccard_difference", scores["jaccard"], baseline, scores["group"]))
     if options.csv:
-        options.csv.parent.mkdir(parents=True, exist_ok=True)
-        scores.to_csv(options.csv, index=False)
+        with atomic_file(options.csv) as temporary:
+            scores.to_csv(temporary, index=False)
     time_taken = f"{options.split}, N {len(scores)}, {seconds:.0f} s including reading and scoring"
     return to_table(rows, [store, config, time_taken])
 

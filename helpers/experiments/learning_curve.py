@@ -3,11 +3,10 @@
 import time
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pandas as pd
 
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file, read_image, write_image
 from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor, extract_array
 from helpers.metrics.fidelity import MIN_POSITION_IMAGES, position_score, structure_correlation
@@ -76,7 +75,10 @@ class LearningCurve:
     def add_row(self, nimg: int, scores: dict[str, float]) -> None:
         """Append to `val.csv`."""
         file, row = self.out / "val.csv", {"nimg": nimg, "seconds": round(time.monotonic() - self.started)} | scores
-        pd.DataFrame([row]).round(4).to_csv(file, mode="a", header=not file.is_file(), index=False, na_rep="nan")
+        before = file.read_text() if file.is_file() else ""
+        with atomic_file(file) as temporary:
+            line = pd.DataFrame([row]).round(4).to_csv(header=not before, index=False, na_rep="nan")
+            temporary.write_text(before + line)
 
     def strip_file(self, nimg: int) -> Path:
         """The column of the progress strip for one number of training images."""
@@ -86,7 +88,7 @@ class LearningCurve:
         """Write one column of images, then `progress.png` from all columns and the sketches."""
         sketches = 255 - self.batch["sketches"][:STRIP_SKETCHES]
         images = self.generate(generator, STRIP_SKETCHES, seed=0)
-        cv2.imwrite(str(self.strip_file(nimg)), np.concatenate(list(images))[..., ::-1])
-        columns = [cv2.imread(str(file)) for file in sorted(self.out.glob("progress-*.png"))]
+        write_image(self.strip_file(nimg), np.concatenate(list(images)))
+        columns = [read_image(file) for file in sorted(self.out.glob("progress-*.png"))]
         first = np.concatenate(list(sketches))[..., None].repeat(3, axis=2)
-        cv2.imwrite(str(self.out / "progress.png"), np.concatenate([first, *columns], axis=1))
+        write_image(self.out / "progress.png", np.concatenate([first, *columns], axis=1))

@@ -4,7 +4,6 @@ Every run leaves one CSV file, so that a killed experiment continues with the fi
 """
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -18,7 +17,7 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from helpers.config import display_path
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store, fit_config
 from helpers.data.tables import read_own_table
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
@@ -59,8 +58,8 @@ def run_grid(
             table = arms[arm](fraction, seed, work)
             for position, (column, value) in enumerate({"arm": arm, "fraction": fraction, "seed": seed}.items()):
                 table.insert(position, column, value)
-            table.to_csv(file.with_suffix(".part"), index=False)
-            os.replace(file.with_suffix(".part"), file)
+            with atomic_file(file) as temporary:
+                table.to_csv(temporary, index=False)
         shutil.rmtree(work, ignore_errors=True)
         tables.append(read_own_table(file))
     return pd.concat(tables, ignore_index=True)
@@ -69,9 +68,8 @@ def run_grid(
 def _check_same_experiment(out: Path, fingerprint: dict) -> None:
     file = out / "plan.json"
     if not file.is_file() or not any(out.glob("*-*-*.csv")):  # without results the settings may still change
-        out.mkdir(parents=True, exist_ok=True)
-        file.with_suffix(".part").write_text(json.dumps(fingerprint, indent=1))
-        os.replace(file.with_suffix(".part"), file)
+        with atomic_file(file) as temporary:
+            temporary.write_text(json.dumps(fingerprint, indent=1))
     saved = json.loads(file.read_text())
     differing = [f"{k} is {saved.get(k)!r} there, {v!r} here" for k, v in fingerprint.items() if saved.get(k) != v]
     if differing:

@@ -7,7 +7,6 @@ Fréchet distance of 500 synthetic to 500 real images by 1.2 % (MobileNetV2, HAM
 
 import copy
 import hashlib
-import os
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,7 +25,15 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, display_path, find_weights_file
-from helpers.data.files import DataError, center_crop, list_images, read_header, read_image, report_skipped
+from helpers.data.files import (
+    DataError,
+    atomic_file,
+    center_crop,
+    list_images,
+    read_header,
+    read_image,
+    report_skipped,
+)
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
 from helpers.models.weights import download_timeout, fuse_batchnorm
@@ -362,10 +369,8 @@ def extract_features(
     else:
         arrays = _compute_features(images, extractor, image_size)
     if path and not path.is_file():
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = cache / f".{key}-{os.getpid()}.npz"
-        np.savez(temporary, **arrays)
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            np.savez(temporary, **arrays)
     values, rows = arrays["values"], arrays["rows"]
     if len(rows) < len(images):
         images.drop([images.items[k] for k in sorted(set(range(len(images))) - set(rows.tolist()))])

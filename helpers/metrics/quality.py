@@ -7,7 +7,6 @@ Inception's included, favor generators that were trained with ImageNet features 
 """
 
 import json
-import os
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -24,7 +23,7 @@ from torch_fidelity.metric_isc import isc_features_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.metrics.extractors import INCEPTION, FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.stats import bootstrap_weights, percentile_ci
 
@@ -167,10 +166,8 @@ def compute_metrics(synthetic: Features, real: Features, cache: Path | None = No
     if synthetic.logits.size and len(synthetic) >= MIN_IMAGES_FOR_IS:
         metrics["is"] = inception_score(synthetic.logits)
     if path:
-        cache.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{os.getpid()}-{path.name}")
-        temporary.write_text(json.dumps(metrics))
-        os.replace(temporary, path)
+        with atomic_file(path) as temporary:
+            temporary.write_text(json.dumps(metrics))
     return counts | metrics
 
 

@@ -7,7 +7,6 @@ that is not conditioned on them learns rulers as part of a class.
 """
 
 import math
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -25,12 +24,13 @@ from torch import Tensor, nn
 from helpers import config as project
 from helpers.config import display_path
 from helpers.data.batches import to_tensors
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.labels import clean_id, read_table
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import load_lite_weights
@@ -48,6 +48,9 @@ class ArtifactConfig:
     lr: float = 1e-3  # peak, see `set_warmup_cosine_lr`
     color_jitter: float = 0.1  # augmentation strengths, see `augment`
     translate: float = 0.06
+
+    def __post_init__(self):
+        check_settings(self, size=(16, MAX_SIZE))
 
 
 class ArtifactDetector(nn.Module):
@@ -221,10 +224,8 @@ def fill_artifacts(store: Store, checkpoint: str | Path) -> int:
     for start in range(0, len(unknown), INFERENCE_BATCH_SIZE):
         rows = unknown[start : start + INFERENCE_BATCH_SIZE]
         flags[rows] = predict_artifacts(detector, store.images[rows]) > 0.5
-    temporary = store.folder / f"artifacts.npy.{os.getpid()}.part"  # several processes may do this
-    with open(temporary, "wb") as file:
-        np.save(file, flags)
-    os.replace(temporary, store.folder / "artifacts.npy")
+    with atomic_file(store.folder / "artifacts.npy") as temporary:
+        np.save(temporary, flags)
     store.artifacts = flags
     return len(unknown)
 

@@ -3,51 +3,50 @@ header. Unlike a checkpoint, such a file holds no optimizer state, and reading i
 """
 
 import json
-import os
+import math
 import zlib
 from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable
+from itertools import chain
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from helpers.config import display_path
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store
+from helpers.models.checks import check_weights, load_file
 from helpers.models.device import best_device
 
 Network, Config = TypeVar("Network", bound=nn.Module), TypeVar("Config")
+MAX_IDS_BYTES = 2**26  # of the unpacked ids of training images
+NUMBER = (int, float)
+# What a checkpoint to resume from holds, see `TrainState.state_dict`.
+STATE_TYPES = {"step": int, "train_config": dict, "history": dict, "loss_sums": dict, "loss_count": int,
+               "stopped": bool, "seconds": NUMBER, "networks": dict, "optimizers": dict, "scaler": dict}  # fmt: skip
 
 
 def write_state(state: dict, out: Path) -> None:
-    """Write `checkpoint.pt` and `history.json` to temporary names and rename them: a kill leaves the previous files
-    intact. Raises `OSError` if the disk is full."""
-    temporary = out / "checkpoint.pt.part"
-    try:
+    """Write `checkpoint.pt` and `history.json` by `atomic_file`: a kill or a power failure leaves the previous files
+    whole. Raises `OSError` if the disk is full."""
+    with atomic_file(out / "checkpoint.pt", sync=True) as temporary:
         torch.save(state, temporary)
-    except RuntimeError as error:  # PyTorch's error for a full disk
-        raise OSError(f"cannot write {temporary}; the previous checkpoint is kept ({error})") from error
-    os.replace(temporary, out / "checkpoint.pt")
-    temporary = out / "history.json.part"
-    temporary.write_text(json.dumps(state["history"]))
-    os.replace(temporary, out / "history.json")
+    with atomic_file(out / "history.json", sync=True) as temporary:
+        temporary.write_text(json.dumps(state["history"]))
 
 
 def read_state(path: Path, config: dict, train_config: dict) -> dict:
-    """A checkpoint to resume from. Raises `ValueError` if it is damaged or has another config."""
+    """A checkpoint to resume from. Raises `DataError` if it is damaged, `ValueError` if it has another config."""
     try:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # PyTorch has no list of what it raises for damaged files
-        raise ValueError(f"{path} is damaged: delete it or choose another folder") from error
-    if not isinstance(saved, dict) or not {"config", "train_config", "ema_models", "seconds"} <= saved.keys():
-        raise ValueError(f"{path} was written by another version: delete it or choose another folder")
+        saved = read_checkpoint(path)
+        _check_state(saved, path)
+    except DataError as error:
+        raise DataError(f"{error}: delete it or choose another folder") from error
     # `steps` may be raised to train longer; these may not change.
     fixed = ("batch_size", "seed", "ema_nimg")
     given = config | {k: train_config[k] for k in fixed}
@@ -55,6 +54,16 @@ def read_state(path: Path, config: dict, train_config: dict) -> dict:
     if differing := [f"{k} is {there.get(k)!r} there, {v!r} here" for k, v in given.items() if there.get(k) != v]:
         raise ValueError(f"{path} has another config ({'; '.join(differing)}): choose another folder or delete it")
     return saved
+
+
+def _check_state(saved: dict, path: Path) -> None:
+    """Raise `DataError` if a part that only resuming needs is missing or of another type."""
+    right = all(isinstance(saved.get(name), kind) for name, kind in STATE_TYPES.items())
+    right = right and all(0 <= saved[name] < math.inf for name in ("step", "loss_count", "seconds"))
+    right = right and "step" in saved["history"] and all(isinstance(v, list) for v in saved["history"].values())
+    numbers = [*saved["loss_sums"].values(), *chain(*saved["history"].values())] if right else [None]
+    if not all(isinstance(number, NUMBER) for number in numbers):
+        raise DataError(f"{display_path(path)} was written by another version or program")
 
 
 def export_weights(
@@ -84,10 +93,8 @@ def export_weights(
     extra_state["trained_on"] = pack_ids(extra_state.get("trained_on", []))
     license_entry = {"license": license_name} if license_name else {}
     header = json.dumps({"config": saved["config"], "extra_state": extra_state} | license_entry)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}")
-    save_file(half, temporary, {"checkpoint": header})  # one key: several would be written in random order
-    temporary.replace(file)
+    with atomic_file(file) as temporary:
+        save_file(half, temporary, {"checkpoint": header})  # one key: several would be written in random order
     return file
 
 
@@ -95,28 +102,50 @@ def read_checkpoint(path: str | Path) -> dict:
     """A checkpoint, or a released file as a dict with the same keys `config`, `extra_state` and `ema_models`, and
     `networks` if it has all of them.
 
-    Weights of released files are converted to float32. Raises `DataError` for an unreadable released file, and the
-    errors of `torch.load` for a checkpoint.
+    Weights of released files are converted to float32. Raises `DataError` if the file is damaged, is of another
+    program, or has weights that are not finite.
     """
-    if Path(path).suffix != ".safetensors":
-        return torch.load(path, map_location="cpu", weights_only=True)
+    saved = _read_released(path) if Path(path).suffix == ".safetensors" else load_file(path)
+    parts = ("config", "extra_state", "ema_models")
+    if not isinstance(saved, dict) or not all(isinstance(saved.get(part), dict) for part in parts):
+        raise DataError(f"{display_path(path)} is not a checkpoint of this version")
+    try:
+        for weights in _all_weights(saved):
+            check_weights(weights)
+    except ValueError as error:
+        raise DataError(f"{display_path(path)} cannot be used: {error}") from error
+    ids = saved["extra_state"].get("trained_on", [])
+    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
+        raise DataError(f"{display_path(path)} cannot be used: its training images are not listed by names")
+    return saved
+
+
+def _all_weights(saved: dict) -> Iterable[Any]:
+    """State dicts of every network in a checkpoint. Raises `ValueError` if `networks` is no dict."""
+    if not isinstance(networks := saved.get("networks", {}), dict):
+        raise ValueError("its networks have no names")
+    return [*saved["ema_models"].values(), *networks.values(), saved["extra_state"].get("best_state_dict", {})]
+
+
+def _read_released(path: str | Path) -> dict:
+    """A released file as a dict like a checkpoint's. Raises `DataError` if it is none."""
     try:
         with safe_open(path, "pt") as file:
             header, names = json.loads((file.metadata() or {})["checkpoint"]), list(file.keys())
             config, extra_state = header["config"], header["extra_state"]
             weights = {name: to_float32(file.get_tensor(name)) for name in names}
         extra_state["trained_on"] = unpack_ids(extra_state["trained_on"])
-    except (OSError, SafetensorError, KeyError, ValueError, zlib.error) as error:
+        saved = {"config": config, "extra_state": extra_state}
+        if any("/" in name for name in weights):
+            networks = {}
+            for name, weight in weights.items():
+                network, key = name.split("/", 1)
+                networks.setdefault(network, {})[key] = weight
+            return saved | {"ema_models": {"generator": networks["generator"]}, "networks": networks}
+    except Exception as error:  # a foreign header has any content
         raise DataError(f"{display_path(path)} is not a file of released weights ({error})"[:300]) from error
-    if any("/" in name for name in weights):
-        networks = {}
-        for name, weight in weights.items():
-            network, key = name.split("/", 1)
-            networks.setdefault(network, {})[key] = weight
-        ema_models = {"generator": networks["generator"]}
-        return {"config": config, "extra_state": extra_state, "ema_models": ema_models, "networks": networks}
     extra_state["best_state_dict"] = weights
-    return {"config": config, "extra_state": extra_state, "ema_models": {"generator": weights}}
+    return saved | {"ema_models": {"generator": weights}}
 
 
 def read_network(
@@ -126,15 +155,16 @@ def read_network(
 
     `build(saved, config)` makes the network and loads its weights. Raises `DataError` if the file is not `what`.
     """
+    saved = read_checkpoint(path)
+    if saved["extra_state"].get("best_state_dict") == {}:
+        raise DataError(f"{display_path(path)} was stopped before its first validation: go on with its training")
     try:
-        saved = read_checkpoint(path)
         fields = {name: value for name, value in saved["config"].items() if name != "steps"}
         config = config_class(**{name: tuple(v) if isinstance(v, list) else v for name, v in fields.items()})
         network = build(saved, config)
-    except OSError:
-        raise
-    except Exception as error:  # neither PyTorch nor `build` has a list of what it raises for damaged files
-        raise DataError(f"{display_path(path)} is not {what} of this version ({error})"[:400]) from error
+    except Exception as error:  # a foreign config has any content
+        reason = " ".join(str(error).split())[:300]
+        raise DataError(f"{display_path(path)} is not {what} of this version ({reason})") from error
     return network.to(best_device()).eval().requires_grad_(False), config
 
 
@@ -160,8 +190,12 @@ def pack_ids(ids: list[str]) -> str:
 
 
 def unpack_ids(text: str) -> list[str]:
-    """The ids of `pack_ids`."""
-    return zlib.decompress(b64decode(text)).decode().splitlines()
+    """The ids of `pack_ids`. Raises `ValueError` if they take over `MAX_IDS_BYTES`."""
+    unpacker = zlib.decompressobj()
+    ids = unpacker.decompress(b64decode(text), MAX_IDS_BYTES)
+    if not unpacker.eof:
+        raise ValueError(f"its training images take over {MAX_IDS_BYTES // 2**20} MiB or are cut off")
+    return ids.decode().splitlines()
 
 
 def to_float32(weight: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 Inference uses the EMA weights with the best balanced accuracy on the val split.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -21,6 +22,7 @@ from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_network, training_data
+from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
@@ -53,6 +55,7 @@ class ClassifierConfig:
             raise ValueError(f"balance must be one of {', '.join(BALANCES)}, got {self.balance!r}")
         if len(self.classes) == 1:
             raise ValueError("a classifier needs at least 2 classes, got 1")
+        check_settings(self, size=(16, MAX_SIZE))
 
 
 def small_cnn() -> nn.Sequential:
@@ -276,6 +279,8 @@ def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
         classifier.load_state_dict(saved["extra_state"]["best_state_dict"])
         classifier.backbone.init = saved["extra_state"]["init_from"]
         classifier.temperature, classifier.trained_on = (saved["extra_state"][k] for k in ("temperature", "trained_on"))
+        if not 0 < classifier.temperature < math.inf:
+            raise ValueError(f"its temperature must be a finite number above 0, got {classifier.temperature}")
         return classifier
 
     return read_network(path, "a checkpoint of a classifier", ClassifierConfig, build)

@@ -38,6 +38,7 @@ from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment, random_d4_translate
 from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checks import MAX_CHANNELS, check_settings
 from helpers.models.initialize import init_networks
 from helpers.models.losses import d_loss, g_loss, hinge_d_loss, hinge_g_loss, kl_divergence, r1_penalty, texture_loss
 from helpers.models.networks import (
@@ -94,13 +95,13 @@ class GANConfig:
     projected: bool = False  # adds four heads on pretrained features to the discriminator, see `projected.py`
 
     def __post_init__(self):
+        channels = {"base_channels": (1, MAX_CHANNELS // 8), "noise_channels": (0, 256), "code_channels": (0, 256)}
+        channels |= {"level_channels": (1, MAX_CHANNELS), "z_dim": (1, MAX_CHANNELS)}
+        check_settings(self, d_reg_interval=(1, 10**6), **channels)
         if self.size not in R1_GAMMA:
             raise ValueError(f"size must be one of {', '.join(map(str, R1_GAMMA))}, got {self.size}")
         if self.style == "none" and not self.paired:
             raise ValueError("unpaired training needs a sketch style, got 'none'")
-        for name, least in {"base_channels": 1, "noise_channels": 0, "code_channels": 0}.items():
-            if (value := getattr(self, name)) < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.level_channels and len(self.level_channels) != self.num_levels:
             wanted = f"level_channels must be {self.num_levels} numbers for {self.size} px"
             raise ValueError(f"{wanted}, got {self.level_channels}")

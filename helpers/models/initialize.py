@@ -1,7 +1,6 @@
 """Weights of another training as the start of a GAN's, also of one at half the image size (progressive growing:
 Karras et al., arXiv 1710.10196)."""
 
-import pickle
 import re
 from pathlib import Path
 
@@ -26,20 +25,24 @@ def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str 
     Raises `DataError` if the file is not a GAN's, `ValueError` if its classes, sketch style or sizes differ.
     """
     path = display_path(checkpoint)
+    saved = read_checkpoint(checkpoint)
     try:
-        saved = read_checkpoint(checkpoint)
         for name in ("classes", "style"):
             if saved["config"][name] != config[name]:
                 raise ValueError(f"{path} has {name} {saved['config'][name]!r}, the config says {config[name]!r}")
         grows = bool(config["level_channels"]) and saved["config"]["size"] * 2 == config["size"]
-        for name, weights in saved.get("networks", saved["ema_models"]).items():
+        saved_networks = saved.get("networks", saved["ema_models"])
+        if "generator" not in saved_networks:
+            raise KeyError("it has no generator")
+        for name, weights in saved_networks.items():
             weights = grow_weights(weights) if grows and name != "encoder" else weights
             unexpected = _load(networks[name], weights, f"{NEW_LAYERS}|{GROWN_LAYERS}" if grows else NEW_LAYERS, name)
             if dropped := [key for key in unexpected if re.match(CONDITIONING, key)]:
                 raise ValueError(f"{path} has {dropped[0]} in its {name}, the config has no such layer")
     except RuntimeError as error:
-        raise ValueError(f"{path} has networks of other sizes ({error})"[:400]) from error
-    except (EOFError, KeyError, TypeError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise ValueError(f"{path} has networks of other sizes ({reason})") from error
+    except (KeyError, TypeError) as error:
         raise DataError(f"{path} is not a checkpoint of `train cgan` ({error})"[:400]) from error
     return saved.get("extra_state", {}).get("trained_on", [])
 

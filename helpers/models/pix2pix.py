@@ -17,6 +17,7 @@ from helpers.data.batches import balanced_batches
 from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_network
+from helpers.models.checks import MAX_CHANNELS, MAX_SIZE, check_settings
 from helpers.models.trainer import Backward, Batch, TrainConfig, TrainTask, train
 
 
@@ -30,6 +31,9 @@ class Pix2PixConfig:
     lr: float = 2e-4
     lambda_l1: float = 100.0
     translate: float = 0.1  # augmentation strength, see `augment`
+
+    def __post_init__(self):
+        check_settings(self, size=(32, MAX_SIZE), base_channels=(1, MAX_CHANNELS // 8))
 
 
 # ---------------------------------------------------------------------------------------------------------- networks

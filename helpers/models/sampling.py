@@ -10,6 +10,7 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from helpers.data.batches import SketchSampling, to_tensors
+from helpers.data.files import atomic_file
 from helpers.data.store import UNKNOWN, Store
 from helpers.models.networks import BaseGenerator, Noise, random_noise
 
@@ -211,4 +212,5 @@ def save_preview(generator: BaseGenerator, preview: dict, path: Path) -> None:
     args = [preview[name].to(device) for name in ("sketches", "labels", "latents")]
     if generator.num_artifacts:
         args.append(torch.zeros(len(args[0]), generator.num_artifacts, device=device))
-    save_image(generator(*args), path, nrow=preview["columns"], value_range=(-1, 1), normalize=True)
+    with atomic_file(path) as temporary:
+        save_image(generator(*args), temporary, nrow=preview["columns"], value_range=(-1, 1), normalize=True)

@@ -24,6 +24,7 @@ from helpers.data.sketches import fill
 from helpers.data.store import Store, StoreConfig, fit_config, resize
 from helpers.models.augment import augment
 from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checks import MAX_CHANNELS, MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
@@ -65,9 +66,8 @@ class SegmenterConfig:
     def __post_init__(self):
         if self.arch not in ARCHS:
             raise ValueError(f"arch must be one of {', '.join(ARCHS)}, got {self.arch!r}")
-        if self.decoder_channels < MIN_DECODER_CHANNELS:
-            raise ValueError(f"decoder_channels must be at least {MIN_DECODER_CHANNELS}, got {self.decoder_channels}")
-        if self.size % SIZE_MULTIPLE or self.size < MIN_SIZE:
+        check_settings(self, decoder_channels=(MIN_DECODER_CHANNELS, MAX_CHANNELS), size=(MIN_SIZE, MAX_SIZE))
+        if self.size % SIZE_MULTIPLE:
             raise ValueError(f"size must be a multiple of {SIZE_MULTIPLE} from {MIN_SIZE}, got {self.size}")
 
 

@@ -9,6 +9,7 @@ import copy
 import math
 import time
 from collections.abc import Callable
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, TypedDict
@@ -19,7 +20,9 @@ from accelerate.utils import broadcast, parse_flag_from_env
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
+from helpers.config import display_path
 from helpers.models.checkpoint import read_state, write_state
+from helpers.models.stop import Stopped, StopSignals
 
 
 class Batch(TypedDict, total=False):
@@ -137,8 +140,9 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
     exists; returns the history.
 
     `get_batch(step, rank)` must return the same batch for the same numbers. The main process writes `checkpoint.pt`
-    and `history.json`. Raises `ValueError` if the checkpoint has another config, `MemoryError` with a smaller batch
-    size to try if GPU memory is full, `OSError` if the disk is.
+    and `history.json`. Raises `ValueError` if the checkpoint is damaged or has another config, `MemoryError` with a
+    smaller batch size to try if GPU memory is full, `OSError` if the disk is, and `Stopped` after SIGINT or SIGTERM,
+    with the checkpoint of the last step written (with several processes these signals have their usual effect).
     """
     accelerator = Accelerator(mixed_precision=precision(train_config.precision))
     out = Path(out)
@@ -157,20 +161,24 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
                desc=out.name, disable=not accelerator.is_main_process)  # fmt: skip
     writer = summary_writer(out) if train_config.tensorboard and accelerator.is_main_process else None
     task.progress = state.progress()
-    while task.progress < 1 and not state.stopped:
-        state.update(_run_step(task, get_batch, state.step, accelerator, train_config))
-        task.progress = state.progress()
-        bar.update(global_batch_size)
-        if state.step % train_config.log_interval == 0:
-            losses = {name: values[-1] for name, values in state.history.items() if name != "step"}
-            bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
-            for name, value in losses.items() if writer else ():
-                writer.add_scalar(name, value, state.step * global_batch_size)
-        if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
-            _checkpoint(task, state, out, accelerator)
-    bar.close()
-    if writer:
-        writer.close()
+    closing_writer = closing(writer) if writer else nullcontext()
+    with closing_writer, bar, StopSignals(accelerator.num_processes == 1) as signals:
+        while task.progress < 1 and not state.stopped:
+            state.update(_run_step(task, get_batch, state.step, accelerator, train_config))
+            task.progress = state.progress()
+            bar.update(global_batch_size)
+            if state.step % train_config.log_interval == 0:
+                losses = {name: values[-1] for name, values in state.history.items() if name != "step"}
+                bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
+                for name, value in losses.items() if writer else ():
+                    writer.add_scalar(name, value, state.step * global_batch_size)
+            if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
+                _checkpoint(task, state, out, accelerator)
+            elif signals.received:  # without a validation, which a run that was not stopped would not have here
+                write_state(state.state_dict(), out)
+            if signals.received:
+                raise Stopped(f"stopped after step {state.step}, which {display_path(out / 'checkpoint.pt')} has: run "
+                              "the same command again to go on", signals.received)  # fmt: skip
     accelerator.wait_for_everyone()  # else another process could read a file that is still being written
     return state.history
 
@@ -272,19 +280,20 @@ class TrainState:
 
     def resume(self, path: Path) -> None:
         """Load a checkpoint if it exists. Raises `ValueError` if its config differs or its networks do not fit."""
-        if not path.is_file():
+        if not path.exists():
             return
         saved = read_state(path, self.task.config_dict(), asdict(self.train_config))
         try:
-            for name, weights in saved["networks"].items():
-                self.networks[name].load_state_dict(weights)
-            for name, weights in saved["ema_models"].items():
-                self.ema_models[name].load_state_dict(weights)
-            for name, content in saved["optimizers"].items():
-                self.task.optimizers[name].load_state_dict(content)
+            parts = {"networks": self.networks, "ema_models": self.ema_models, "optimizers": self.task.optimizers}
+            for part, modules in parts.items():
+                for name in modules.keys() | saved[part].keys():
+                    modules[name].load_state_dict(saved[part][name])
+            for name, value in getattr(self.task, "extra_state", {}).items():
+                if type(value) is not type(saved["extra_state"][name]):
+                    raise TypeError(f"{name} is of another type")
             if self.accelerator.scaler and saved["scaler"]:  # empty after another precision
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
-        except (RuntimeError, KeyError) as error:
+        except Exception as error:  # foreign states of optimizers cause errors of any kind
             raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
         extra_state = getattr(self.task, "extra_state", {})
         others = set(extra_state.get("trained_on", [])) - set(saved["extra_state"].get("trained_on", []))

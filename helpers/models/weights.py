@@ -1,6 +1,5 @@
 """Pretrained weights: where they come from, time-outs of downloads, and batch norm folded into convolutions."""
 
-import pickle
 import re
 import socket
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from helpers.config import display_path, find_weights_file
 from helpers.data.files import DataError
+from helpers.models.checks import check_weights, load_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # normalization that torchvision's weights expect
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -31,9 +31,10 @@ def imagenet_weights(arch: str, file: Path | None = None) -> dict[str, Tensor] |
     published = torchvision.models.get_model_weights(arch)
     if path := file or find_weights_file(f"{arch}-imagenet.pth", *(w.url.split("/")[-1] for w in published)):
         try:
-            return fix_densenet_keys(torch.load(path, map_location="cpu", weights_only=True))
-        except (OSError, RuntimeError, EOFError, AttributeError, pickle.UnpicklingError) as error:
-            raise DataError(f"{display_path(path)} is missing or holds no weights ({error})"[:300]) from error
+            check_weights(weights := load_file(path))
+        except ValueError as error:
+            raise DataError(f"{display_path(path)} holds no weights ({error})"[:300]) from error
+        return fix_densenet_keys(weights)
     try:
         with download_timeout():
             return fix_densenet_keys(published.DEFAULT.get_state_dict(progress=False, check_hash=True))

@@ -10,7 +10,7 @@ import cv2
 import numpy as np
 import pandas as pd
 
-from helpers.data.files import DataError, atomic_folder
+from helpers.data.files import DataError, atomic_folder, write_image
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import ARTIFACTS, render_with_flags
 
@@ -149,7 +149,7 @@ def _inject_faults(
         source = row["image_id"]
         if kind == "empty_mask":
             path = folder / "masks" / f"{source}.png"
-            cv2.imwrite(str(path), np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
+            write_image(path, np.zeros_like(cv2.imread(str(path), cv2.IMREAD_GRAYSCALE)))
             injected_faults[kind].append(source)
             continue
         copy = row | {"image_id": copy_ids[number], "lesion_id": f"PL_{num_lesions + number:06d}"}

@@ -75,7 +75,7 @@ def find_checkpoint(method: str, checkpoint: Path | None, cfg: Config) -> Path:
     released = cfg.released / f"{method}.safetensors"
     if not checkpoint and not path.is_file() and released.is_file():
         return released
-    if not path.is_file():
+    if not path.exists():
         raise DataError(f"{display_path(path)} does not exist: train one with `python -m helpers train {method}` "
                         "or name one with --checkpoint")  # fmt: skip
     if not checkpoint and cfg.dataset == "phantoms" and released.is_file():

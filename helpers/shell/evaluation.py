@@ -23,7 +23,7 @@ from helpers.experiments.evaluation import format_table
 from helpers.metrics.extractors import ImageSet, available_extractors, load_extractor
 from helpers.metrics.quality import quality
 from helpers.shell.base import Command, DataCommand, Flat, check_outputs
-from helpers.views.cards import FIGURES, write_cards
+from helpers.views.cards import FIGURES, write_cards, write_checksums
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,11 +117,13 @@ class BlindTest(DataCommand):
 
 @dataclass(frozen=True, kw_only=True)
 class Cards(Command):
-    """Each NAME.png next to NAME.safetensors in data/released."""
+    """Each NAME.png next to NAME.safetensors in data/released; checksums in the cards there and in data/training."""
 
     names: tyro.conf.Positional[tuple[str, ...]] = ()  # such as cgan segmenter; default: all
 
     def run(self) -> int:
-        for path in write_cards(self.config().released, self.names or tuple(FIGURES)):
+        released = self.config().released
+        images = write_cards(released, self.names or tuple(FIGURES))
+        for path in [*images, *write_checksums(released, released.parent / "training")]:
             print(display_path(path))
         return 0

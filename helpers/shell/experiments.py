@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
+from helpers.data.files import atomic_file
 from helpers.data.store import Store
 from helpers.experiments import ablation, backbones, balancing, real_vs_synthetic, segmentation
 from helpers.experiments.runner import comparisons, metric_name, summary, to_sentences
@@ -136,7 +137,7 @@ class Backbones(ExperimentCommand):
         store, out = self.store(self.settings.classifier.size), self.folder("backbones")
         table = backbones.backbone_experiment(store, self.settings, out)
         print(f"{store}\n{table.to_string()}")
-        table.to_csv(out / "table.csv", index_label="arch")
+        write_csv(table, out / "table.csv", index_label="arch")
         return 0
 
 
@@ -149,8 +150,8 @@ def report(results: pd.DataFrame, measures: list, pairs: list[tuple[str, str]], 
     for measure in measures:
         arms, differences = summary(results, measure), comparisons(results, measure, pairs)
         name = metric_name(measure).replace(" ", "-")
-        arms.to_csv(out / f"arms-{name}.csv")
-        differences.to_csv(out / f"comparisons-{name}.csv")
+        write_csv(arms, out / f"arms-{name}.csv")
+        write_csv(differences, out / f"comparisons-{name}.csv")
         sentences = "\n".join(to_sentences(differences, measure))
         print(arms.round(4).to_string(), differences.round(4).to_string(), sentences, sep="\n\n")
         print()
@@ -163,4 +164,10 @@ def report_generators(results: pd.DataFrame, store: Store, settings: Any, extrac
     print(f"after {train.steps} steps with batch size {train.batch_size}; "
           f"means over seeds {' '.join(map(str, settings.seeds))}\n")  # fmt: skip
     print(table.round(3).to_string())
-    table.to_csv(file)
+    write_csv(table, file)
+
+
+def write_csv(table: pd.DataFrame, file: Path, **options) -> None:
+    """Write a table by `atomic_file`; `options` are pandas'."""
+    with atomic_file(file) as temporary:
+        table.to_csv(temporary, **options)

@@ -9,10 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from helpers.config import display_path
-from helpers.data.files import DataError, image_shape, is_mask, read_image
+from helpers.data.files import DataError, atomic_file, image_shape, is_mask, read_image, write_image
 from helpers.data.labels import id_from_stem, read_labels, report_ids
 from helpers.data.layouts import ARTIFACTS, MASK_NAME, image_files, images_by_id
 from helpers.data.sketches import read_drawings
@@ -64,9 +63,8 @@ class Generate(Command):
 
     def save(self, class_name: str, ids: list[str], images: np.ndarray) -> None:
         """Write the images `uint8 (N, S, S, 3)` of one class."""
-        (self.out / class_name).mkdir(parents=True, exist_ok=True)
         for image_id, image in zip(ids, images, strict=True):
-            Image.fromarray(image).save(self.out / class_name / f"{image_id}.png")
+            write_image(self.out / class_name / f"{image_id}.png", image)
         print(f"{len(ids)} images in {display_path(self.out / class_name)}")
 
 
@@ -144,13 +142,12 @@ class Segment(Command):
         problems, areas, files = [], [], image_files(existing_folder(self.images))
         outputs = [self.out / f"{id_from_stem(path.stem)}.png" for path in files]
         check_outputs([*dict.fromkeys(outputs), self.out / "areas.csv"], [*files, checkpoint])
-        self.out.mkdir(parents=True, exist_ok=True)
         for image_id, path, image in iter_images(self.images, config.size, problems):
             height, width = image_shape(path)
             if is_uniform(image):
                 problems.append(f"{path} has one color only: its mask is empty")
             (mask,) = segment(segmenter, [image], [(height, width)])
-            Image.fromarray(255 * mask).save(self.out / f"{image_id}.png")
+            write_image(self.out / f"{image_id}.png", 255 * mask)
             areas.append((image_id, width, height, int(mask.sum()), round(float(mask.mean()), 6)))
         print_problems(problems)
         write_rows(
@@ -196,15 +193,10 @@ def write_rows(file: Path, columns: tuple[str, ...], rows: list[tuple], images: 
     """Write a CSV file in UTF-8, complete or not at all. Raises `DataError` if there are no rows."""
     if not rows:
         raise DataError(f"{images} needs at least one readable image, got none")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    temporary = file.with_name(f".{file.name}.part")  # on a full disk an older file stays
-    try:
-        # Bytes of file names that are not UTF-8 are escaped.
-        with temporary.open("w", newline="", encoding="utf-8", errors="backslashreplace") as stream:
-            csv.writer(stream).writerows([columns, *rows])
-        temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
+    # Bytes of file names that are not UTF-8 are escaped.
+    escaped = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
+    with atomic_file(file) as temporary, temporary.open("w", **escaped) as stream:
+        csv.writer(stream).writerows([columns, *rows])
 
 
 @dataclass(frozen=True, kw_only=True)

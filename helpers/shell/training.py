@@ -205,7 +205,7 @@ class Export(Command):
     def run(self) -> int:
         cfg = self.config()
         checkpoint = self.checkpoint or cfg.outputs / self.method / "checkpoint.pt"
-        if not checkpoint.is_file():
+        if not checkpoint.exists():
             raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {self.method}` "
                             "writes it")  # fmt: skip
         LOADERS[self.method](checkpoint)  # raises if the checkpoint is of another method

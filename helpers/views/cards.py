@@ -1,9 +1,11 @@
-"""Sample images of the model cards in data/released.
+"""Sample images of the model cards in data/released, and the checksums of all cards.
 
 All images are generated or procedural, with fixed seeds and without any selection. All five take half a minute on one
 core.
 """
 
+import hashlib
+import re
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from pathlib import Path
@@ -13,6 +15,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from helpers.data.files import atomic_file
 from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.classifier import load_classifier, predict_proba
@@ -182,8 +185,23 @@ def write_cards(
     for name in names:
         path = (out or released) / f"{name}.png"
         default = released / (CLASSIFIER_GENERATOR if name == "classifier" else "cgan.safetensors")
-        save(FIGURES[name](released / f"{name}.safetensors", generator or default), path)
-        image = Image.open(path).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
-        image.save(path, optimize=True)
+        figure = FIGURES[name](released / f"{name}.safetensors", generator or default)
+        with atomic_file(path) as temporary:
+            save(figure, temporary)
+            image = Image.open(temporary).convert("RGB").quantize(COLORS, Image.Quantize.MAXCOVERAGE, kmeans=3)
+            image.save(temporary, optimize=True)
         paths.append(path)
     return paths
+
+
+def write_checksums(*folders: Path) -> list[Path]:
+    """Write the SHA-256 of every NAME.safetensors below the title of its card NAME.md; returns the cards."""
+    cards = sorted(card for folder in folders for card in folder.glob("*.md"))
+    cards = [card for card in cards if card.with_suffix(".safetensors").is_file()]
+    for card in cards:
+        checksum = hashlib.sha256(card.with_suffix(".safetensors").read_bytes()).hexdigest()
+        title, text = card.read_text(encoding="utf-8").split("\n\n", 1)
+        text = re.sub(r"\ASHA-256: .*\n\n", "", text)
+        with atomic_file(card) as temporary:
+            temporary.write_text(f"{title}\n\nSHA-256: `{checksum}`\n\n{text}", encoding="utf-8", newline="\n")
+    return cards

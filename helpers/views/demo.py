@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.sketches import mask_from_sketch, parse_drawing
 from helpers.views import uploads  # before gradio
 from helpers.views.predictor import (
@@ -61,7 +61,7 @@ def canvas_with(sketch: np.ndarray) -> dict:
 def write_zip(images: dict[str, np.ndarray], name: str) -> str:
     """Write `images` (by path without suffix) as PNGs into `<name>.zip` in the upload folder; returns its path."""
     file = Path(tempfile.mkdtemp(dir=uploads.UPLOAD_DIR)) / f"{name}.zip"
-    with ZipFile(file, "w") as archive:
+    with atomic_file(file) as temporary, ZipFile(temporary, "w") as archive:
         for stem, image in images.items():
             png = BytesIO()
             Image.fromarray(image).save(png, "PNG")

@@ -210,7 +210,9 @@ def save(figure: Figure, path: str | Path) -> DisplayImage:
     and charts), else a JPEG, which takes a fifth of the space for photos."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=110, bbox_inches="tight")
+    temporary = path.with_name(f".{path.name}")  # on a full disk an older file stays
+    figure.savefig(temporary, dpi=110, bbox_inches="tight")
+    temporary.replace(path)
     plt.close(figure)
     if path.stat().st_size < 60_000:
         return DisplayImage(data=path.read_bytes(), format="png")

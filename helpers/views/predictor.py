@@ -67,7 +67,7 @@ def find_weights(cfg: Config, checkpoints: dict[str, Path | None] | None = None)
     weights = {}
     for method in LOADERS:
         checkpoint, released = (checkpoints or {}).get(method), cfg.released / f"{method}.safetensors"
-        if checkpoint and not Path(checkpoint).is_file():
+        if checkpoint and not Path(checkpoint).exists():
             raise DataError(
                 f"{display_path(checkpoint)} does not exist: give a checkpoint of `python -m helpers train {method}`"
             )
