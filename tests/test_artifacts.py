@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pandas as pd
 import pytest
@@ -176,7 +174,7 @@ def test_read_ids_with_and_without_header_and_endings(tmp_path):
 
 
 def test_load_artifacts_other_file_raises(tmp_path):
-    torch.save({"config": {"size": 64}, "extra_state": json.loads("{}")}, tmp_path / "other.pt")
+    torch.save({"config": {"size": 64}, "extra_state": {}, "ema_models": {}}, tmp_path / "other.pt")
     with pytest.raises(DataError, match="is not an artifact detector"):
         load_artifacts(tmp_path / "other.pt")
 
