@@ -52,9 +52,9 @@ def test_read_table_ids_are_in_the_column_image_id_or_image_or_the_first(tmp_pat
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv.gz", gzip.compress(b"image_id,label\na,b\n" * 99)[:40], "a.csv.gz cannot be read"),
+        ("a.csv.gz", gzip.compress(b"image_id,label\na,b\n" * 99, mtime=0)[:40], "a.csv.gz cannot be read"),
         ("a.csv.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\xff" * 40, "a.csv.gz cannot be read"),
-        ("a.csv.gz", gzip.compress(b"image_id,label\n" + bytes(30_000_000)), "over 10,000,000 bytes"),
+        ("a.csv.gz", gzip.compress(b"image_id,label\n" + bytes(30_000_000), mtime=0), "over 10,000,000 bytes"),
         ("a.csv", "image_id,label\na,b\n".encode("utf-16"), "save it as CSV in UTF-8"),
         ("a.csv", b"image_id,label\n\xe9,b\n", "save it as CSV in UTF-8"),
     ],
