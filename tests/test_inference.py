@@ -26,7 +26,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 def ids_and_problems(folder: Path) -> tuple[list[str], str]:
     problems = []
-    return [image_id for image_id, _, _ in iter_images(folder, 16, problems)], "\n".join(problems)
+    return [image_id for image_id, *_ in iter_images(folder, StoreConfig(16), problems)], "\n".join(problems)
 
 
 def test_iter_images_takes_no_masks_of_the_images_ids(tmp_path):
@@ -35,7 +35,7 @@ def test_iter_images_takes_no_masks_of_the_images_ids(tmp_path):
         write_mask(tmp_path / "GT" / f"{name}.bmp")
         write_image(tmp_path / "IMG" / f"{name}.jpg")
     problems = []
-    paths = [path for _, path, _ in iter_images(tmp_path, 16, problems)]
+    paths = [item.path for item in iter_images(tmp_path, StoreConfig(16), problems)]
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["IMG/x1.jpg", "IMG/x2.jpg"]
     assert len(problems) == 1 and problems[0].startswith("4 (AUTO/x1.png, AUTO/x2.png, GT/x1.bmp")
     assert "are masks or drawings, not images" in problems[0]
@@ -114,6 +114,31 @@ def test_classify_says_that_plain_skin_has_one_color(tmp_path, capsys):
     Image.fromarray(skin.astype(np.uint8)).save(tmp_path / "in/plain.png")
     assert main(["classify", "--images", str(tmp_path / "in"), "--out", str(tmp_path / "p.csv")]) == 0
     assert "plain.png has one color only" in capsys.readouterr().out
+
+
+def test_classify_and_segment_in_batches_equal_one_by_one(tmp_path, monkeypatch):
+    """Whatever the size of a batch and the number of threads; rows are in the order of the files."""
+    sizes = [(64, 48), (300, 200), (90, 120)]
+    for k in range(7):
+        image = cv2.resize(render(k, seed=k, size=128)[0], sizes[k % 3])
+        (tmp_path / "in").mkdir(exist_ok=True)
+        Image.fromarray(image).save(tmp_path / "in" / f"{k}.png")
+    results = []
+    for batch_size, workers in ((1, 1), (3, 4), (64, 2)):
+        monkeypatch.setattr("helpers.shell.inference.BATCH_SIZE", batch_size)
+        monkeypatch.setattr("helpers.config.cpu_count", lambda workers=workers: workers)
+        out = tmp_path / f"{batch_size}"
+        for command, target in (("classify", out / "p.csv"), ("segment", out)):
+            assert main([command, "--images", str(tmp_path / "in"), "--out", str(target)]) == 0
+        probabilities = pd.read_csv(out / "p.csv", index_col="image_id").drop(columns="diagnosis")
+        masks = [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]
+        results.append((probabilities, masks, (out / "areas.csv").read_text().splitlines()))
+    (first, first_masks, first_areas), *others = results
+    assert list(first.index) == list(range(7)) and len(first_areas) == 8
+    assert [mask.shape[::-1] for mask in first_masks] == [sizes[k % 3] for k in range(7)]
+    for probabilities, masks, _ in others:
+        assert np.abs(probabilities - first).to_numpy().max() < 1e-4
+        assert np.mean([np.mean(a != b) for a, b in zip(masks, first_masks, strict=True)]) < 1e-3
 
 
 def test_write_rows_that_fails_keeps_the_old_file(tmp_path):

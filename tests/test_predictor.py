@@ -8,6 +8,7 @@ from PIL import Image
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.sketches import mask_from_sketch
+from helpers.data.store import StoreConfig
 from helpers.phantoms.photo import render
 from helpers.shell.inference import iter_images
 from helpers.views.predictor import (
@@ -201,7 +202,7 @@ def test_predict_folder_reads_what_the_command_classify_reads(predictor, tmp_pat
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Image.fromarray(render(1, len(name))[0]).save(tmp_path / name)
     table, _, problems = predict_folder(predictor, tmp_path)
-    names = [path.relative_to(tmp_path).as_posix() for _, path, _ in iter_images(tmp_path, 64, [])]
+    names = [path.relative_to(tmp_path).as_posix() for _, path, *_ in iter_images(tmp_path, StoreConfig(64), [])]
     assert list(table["file"]) == names == ["MEL/a.png", "NV/b.png"]
     assert problems == ["b_lesion.png is a mask or a drawing, not a photo"]
 

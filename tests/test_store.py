@@ -402,7 +402,7 @@ def test_batches_memory_does_not_grow_with_the_number_of_images(tmp_path):
     assert many - few < 4_000
 
 
-def test_map_in_chunks_runs_at_most_one_chunk_ahead():
+def testmap_in_chunks_runs_at_most_one_chunk_ahead():
     calls = SimpleNamespace(count=0)
 
     def count_call(item):
@@ -410,7 +410,7 @@ def test_map_in_chunks_runs_at_most_one_chunk_ahead():
         return item
 
     with ThreadPoolExecutor(2) as pool:
-        for k, item in enumerate(module._map_in_chunks(pool, count_call, iter(range(2000)))):
+        for k, item in enumerate(module.map_in_chunks(pool, count_call, iter(range(2000)))):
             assert item == k and calls.count - k <= CHUNK
     assert calls.count == 2000
 

@@ -217,7 +217,7 @@ def build_store(
         if "content" not in dataset.table:  # it was not audited
             contents = list(pool.map(lambda path: pixel_hash(read_image(path)), dataset.table["path"]))
             dataset = replace(dataset, table=dataset.table.assign(content=contents))
-        rows = _map_in_chunks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
+        rows = map_in_chunks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
         write_store(
             folder, dataset, config, tqdm(rows, "storing", len(dataset.table), disable=not progress, leave=False)
         )
@@ -305,7 +305,7 @@ def flags_to_names(flags: np.ndarray) -> list:
     ]
 
 
-def _map_in_chunks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:
+def map_in_chunks(pool: ThreadPoolExecutor, function: Callable, items: Iterator) -> Iterator:
     """`pool.map` that runs at most `CHUNK` items ahead, so memory does not grow with their number."""
     while chunk := [item for _, item in zip(range(CHUNK), items, strict=False)]:
         yield from pool.map(function, chunk)

@@ -4,23 +4,30 @@ import csv
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
+from tqdm.auto import tqdm
 
 from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file, image_shape, is_mask, read_image, write_image
 from helpers.data.labels import id_from_stem, read_labels, report_ids
 from helpers.data.layouts import ARTIFACTS, MASK_NAME, image_files, images_by_id
 from helpers.data.sketches import read_drawings
-from helpers.data.store import StoreConfig, resize
+from helpers.data.store import StoreConfig, map_in_chunks, resize
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
-from helpers.models.segmenter import is_uniform, load_segmenter, segment
+from helpers.models.segmenter import Segmenter, is_uniform, load_segmenter, segment
 from helpers.shell.base import Command, check_outputs, find_checkpoint, print_problems
+
+BATCH_SIZE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,27 +107,54 @@ def existing_folder(folder: Path) -> Path:
     return folder
 
 
-def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
-    """Yield id, path and image `uint8 (H, W, 3)` of every image of a folder, one at a time because images can be large;
-    unreadable ones, masks and skipped files go to `problems`. `size`: pixels per side that are needed; larger JPEGs may
-    be read at reduced size."""
+class LoadedImage(NamedTuple):
+    """An image of a folder as a network's input."""
+
+    image_id: str
+    path: Path
+    image: np.ndarray  # uint8 (S, S, 3)
+    shape: tuple[int, int]  # height and width of the file, as a viewer shows it
+
+
+def iter_images(folder: Path, config: StoreConfig, problems: list[str], workers: int = 1) -> Iterator[LoadedImage]:
+    """Every image of a folder as a network's input, read by `workers` threads and counted on a progress bar. Unreadable
+    ones, masks, those with the id of another and skipped files go to `problems`."""
     masks, repeated, ids = [], [], set()
-    for path in image_files(existing_folder(folder), problems):
-        if (image_id := id_from_stem(path.stem)) in ids:
-            (masks if MASK_NAME.search(path.stem) else repeated).append(path.relative_to(folder))
-            continue
-        try:
-            image = read_image(path, size=size)
-        except DataError as error:
-            problems.append(str(error))
-            continue
-        if MASK_NAME.search(path.stem) or is_mask(image):
-            masks.append(path.relative_to(folder))
-            continue
-        ids.add(image_id)
-        yield image_id, path, image
+    paths = image_files(existing_folder(folder), problems)
+    with ThreadPoolExecutor(workers) as pool:
+        loaded = tqdm(
+            map_in_chunks(pool, partial(load_image, config=config), iter(paths)), total=len(paths), leave=False
+        )
+        for path, item in zip(paths, loaded, strict=True):
+            if item is None:
+                masks.append(path.relative_to(folder))
+            elif isinstance(item, DataError):
+                problems.append(str(item))
+            elif item.image_id in ids:
+                repeated.append(path.relative_to(folder))
+            else:
+                ids.add(item.image_id)
+                yield item
     report_ids(problems, "are masks or drawings, not images, and are left out", masks)
     report_ids(problems, "have the id of another file and are left out", repeated)
+
+
+def load_image(path: Path, config: StoreConfig) -> LoadedImage | DataError | None:
+    """Read and resize an image; None for a mask or a drawing, the error for an unreadable file."""
+    try:
+        image, shape = read_image(path, size=config.size), image_shape(path)
+    except DataError as error:
+        return error
+    if MASK_NAME.search(path.stem) or is_mask(image):
+        return None
+    return LoadedImage(id_from_stem(path.stem), path, resize(image, config), shape)
+
+
+def in_batches(images: Iterable[LoadedImage]) -> Iterator[list[LoadedImage]]:
+    """The images in lists of at most `BATCH_SIZE`."""
+    images = iter(images)
+    while batch := list(islice(images, BATCH_SIZE)):
+        yield batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,25 +173,27 @@ class Segment(Command):
             )
         segmenter, config = load_segmenter(checkpoint)
         print(f"{display_path(checkpoint)}: {config.arch} with {config.encoder_name}, {config.size} px")
-        problems, areas, files = [], [], image_files(existing_folder(self.images))
+        problems, files = [], image_files(existing_folder(self.images))
         outputs = [self.out / f"{id_from_stem(path.stem)}.png" for path in files]
         check_outputs([*dict.fromkeys(outputs), self.out / "areas.csv"], [*files, checkpoint])
-        for image_id, path, image in iter_images(self.images, config.size, problems):
-            height, width = image_shape(path)
-            if is_uniform(image):
-                problems.append(f"{path} has one color only: its mask is empty")
-            (mask,) = segment(segmenter, [image], [(height, width)])
-            write_image(self.out / f"{image_id}.png", 255 * mask)
-            areas.append((image_id, width, height, int(mask.sum()), round(float(mask.mean()), 6)))
+        images = iter_images(self.images, StoreConfig(config.size, crop="none"), problems, self.config().workers)
+        columns = ("image_id", "width", "height", "lesion_pixels", "lesion_fraction")
+        count = write_rows(self.out / "areas.csv", columns, self.areas(segmenter, images, problems), self.images)
         print_problems(problems)
-        write_rows(
-            self.out / "areas.csv",
-            ("image_id", "width", "height", "lesion_pixels", "lesion_fraction"),
-            areas,
-            self.images,
-        )
-        print(f"{len(areas)} masks and areas.csv in {display_path(self.out)}")
+        print(f"{count} masks and areas.csv in {display_path(self.out)}")
         return 0
+
+    def areas(self, segmenter: Segmenter, images: Iterable[LoadedImage], problems: list[str]) -> Iterator[tuple]:
+        """Write the masks; yields the rows of areas.csv."""
+        with ThreadPoolExecutor(self.config().workers) as pool:
+            for batch in in_batches(images):
+                problems += [f"{i.path} has one color only: its mask is empty" for i in batch if is_uniform(i.image)]
+                masks = segment(segmenter, [i.image for i in batch], [i.shape for i in batch])
+                files = [self.out / f"{i.image_id}.png" for i in batch]
+                list(pool.map(write_image, files, [255 * mask for mask in masks]))
+                for item, mask in zip(batch, masks, strict=True):
+                    height, width = item.shape
+                    yield item.image_id, width, height, int(mask.sum()), round(float(mask.mean()), 6)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,31 +208,44 @@ class Classify(Command):
         cfg = self.config()
         checkpoint = find_checkpoint("classifier", self.checkpoint, cfg)
         classifier, config = load_classifier(checkpoint)
-        out, problems, rows = self.out or cfg.outputs / "classified.csv", [], []
+        out, problems = self.out or cfg.outputs / "classified.csv", []
         check_outputs([out], [*image_files(existing_folder(self.images)), checkpoint])
-        for image_id, path, image in iter_images(self.images, config.size, problems):
-            if is_uniform(image):
-                problems.append(f"{path} has one color only: its probabilities are meaningless")
-            (probs,) = predict_proba(classifier, resize(image, StoreConfig(config.size))[None])
-            rows.append((image_id, config.classes[int(probs.argmax())], *(round(float(p), 6) for p in probs)))
+        images, counts = iter_images(self.images, StoreConfig(config.size), problems, cfg.workers), Counter()
+
+        def rows() -> Iterator[tuple]:
+            for batch in in_batches(images):
+                problems.extend(f"{i.path} has one color only: its probabilities are meaningless"
+                                for i in batch if is_uniform(i.image))  # fmt: skip
+                for item, probs in zip(
+                    batch, predict_proba(classifier, np.stack([i.image for i in batch])), strict=True
+                ):
+                    diagnosis = config.classes[int(probs.argmax())]
+                    counts[diagnosis] += 1
+                    yield item.image_id, diagnosis, *(round(float(p), 6) for p in probs)
+
+        count = write_rows(out, ("image_id", "diagnosis", *config.classes), rows(), self.images)
         print_problems(problems)
-        write_rows(out, ("image_id", "diagnosis", *config.classes), rows, self.images)
-        counts = Counter(row[1] for row in rows)
         print(f"{display_path(checkpoint)}: {config.arch}, {config.size} px, temperature {classifier.temperature:.2f}")
-        print(f"{len(rows)} images, {', '.join(f'{n} {name}' for name, n in counts.most_common())}: "
+        print(f"{count} images, {', '.join(f'{n} {name}' for name, n in counts.most_common())}: "
               f"{display_path(out)}")  # fmt: skip
         print("not for diagnosis, and not for any decision about a patient")
         return 0
 
 
-def write_rows(file: Path, columns: tuple[str, ...], rows: list[tuple], images: Path) -> None:
-    """Write a CSV file in UTF-8, complete or not at all. Raises `DataError` if there are no rows."""
-    if not rows:
-        raise DataError(f"{images} needs at least one readable image, got none")
+def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], images: Path) -> int:
+    """Write a CSV file in UTF-8, row by row but complete or not at all; returns the number of rows. Raises `DataError`
+    if there are none."""
     # Bytes of file names that are not UTF-8 are escaped.
     escaped = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     with atomic_file(file) as temporary, temporary.open("w", **escaped) as stream:
-        csv.writer(stream).writerows([columns, *rows])
+        writer, count = csv.writer(stream), 0
+        writer.writerow(columns)
+        for row in rows:
+            writer.writerow(row)
+            count += 1
+        if not count:
+            raise DataError(f"{images} needs at least one readable image, got none")
+    return count
 
 
 @dataclass(frozen=True, kw_only=True)
