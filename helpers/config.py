@@ -78,12 +78,16 @@ def find_weights_file(*names: str) -> Path | None:
 
 
 def display_path(path: str | Path) -> str:
-    """Path for messages: relative to the repository root if it is inside, else to the working directory.
+    """Path for messages: relative to the repository root if it is inside, else to the working directory, and absolute
+    on another drive of Windows.
 
     Keeps folder names of the machine out of notebooks and pages.
     """
     path = Path(path).resolve()
-    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else os.path.relpath(path)
+    try:
+        return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else os.path.relpath(path)
+    except ValueError:
+        return str(path)
 
 
 # Import names that differ from pip's, and packages that a notebook in Colab does not need or must not replace.
@@ -97,7 +101,8 @@ def missing_requirements() -> list[str]:
     Never torch, torchvision or numpy: Colab's builds match its GPU and its other packages, and replacing them breaks
     the running session.
     """
-    lines = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
     names = {line: re.split(r"[<>=!~;\[ ]", line)[0] for line in lines if line}
     modules = {line: IMPORT_NAMES.get(name, name.replace("-", "_")) for line, name in names.items()}
     return [line for line, module in modules.items() if names[line] not in NOT_IN_COLAB and find_spec(module) is None]

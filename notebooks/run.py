@@ -172,10 +172,17 @@ def write_badges(repository: str) -> None:
         sys.exit(f"REPO must have the form owner/name, got {repository!r}")
     config, readme = ROOT / "helpers/config.py", ROOT / "README.md"
     config.write_text(
-        re.sub(r'(?m)^REPOSITORY = ".*"$', f'REPOSITORY = "{repository}"', config.read_text())
+        re.sub(
+            r'(?m)^REPOSITORY = ".*"$',
+            f'REPOSITORY = "{repository}"',
+            config.read_text(encoding="utf-8"),
+        ),
+        encoding="utf-8",
     )
     for path in (readme, ROOT / "CITATION.cff"):
-        path.write_text(path.read_text().replace(REPOSITORY, repository))
+        path.write_text(
+            path.read_text(encoding="utf-8").replace(REPOSITORY, repository), encoding="utf-8"
+        )
     for path in sorted((ROOT / "notebooks").glob("[0-9]*.ipynb")):
         write_notebook(path, repository)
     print(f"{repository} written to config, README, citation, badges and setup cells")

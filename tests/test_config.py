@@ -32,6 +32,14 @@ def test_get_config_reads_profile_dataset_and_root_from_the_environment(monkeypa
     assert get_config().outputs == ROOT / "outputs/isic2017-full"
 
 
+def test_display_path_on_another_drive_is_absolute(tmp_path, monkeypatch):
+    def relpath(path):
+        raise ValueError("path is on mount 'D:', start on mount 'C:'")
+
+    monkeypatch.setattr("os.path.relpath", relpath)
+    assert display_path(tmp_path) == str(tmp_path.resolve()) and display_path(ROOT / "data") == "data"
+
+
 def test_get_config_two_folder_sets_have_different_outputs(tmp_path):
     roots = [tmp_path / "a" / "images", tmp_path / "b" / "images", tmp_path / "b" / "images" / ".." / "images"]
     first, second, again = (get_config("folders", root).outputs.name for root in roots)

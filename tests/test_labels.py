@@ -1,11 +1,13 @@
 import gzip
+import os
+import unicodedata
 
 import pandas as pd
 import pytest
 from factories import course, ham10000, isic2016, isic2017, one_hot, write_image, write_lines, write_mask
 
 from helpers.data.files import DataError
-from helpers.data.labels import HAM_CLASSES, clean_id, read_labels, read_table
+from helpers.data.labels import HAM_CLASSES, clean_id, id_from_stem, read_labels, read_table
 from helpers.data.layouts import read
 
 
@@ -55,7 +57,6 @@ def test_read_table_ids_are_in_the_column_image_id_or_image_or_the_first(tmp_pat
         ("a.csv.gz", gzip.compress(b"image_id,label\na,b\n" * 99, mtime=0)[:40], "a.csv.gz cannot be read"),
         ("a.csv.gz", b"\x1f\x8b\x08\0\0\0\0\0\0\xff" + b"\xff" * 40, "a.csv.gz cannot be read"),
         ("a.csv.gz", gzip.compress(b"image_id,label\n" + bytes(30_000_000), mtime=0), "over 10,000,000 bytes"),
-        ("a.csv", "image_id,label\na,b\n".encode("utf-16"), "save it as CSV in UTF-8"),
         ("a.csv", b"image_id,label\n\xe9,b\n", "save it as CSV in UTF-8"),
     ],
 )
@@ -63,6 +64,18 @@ def test_read_table_of_damaged_packed_or_otherwise_encoded_text_raises(tmp_path,
     (tmp_path / name).write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_table(tmp_path / name, [])
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+def test_read_table_of_excel_has_any_of_its_encodings(tmp_path, encoding):
+    (tmp_path / "a.csv").write_text("image_id\tlabel\nnævus\tb\n", encoding=encoding)
+    assert read_table(tmp_path / "a.csv", ["label"]).to_numpy().tolist() == [["nævus", "b"]]
+
+
+def test_id_from_stem_is_nfc_upper_case_for_the_archive_and_can_be_written():
+    assert id_from_stem(unicodedata.normalize("NFD", "nævus_é")) == "nævus_é"
+    assert id_from_stem("isic_0024306_downsampled") == "ISIC_0024306" and id_from_stem("isic_1") == "isic_1"
+    assert id_from_stem(os.fsdecode(b"na\xefve")) == "na_ve"
 
 
 @pytest.mark.parametrize("separator", [",", ";", "\t", "|", " "])

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import unicodedata
 from pathlib import Path
 
 import cv2
@@ -15,7 +16,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MeanPoolExtractor, course, folders, isic2016, own_images, write_image
+from factories import MeanPoolExtractor, course, folders, ham10000, isic2016, own_images, write_image
 
 from helpers.__main__ import COMMANDS, main
 from helpers.config import get_config
@@ -411,6 +412,56 @@ def test_train_in_a_folder_with_a_checkpoint_of_other_data_fails(tmp_path, smoke
     for site in ("b", "relabeled"):
         fails(capsys, args(site, "classifier", 1), "checkpoint.pt was trained on other data: choose another folder")
         fails(capsys, args(site, "dcgan", 3, *gan), "checkpoint.pt was trained on other data")
+
+
+def test_options_out_of_range_are_named(phantoms, tmp_path, smoke, capsys):
+    segmenter = train_args("segmenter", phantoms, tmp_path, "--arch", "DeepLabV3Plus", "--batch-size", "1")
+    fails(capsys, segmenter, "batch_size must be at least 2 for DeepLabV3Plus")
+    fails(capsys, train_args("cgan", phantoms, tmp_path, "--seed", "-1"), "seed must be 0 to 4294967295, got -1")
+    generate = ["generate", "--sketches", str(tmp_path), "--out", str(tmp_path / "o"), "--seed", "-1"]
+    refuses(capsys, generate, "seed must be 0 to 4294967295, got -1")
+    balancing = ["experiment", "balancing", "--data-root", str(phantoms), "--folds", "1"]
+    fails(capsys, balancing, "folds must be at least 2, got 1")
+
+
+def test_data_sets_with_names_of_no_encoding_are_prepared(tmp_path, capsys):
+    """A class folder and a file whose names are not UTF-8, and names in another Unicode form."""
+    root = folders(tmp_path / "tree")
+    os.rename(root / "Train/nevus/ISIC_0000100.jpg", os.fsencode(root / "Train/nevus") + b"/na\xefve.jpg")
+    os.rename(root / "Train/nevus", os.fsencode(root / "Train") + b"/n\xe6vus")
+    (root / "Train/melanoma").rename(root / "Train" / unicodedata.normalize("NFD", "mélanome"))
+    assert main(prepare_args("folders", root, tmp_path / "stores")) == 0
+    store = Store(next((tmp_path / "stores").iterdir()))
+    assert {"n_vus", "mélanome"} <= set(store.classes) and "na_ve" in store.table["image_id"].to_list()
+    assert main(prepare_args("folders", root, tmp_path / "stores")) == 0
+    assert len(list((tmp_path / "stores").iterdir())) == 1
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda root: rewrite(root / "HAM10000_metadata.csv", "ISIC_", "part_1/ISIC_"),
+            "label file has 'part_1/ISIC_.*no image",
+        ),
+        (lambda root: zip_images(root), "for example ISIC_.*unpack HAM10000_images_part_1.zip first"),
+    ],
+)
+def test_audit_where_ids_and_files_do_not_match_names_one_of_each(tmp_path, capsys, change, message):
+    root = ham10000(tmp_path / "ham")
+    change(root)
+    fails(capsys, ["audit", root], message)
+
+
+def rewrite(path: Path, old: str, new: str) -> None:
+    path.write_text(path.read_text().replace(old, new))
+
+
+def zip_images(root: Path) -> None:
+    for part in sorted(root.glob("HAM10000_images_part_*")):
+        shutil.make_archive(str(part), "zip", part)
+        shutil.rmtree(part)
+        part.mkdir()
 
 
 def test_train_segmenter_with_options_prints_jaccard(phantoms, tmp_path, smoke, capsys):

@@ -332,6 +332,12 @@ def test_tensorboard_gets_the_history_or_says_what_is_missing(tmp_path, monkeypa
     assert written == [tmp_path / "tensorboard", *scalars, "closed"]
 
 
+@pytest.mark.parametrize("seed", [-1, 2**32, 20240101123456])
+def test_train_config_seed_out_of_range_raises(seed):
+    with pytest.raises(ValueError, match=f"seed must be 0 to 4294967295, got {seed}"):
+        TrainConfig(1, seed=seed)
+
+
 def test_resume_with_other_images_or_a_damaged_checkpoint_raises(tmp_path):
     def task_of(*ids: str, data: str = "store") -> LinearTask:
         task = LinearTask()

@@ -240,7 +240,7 @@ def _receive(url: str, part: Path, timeout: float, bar: tqdm) -> None:
         with open(part, "ab" if size else "wb") as file:
             if not size:
                 note = {"url": url, "validator": _validator(response.headers), "total": total}
-                _note(part).write_text(json.dumps(note))
+                _note(part).write_text(json.dumps(note), encoding="utf-8")
             while total is None or size < total:
                 block = _read(response, CHUNK if total is None else min(CHUNK, total - size))
                 if not block:
@@ -307,7 +307,7 @@ def _validator(headers) -> str | None:
 def _resume_state(part: Path, url: str) -> tuple[int, str | None, int | None]:
     """Size, validator and full length of a partial file; (0, None, None) if it cannot be resumed safely."""
     try:
-        note, size = json.loads(_note(part).read_text()), part.stat().st_size
+        note, size = json.loads(_note(part).read_text(encoding="utf-8")), part.stat().st_size
         if note["url"] == url and (note["validator"] or size == note["total"]):
             return size, note["validator"], note["total"]
     except (OSError, ValueError, LookupError, TypeError):

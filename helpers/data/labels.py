@@ -4,6 +4,7 @@ import gzip
 import re
 import unicodedata
 import zlib
+from codecs import BOM_UTF16_BE, BOM_UTF16_LE
 from io import StringIO
 from pathlib import Path
 
@@ -37,8 +38,15 @@ _ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", 
 
 
 def id_from_stem(stem: str) -> str:
-    """The image id in a file name without ending; NFC, because macOS stores names decomposed."""
-    return _DECORATION.sub("", unicodedata.normalize("NFC", stem))
+    """The image id in a file name without ending, see `clean_name`; ids of the ISIC Archive are upper case."""
+    stem = _DECORATION.sub("", clean_name(stem))
+    return stem.upper() if re.fullmatch(r"isic_\d{7}", stem) else stem
+
+
+def clean_name(name: str) -> str:
+    """The name of a file or folder in Unicode form NFC, because macOS stores names decomposed, with _ for every byte
+    that is not UTF-8, because neither tables nor file names of other systems can hold it."""
+    return re.sub("[\ud800-\udfff]", "_", unicodedata.normalize("NFC", name))
 
 
 def clean_id(text: str) -> str:
@@ -125,12 +133,14 @@ def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFram
 
 
 def _read_text(path: Path) -> str:
-    """Content of a text file, which may be packed (.gz). Raises `ValueError` if it is no UTF-8 or over `MAX_BYTES`."""
+    """Content of a text file in UTF-8 or UTF-16, which may be packed (.gz). Raises `ValueError` for another encoding
+    and for over `MAX_BYTES`."""
     with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
         content = stream.read(MAX_BYTES + 1)
     if len(content) > MAX_BYTES:
         raise ValueError(f"over {MAX_BYTES:,} bytes")
-    text = content.decode("utf-8-sig")  # Excel writes a byte order mark before the first column's name
+    # Excel writes a byte order mark, and its "Unicode text" is UTF-16.
+    text = content.decode("utf-16" if content[:2] in (BOM_UTF16_LE, BOM_UTF16_BE) else "utf-8-sig")
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 

@@ -21,6 +21,7 @@ from helpers.data.labels import (
     HAM_CLASSES,
     ISIC2016_CLASSES,
     ISIC2017_CLASSES,
+    clean_name,
     drop_repeated_ids,
     id_from_stem,
     read_ham10000_metadata,
@@ -211,7 +212,7 @@ def _challenge_split(
 
 def _read_phantoms(folder: Path) -> DatasetTable:
     try:
-        classes = json.loads((folder / "phantoms.json").read_text())["classes"]
+        classes = json.loads((folder / "phantoms.json").read_text(encoding="utf-8"))["classes"]
     except (OSError, ValueError, LookupError, TypeError) as error:
         raise DataError(f"{folder / 'phantoms.json'} is damaged ({error}): delete {folder}") from error
     problems: list[str] = []
@@ -378,8 +379,9 @@ def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
 
 def _class_names(folder_names: pd.Series, problems: list[str]) -> pd.Series:
     """Folder names as class names: those that differ only in case or blanks become the first one and are reported."""
-    keys = folder_names.str.normalize("NFC").str.casefold().str.replace(r"\s+", "", regex=True)
-    classes = folder_names.groupby(keys).transform("min").str.normalize("NFC").str.split().str.join(" ")
+    folder_names = folder_names.map(clean_name)
+    keys = folder_names.str.casefold().str.replace(r"\s+", "", regex=True)
+    classes = folder_names.groupby(keys).transform("min").str.split().str.join(" ")
     for name, spellings in folder_names.groupby(classes).unique().items():
         if len(spellings) > 1:
             problems.append(f"the folders {', '.join(map(repr, sorted(spellings)))} are one class, {name}")
@@ -399,7 +401,7 @@ def _read_folders(folder: Path) -> DatasetTable:
     class_folders = _class_folders(folder)
     _check_class_names(folder, [c for _, c in class_folders])
     rows = [
-        {"image_id": path.stem, "diagnosis": c.name, "split": split or pd.NA, "path": path}
+        {"image_id": clean_name(path.stem), "diagnosis": c.name, "split": split or pd.NA, "path": path}
         for split, c in class_folders
         for path in list_images(c)
     ]
@@ -408,7 +410,7 @@ def _read_folders(folder: Path) -> DatasetTable:
     rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
     # One file name in two classes becomes two rows; the audit reports whether it is the same image.
     repeated = rows["image_id"].duplicated(keep=False)
-    full_names = rows["path"].map(lambda p: p.relative_to(folder).as_posix().replace("/", "-"))
+    full_names = rows["path"].map(lambda p: clean_name(p.relative_to(folder).as_posix()).replace("/", "-"))
     rows["image_id"] = rows["image_id"].where(~repeated, full_names)
     report_ids(problems, "share their file name with others; the folder is added to the id", rows["image_id"][repeated])
     return build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)

@@ -72,7 +72,7 @@ class Store:
         if not path.is_file():
             raise DataError(f"{self.folder} is not a store: expected a config.json in it")
         try:
-            metadata = json.loads(path.read_text())
+            metadata = json.loads(path.read_text(encoding="utf-8"))
             arrays = {name: np.load(self.folder / f"{name}.npy", mmap_mode="r") for name in ARRAYS}
             complete = {len(array) for array in arrays.values()} == {metadata["rows"]}
             self.fingerprint = metadata["fingerprint"]
@@ -267,10 +267,12 @@ def write_store(folder: str | Path, dataset: DatasetTable, config: StoreConfig, 
         for name, column in {**_columns(dataset.table), **flags}.items():
             np.save(temporary / f"{name}.npy", column)
             digest.update(column.data)
-        dataset.table.to_csv(temporary / "table.csv", index=False)
+        # Bytes of paths that are not UTF-8 are escaped; `prepare` takes the paths from the data set.
+        dataset.table.to_csv(temporary / "table.csv", index=False, errors="backslashreplace")
         metadata = {"name": dataset.name, "rows": count, "classes": dataset.classes, "config": asdict(config)}
         metadata["fingerprint"] = digest.hexdigest()
-        (temporary / "config.json").write_text(json.dumps({**metadata, "problems": dataset.problems}, indent=1))
+        text = json.dumps({**metadata, "problems": dataset.problems}, indent=1)
+        (temporary / "config.json").write_text(text, encoding="utf-8")
 
 
 def _columns(table: pd.DataFrame) -> dict[str, np.ndarray]:

@@ -111,7 +111,8 @@ def build_table(
     if len(rows) == 0 or (~exists).mean() > MISSING_LIMIT:
         raise DataError(
             f"{root}: {int((~exists).sum())} of {len(rows)} {name} images are missing, "
-            f"at most {100 * MISSING_LIMIT:.0f} % may be; add them and run the command again"
+            f"at most {100 * MISSING_LIMIT:.0f} % may be{_example(rows['image_id'][~exists], root)}; "
+            "add them and run the command again"
         )
     rows = rows[exists].reset_index(drop=True)
     repeated = rows["image_id"].duplicated(keep=False) & rows["split"].notna()
@@ -126,6 +127,13 @@ def build_table(
     _report_absent_classes(rows, classes, problems)
     _report_masks(rows, problems)
     return DatasetTable(name, root, rows[COLUMNS], classes, problems, list(unpaired))
+
+
+def _example(missing: pd.Series, root: Path) -> str:
+    """One of the `missing` ids, and an archive below `root` that it may be in."""
+    archives = sorted(path for path in root.rglob("*.zip") if path.is_file())
+    unpack = f"; unpack {archives[0].relative_to(root)} first" if archives else ""
+    return (f", for example {missing.iloc[0]}" if len(missing) else "") + unpack
 
 
 def _report_absent_classes(rows: pd.DataFrame, classes: list[str], problems: list[str]) -> None:
@@ -145,6 +153,12 @@ def _report_masks(rows: pd.DataFrame, problems: list[str]) -> None:
         report_ids(problems, "have no mask", rows["image_id"][no_mask])
 
 
+def _without_image(labels: pd.DataFrame, images: dict[str, Path]) -> str:
+    """An id of a label file without an image, if there is one: its spelling shows why the ids do not match."""
+    ids = sorted(set(labels["image_id"]) - set(images))
+    return f"; the label file has {ids[0]!r}, which has no image" if ids else ""
+
+
 def join(
     images: dict[str, Path], labels: pd.DataFrame | None, problems: list[str], split: str | None, **files: dict
 ) -> pd.DataFrame:
@@ -161,7 +175,7 @@ def join(
     if has_labels and len(no_label) > MISSING_LIMIT * len(images):
         raise DataError(
             f"{len(no_label)} of {len(images)} images have no label that can be read, at most "
-            f"{100 * MISSING_LIMIT:.0f} % may: {'; '.join(problems[-2:])}"
+            f"{100 * MISSING_LIMIT:.0f} % may: {'; '.join(problems[-2:])}{_without_image(labels, images)}"
         )
     rows = rows.assign(split=split or pd.NA, path=rows["image_id"].map(images))
     rows = rows.assign(**{column: rows["image_id"].map(by_id) for column, by_id in files.items()})

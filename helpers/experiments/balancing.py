@@ -70,6 +70,10 @@ class BalancingExperiment:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
     real_per_synthetic: tuple[int, ...] = (1,)  # real images of a rare class per synthetic one; one arm per value
 
+    def __post_init__(self):
+        if self.folds < 2:
+            raise ValueError(f"folds must be at least 2, got {self.folds}")
+
 
 def synthetic_arms(real_per_synthetic: tuple[int, ...]) -> dict[str, tuple[str, int]]:
     """Arms with synthetic images: name -> (method, real images of a rare class per synthetic one)."""

@@ -46,5 +46,5 @@ def write_blind_test(checkpoint: str | Path, out: str | Path, seed: int, cfg: Co
         write_image(Path(out) / "images" / f"{number:02d}.png", enlarged)
     generated = [number for number, index in enumerate(order) if index >= half]
     with atomic_file(Path(out) / "key.json") as temporary:
-        temporary.write_text(json.dumps({"generated": generated}))
+        temporary.write_text(json.dumps({"generated": generated}), encoding="utf-8")
     return generated

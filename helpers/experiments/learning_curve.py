@@ -55,7 +55,7 @@ class LearningCurve:
     def last_row(self) -> tuple[int, int]:
         """`nimg` and `seconds` of the last row of `val.csv`, 0 without rows."""
         file = self.out / "val.csv"
-        nimg, seconds = file.read_text().splitlines()[-1].split(",")[:2] if file.is_file() else (0, 0)
+        nimg, seconds = file.read_text(encoding="utf-8").splitlines()[-1].split(",")[:2] if file.is_file() else (0, 0)
         return int(nimg), int(seconds)
 
     def generate(self, generator: Generator, num: int, seed: int) -> np.ndarray:
@@ -75,10 +75,10 @@ class LearningCurve:
     def add_row(self, nimg: int, scores: dict[str, float]) -> None:
         """Append to `val.csv`."""
         file, row = self.out / "val.csv", {"nimg": nimg, "seconds": round(time.monotonic() - self.started)} | scores
-        before = file.read_text() if file.is_file() else ""
+        before = file.read_text(encoding="utf-8") if file.is_file() else ""
         with atomic_file(file) as temporary:
             line = pd.DataFrame([row]).round(4).to_csv(header=not before, index=False, na_rep="nan")
-            temporary.write_text(before + line)
+            temporary.write_text(before + line, encoding="utf-8")
 
     def strip_file(self, nimg: int) -> Path:
         """The column of the progress strip for one number of training images."""

@@ -69,8 +69,8 @@ def _check_same_experiment(out: Path, fingerprint: dict) -> None:
     file = out / "plan.json"
     if not file.is_file() or not any(out.glob("*-*-*.csv")):  # without results the settings may still change
         with atomic_file(file) as temporary:
-            temporary.write_text(json.dumps(fingerprint, indent=1))
-    saved = json.loads(file.read_text())
+            temporary.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+    saved = json.loads(file.read_text(encoding="utf-8"))
     differing = [f"{k} is {saved.get(k)!r} there, {v!r} here" for k, v in fingerprint.items() if saved.get(k) != v]
     if differing:
         message = f"{display_path(out)} holds another experiment ({'; '.join(differing)})"

@@ -158,7 +158,7 @@ def compute_metrics(synthetic: Features, real: Features, cache: Path | None = No
     counts = {"n": len(synthetic), "n_real": len(real)}
     path = cache and cache / f"{VERSION}-{synthetic.key}-{real.key}.json"
     if path and path.is_file():
-        return counts | json.loads(path.read_text())
+        return counts | json.loads(path.read_text(encoding="utf-8"))
     pair = synthetic.values, real.values
     metrics = {"kid": kid(*pair)} | dict(zip(("kid_low", "kid_high"), kid_interval(*pair), strict=True))
     metrics |= {"fd": frechet(*pair)} | dict(zip(("precision", "recall"), precision_recall(*pair), strict=True))
@@ -167,7 +167,7 @@ def compute_metrics(synthetic: Features, real: Features, cache: Path | None = No
         metrics["is"] = inception_score(synthetic.logits)
     if path:
         with atomic_file(path) as temporary:
-            temporary.write_text(json.dumps(metrics))
+            temporary.write_text(json.dumps(metrics), encoding="utf-8")
     return counts | metrics
 
 

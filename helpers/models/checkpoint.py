@@ -37,7 +37,7 @@ def write_state(state: dict, out: Path) -> None:
     with atomic_file(out / "checkpoint.pt", sync=True) as temporary:
         torch.save(state, temporary)
     with atomic_file(out / "history.json", sync=True) as temporary:
-        temporary.write_text(json.dumps(state["history"]))
+        temporary.write_text(json.dumps(state["history"]), encoding="utf-8")
 
 
 def read_state(path: Path, config: dict, train_config: dict) -> dict:

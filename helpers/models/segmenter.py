@@ -227,6 +227,7 @@ def train_segmenter(
     rows = store.rows("train", needs=["mask"])
     if not len(rows):
         raise DataError(f"{store.name} needs at least one training image with a mask, got none")
+    check_batch_size(config, train_config.batch_size)
     torch.manual_seed(train_config.seed)
     val_rows = np.random.default_rng(0).permutation(store.rows("val", needs=["mask"]))[:MAX_VAL_IMAGES]
     val = store.batch(np.sort(val_rows), ("images", "masks")) if len(val_rows) else None
@@ -241,11 +242,18 @@ def train_segmenter(
     return train(task, get_batch, out, train_config) | task.scores()
 
 
+def check_batch_size(config: SegmenterConfig, batch_size: int) -> None:
+    """Raise `ValueError` for a batch of one with an architecture that normalizes globally pooled features by batch."""
+    if config.arch == "DeepLabV3Plus" and batch_size < 2:
+        raise ValueError(f"batch_size must be at least 2 for {config.arch}, got {batch_size}")
+
+
 def fit_segmenter(
     sources: Sequence[ImageSource], config: SegmenterConfig, out: str | Path, train_config: TrainConfig
 ) -> dict[str, list[float]]:
     """Train on `sources`, each equally likely, for exactly `train_config.steps`, without validation. Returns the
     history."""
+    check_batch_size(config, train_config.batch_size)
     torch.manual_seed(train_config.seed)
     task = SegmenterTask(config, train_config.steps)
     return train(task, pair_batches(sources, train_config.batch_size, train_config.seed), out, train_config)

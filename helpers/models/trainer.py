@@ -38,6 +38,7 @@ class Batch(TypedDict, total=False):
 
 GetBatch = Callable[[int, int], Batch]  # (step, rank) -> that process's part of the global batch, on the CPU
 Backward = Callable[[Tensor], None]
+MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class TrainConfig:
         for name in ("steps", "batch_size", "save_every", "log_every"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
+        check_seed(self.seed)
         if self.minutes is not None and not 0 < self.minutes < math.inf:
             raise ValueError(f"minutes must be a finite number above 0, got {self.minutes}")
 
@@ -70,6 +72,12 @@ class TrainConfig:
     def log_interval(self) -> int:
         """Steps between entries of the history."""
         return self.log_every or min(50, max(1, self.steps // 40))
+
+
+def check_seed(seed: int) -> None:
+    """Raise `ValueError` for a seed that a random generator does not take."""
+    if not 0 <= seed <= MAX_SEED:
+        raise ValueError(f"seed must be 0 to {MAX_SEED}, got {seed}")
 
 
 class TrainTask:

@@ -22,6 +22,7 @@ from helpers.experiments.evaluate_networks import (
 from helpers.experiments.evaluation import format_table
 from helpers.metrics.extractors import ImageSet, available_extractors, load_extractor
 from helpers.metrics.quality import quality
+from helpers.models.trainer import check_seed
 from helpers.shell.base import Command, DataCommand, Flat, check_outputs
 from helpers.views.cards import FIGURES, write_cards, write_checksums
 
@@ -106,6 +107,9 @@ class BlindTest(DataCommand):
     checkpoint: tyro.conf.Positional[Path]  # checkpoint.pt or released weights of a generator
     out: Path  # folder for 32 images and key.json
     seed: int = 0  # of images, order and latents
+
+    def __post_init__(self):
+        check_seed(self.seed)
 
     def run(self) -> int:
         outputs = [self.out / "images" / f"{number:02d}.png" for number in range(NUM_IMAGES)]

@@ -25,6 +25,7 @@ from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import Segmenter, is_uniform, load_segmenter, segment
+from helpers.models.trainer import check_seed
 from helpers.shell.base import Command, check_outputs, find_checkpoint, print_problems
 
 BATCH_SIZE = 64
@@ -40,6 +41,9 @@ class Generate(Command):
     labels: Path | None = None  # CSV of image_id,label or one-hot; default: every class
     artifacts: str = "none"  # in the images: none, real (as often as in real images of the class), or hair,ruler
     seed: int = 0  # random seed
+
+    def __post_init__(self):
+        check_seed(self.seed)
 
     def run(self) -> int:
         checkpoint = find_checkpoint("cgan", self.checkpoint, self.config())
