@@ -1,7 +1,7 @@
 """Kill training and `prepare` at random moments, start them again until they finish, and compare the results with those
 of runs that were not killed: `python tests/kills.py --trainings 24 --prepares 13 --seed 0`.
 
-A smaller number is a test that is marked slow (test_kills.py). Each command is a process of its own, as a user starts it.
+A smaller number is a test that is marked slow (test_kills.py). Each command is a process of its own, as users start it.
 """
 
 import os
