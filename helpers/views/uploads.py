@@ -4,16 +4,46 @@ Import it before gradio, which reads the environment once.
 """
 
 import atexit
+import html
 import os
+import platform
+import re
 import shutil
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from functools import wraps
 from pathlib import Path
+from stat import S_ISDIR
 from threading import Thread
 
-UPLOAD_DIR = tempfile.mkdtemp(prefix="sketch2lesion-")  # readable by this user only
+PREFIX = f"sketch2lesion-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"  # of this machine's pages
+
+
+def remove_leftovers(folder: str) -> None:
+    """Remove the upload folders that pages of this user left in `folder` when they were killed."""
+    for path in Path(folder).glob(f"{PREFIX}*"):
+        with suppress(OSError, ValueError):
+            process, status = int(path.name.removeprefix(PREFIX).split("-")[0]), path.lstat()
+            if S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not is_running(process):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine exists, of whatever user."""
+    try:
+        os.kill(process, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+if os.name == "posix":  # on Windows `os.kill` would end the process
+    remove_leftovers(tempfile.gettempdir())
+UPLOAD_DIR = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")  # readable by this user only
 atexit.register(shutil.rmtree, UPLOAD_DIR, ignore_errors=True)
 # With a run history, gradio would store inputs and outputs in the visitor's browser.
 os.environ |= {"GRADIO_TEMP_DIR": UPLOAD_DIR, "GRADIO_RUN_HISTORY": "False"}
@@ -91,6 +121,31 @@ def only_uploads(page: gr.Blocks) -> None:
 
     for block in page.blocks.values():
         block.async_move_resource_to_block_cache = only_files(block.async_move_resource_to_block_cache)
+
+
+def report_unusable_arguments(page: gr.Blocks) -> None:
+    """Make the page answer arguments that a component cannot use, or another number of them, with a sentence. (Gradio
+    answers null for all errors but `gr.Error`.) Messages are shown as text, also where they repeat an argument."""
+    preprocess, process = page.preprocess_data, page.process_api
+
+    async def preprocess_data(function, *args, **kwargs):
+        try:
+            return await preprocess(function, *args, **kwargs)
+        except gr.Error:
+            raise
+        except Exception as error:
+            labels = ", ".join(str(getattr(block, "label", None) or "value") for block in function.inputs)
+            message = f"The arguments must be values of these components, in this order: {labels}."
+            raise gr.Error(message, print_exception=False) from error
+
+    async def process_api(*args, **kwargs):
+        try:
+            return await process(*args, **kwargs)
+        except gr.Error as error:
+            error.message = html.escape(error.message, quote=False)  # gradio shows it as HTML
+            raise
+
+    page.preprocess_data, page.process_api = preprocess_data, process_api
 
 
 def purge_old_uploads(page: gr.Blocks) -> None:
