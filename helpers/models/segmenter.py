@@ -301,7 +301,8 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
     count, components, stats, _ = cv2.connectedComponentsWithStats(mask)
     areas = stats[1:, cv2.CC_STAT_AREA]
     if count > 2:
-        mask = np.isin(components, 1 + np.flatnonzero(areas >= MIN_AREA * areas.max())).astype(np.uint8)
+        kept = np.concatenate([[0], areas >= MIN_AREA * areas.max()]).astype(np.uint8)
+        mask = np.stack([kept[row] for row in components])
     return fill(mask)
 
 

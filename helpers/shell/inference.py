@@ -125,6 +125,7 @@ def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[
             continue
         ids.add(image_id)
         yield image_id, path, image
+        del image  # before the next one is read
     report_ids(problems, "are masks or drawings, not images, and are left out", masks)
     report_ids(problems, "have the id of another file and are left out", repeated)
 
@@ -155,6 +156,7 @@ class Segment(Command):
                 problems.append(f"{path} has one color only: its mask is empty")
             (mask,) = segment(segmenter, [image], [(height, width)])
             Image.fromarray(255 * mask).save(self.out / f"{image_id}.png")
+            del image
             areas.append((image_id, width, height, int(mask.sum()), round(float(mask.mean()), 6)))
         print_problems(problems)
         write_rows(
@@ -185,6 +187,7 @@ class Classify(Command):
             if is_uniform(image):
                 problems.append(f"{path} has one color only: its probabilities are meaningless")
             (probs,) = predict_proba(classifier, resize(image, StoreConfig(config.size))[None])
+            del image
             rows.append((image_id, config.classes[int(probs.argmax())], *(round(float(p), 6) for p in probs)))
         print_problems(problems)
         write_rows(out, ("image_id", "diagnosis", *config.classes), rows, self.images)

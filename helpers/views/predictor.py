@@ -83,15 +83,15 @@ def read_drawing(path: str | Path, size: int) -> np.ndarray:
     return parse_drawing(read_upload(path), size)
 
 
-def check_image_header(file: str | Path | bytes, name: str) -> None:
-    """Raise `DataError` if a file, or its content, is not an image of `FORMATS`, has over `MAX_PIXELS` pixels or a side
+def check_image_header(file: str | Path | bytes, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise `DataError` if a file, or its content, is not an image of `FORMATS`, has over `max_pixels` pixels or a side
     under `MIN_SIDE` pixels. Reads only the header. `name`: of the file, for the message."""
     try:
         (width, height), _ = read_header(file)
     except DataError as error:
         raise DataError(_unreadable(name)) from error
-    if height * width > MAX_PIXELS or min(height, width) < MIN_SIDE:
-        raise DataError(f"{name} must have at least {MIN_SIDE} pixels per side and at most {MAX_PIXELS:,} in all, "
+    if height * width > max_pixels or min(height, width) < MIN_SIDE:
+        raise DataError(f"{name} must have at least {MIN_SIDE} pixels per side and at most {max_pixels:,} in all, "
                         f"got {width} x {height}.")  # fmt: skip
 
 

@@ -56,6 +56,7 @@ from helpers.views.predictor import check_image_header  # noqa: E402
 
 KEEP_SECONDS, PURGE_INTERVAL = 300, 30  # lifetime of a file, and time between two purges, in seconds
 MAX_BYTES = 20 * 2**20  # of one upload
+MAX_CANVAS_PIXELS = 16_000_000  # gradio makes several copies of a drawing
 MAX_CANVASES = 100  # drawings that wait in memory
 
 
@@ -93,7 +94,8 @@ def composite_only(component: gr.Sketchpad) -> gr.Sketchpad:
         if drawing is not None:
             drawing.background, drawing.layers = None, []
             if drawing.composite is not None:
-                check_image_header(getattr(drawing.composite, "path", drawing.composite), "the drawing")
+                file = getattr(drawing.composite, "path", drawing.composite)
+                check_image_header(file, "the drawing", MAX_CANVAS_PIXELS)
         return preprocess_all(payload)
 
     def accept_blobs(data) -> None:
