@@ -118,13 +118,14 @@ def measure_answers(repository: Path, clients: int, seconds: float) -> dict[str,
     """Answers of the page within `seconds` to clients that ask again as soon as they are answered: their number, and
     the median and 95th percentile of the time from the upload to the last file, in seconds. The page's processor time
     per answer does not depend on other processes of the machine."""
-    sketch, photo = encode(255 - contour(render(0, 3, size=256)[1])), encode(render(1, 4, size=512)[0], "jpg")
+    sketch = encode(255 - contour(render(0, 3, size=256)[1]))
+    photos = [encode(render(1, k, size=512)[0], "jpg") for k in range(clients)]
 
     def visit(address: str, k: int, times: list[float]) -> None:
         with connect(address) as client:
             while (start := time.monotonic()) < deadline:
                 if (k + len(times)) % 2:
-                    analyze(client, "photo.jpg", photo)
+                    analyze(client, "photo.jpg", photos[k])
                 else:
                     generate(client, sketch, CLASS_NAMES[k % 3], seed=k)
                 times.append(time.monotonic() - start)
@@ -168,8 +169,10 @@ def large_photo(megapixels: float) -> bytes:
 
 
 def memory(pid: int, field: str) -> float:
-    """A field of /proc/PID/status in MiB: VmRSS (now), VmHWM (at most so far); 0 if the process has ended."""
-    match = re.search(rf"{field}:\s+(\d+)", Path(f"/proc/{pid}/status").read_text())
+    """A field of /proc/PID/status in MiB: VmRSS (now), VmHWM (at most so far), RssAnon (without files); 0 if the
+    process has ended or the system does not report it."""
+    status = Path(f"/proc/{pid}/status")
+    match = re.search(rf"{field}:\s+(\d+)", status.read_text()) if status.is_file() else None
     return int(match[1]) / 1024 if match else 0.0
 
 

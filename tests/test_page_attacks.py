@@ -8,15 +8,20 @@ import socket
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
+import load
 import numpy as np
 import pytest
+from PIL import Image
 
 from helpers.__main__ import main
 from helpers.config import ROOT, get_config
 from helpers.data.files import DataError
+from helpers.data.sketches import contour
+from helpers.phantoms.photo import render
 from helpers.views import demo, guard, uploads
 from helpers.views import predictor as predictor_module
 from helpers.views.demo import build_page, free_port, launch_page, number
@@ -228,6 +233,39 @@ def test_browser_shows_hostile_class_names_as_text(predictor, monkeypatch):
             browser.close()
     finally:
         app.close(verbose=False)
+
+
+def test_page_names_no_folders_of_weights_outside_the_repository(predictor, tmp_path):
+    inside = demo.weights_list(predictor)
+    assert "- cgan: data/released/cgan.safetensors, 128 px, MEL NV" in inside
+    outside = Predictor({"cgan": shutil.copy(predictor.weights["cgan"], tmp_path / "own.safetensors")})
+    assert demo.weights_list(outside).startswith("- cgan: own.safetensors, 128 px")
+
+
+# -------------------------------------------------------------------------------------------------------------- load
+
+
+def test_page_under_load_answers_all_and_returns_its_memory(page):
+    sketch, photo = load.encode(255 - contour(render(0, 3, size=256)[1])), load.large_photo(3)
+
+    def visit(k: int) -> None:
+        with load.connect(page.local_url) as client:
+            load.analyze(client, "photo.png", photo)
+            load.generate(client, sketch, "MEL", seed=7)  # the same images for all
+
+    visit(0)
+    before = load.memory(os.getpid(), "RssAnon")
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(visit, range(4)))
+    assert load.memory(os.getpid(), "RssAnon") - before < 100, "MiB"
+
+
+def test_encode_png_is_lossless_and_not_larger_than_pillows_default(tmp_path):
+    for image in (render(1, 4)[0], 255 * render(1, 4)[1]):
+        (tmp_path / "a.png").write_bytes(uploads.encode_png(image))
+        Image.fromarray(image).save(tmp_path / "default.png")
+        assert np.array_equal(np.array(Image.open(tmp_path / "a.png")), image)
+        assert (tmp_path / "a.png").stat().st_size < 1.1 * (tmp_path / "default.png").stat().st_size + 5000
 
 
 # ----------------------------------------------------------------------------------------------- start, end of a page

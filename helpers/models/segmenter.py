@@ -274,7 +274,8 @@ def probabilities(segmenter: Segmenter, images: Tensor) -> Tensor:
     """Lesion probability per pixel (B, 1, H, W) of images (B, 3, H, W) in [-1, 1]; with TTA the mean over 4 flips."""
     images = images.to(memory_format=torch.channels_last)
     flips = [(), (2,), (3,), (2, 3)] if segmenter.tta else [()]
-    return sum(segmenter(images.flip(dims)).sigmoid().flip(dims) for dims in flips) / len(flips)
+    flipped = segmenter(torch.cat([images.flip(dims) for dims in flips])).sigmoid().chunk(len(flips))
+    return sum(probs.flip(dims) for probs, dims in zip(flipped, flips, strict=True)) / len(flips)
 
 
 def segment(
@@ -308,4 +309,5 @@ def clean_mask(mask: np.ndarray) -> np.ndarray:
 
 def is_uniform(image: np.ndarray) -> bool:
     """True if an image `uint8 (H, W, 3)` has (nearly) one color; the tolerance allows for JPEG noise."""
-    return bool(np.ptp(image, axis=(0, 1)).max() < UNIFORM_TOLERANCE)
+    span = image.max(axis=0).max(axis=0) - image.min(axis=0).min(axis=0)
+    return bool(span.max() < UNIFORM_TOLERANCE)

@@ -106,17 +106,16 @@ def existing_folder(folder: Path) -> Path:
     return folder
 
 
-def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
-    """Yield id, path and image `uint8 (H, W, 3)` of every image of a folder, one at a time because images can be large;
-    unreadable ones, masks and skipped files go to `problems`. `size`: pixels per side that are needed; larger JPEGs may
-    be read at reduced size."""
+def iter_images(folder: Path, config: StoreConfig, problems: list[str]) -> Iterator[tuple[str, Path, np.ndarray]]:
+    """Yield id, path and image `uint8 (S, S, 3)`, resized as `config` says, of every image of a folder; at most one is
+    in memory at full size. Unreadable ones, masks and skipped files go to `problems`."""
     masks, repeated, ids = [], [], set()
     for path in image_files(existing_folder(folder), problems):
         if (image_id := id_from_stem(path.stem)) in ids:
             (masks if _MASK_NAME.search(path.stem) else repeated).append(path.relative_to(folder))
             continue
         try:
-            image = read_image(path, size=size)
+            image = read_image(path, size=config.size)
         except DataError as error:
             problems.append(str(error))
             continue
@@ -124,8 +123,8 @@ def iter_images(folder: Path, size: int, problems: list[str]) -> Iterator[tuple[
             masks.append(path.relative_to(folder))
             continue
         ids.add(image_id)
+        image = resize(image, config)
         yield image_id, path, image
-        del image  # before the next one is read
     report_ids(problems, "are masks or drawings, not images, and are left out", masks)
     report_ids(problems, "have the id of another file and are left out", repeated)
 
@@ -150,13 +149,12 @@ class Segment(Command):
         outputs = [self.out / f"{id_from_stem(path.stem)}.png" for path in files]
         check_outputs([*dict.fromkeys(outputs), self.out / "areas.csv"], [*files, checkpoint])
         self.out.mkdir(parents=True, exist_ok=True)
-        for image_id, path, image in iter_images(self.images, config.size, problems):
+        for image_id, path, image in iter_images(self.images, StoreConfig(config.size, crop="none"), problems):
             height, width = image_shape(path)
             if is_uniform(image):
                 problems.append(f"{path} has one color only: its mask is empty")
             (mask,) = segment(segmenter, [image], [(height, width)])
             Image.fromarray(255 * mask).save(self.out / f"{image_id}.png")
-            del image
             areas.append((image_id, width, height, int(mask.sum()), round(float(mask.mean()), 6)))
         print_problems(problems)
         write_rows(
@@ -183,11 +181,10 @@ class Classify(Command):
         classifier, config = load_classifier(checkpoint)
         out, problems, rows = self.out or cfg.outputs / "classified.csv", [], []
         check_outputs([out], [*image_files(existing_folder(self.images)), checkpoint])
-        for image_id, path, image in iter_images(self.images, config.size, problems):
+        for image_id, path, image in iter_images(self.images, StoreConfig(config.size), problems):
             if is_uniform(image):
                 problems.append(f"{path} has one color only: its probabilities are meaningless")
-            (probs,) = predict_proba(classifier, resize(image, StoreConfig(config.size))[None])
-            del image
+            (probs,) = predict_proba(classifier, image[None])
             rows.append((image_id, config.classes[int(probs.argmax())], *(round(float(p), 6) for p in probs)))
         print_problems(problems)
         write_rows(out, ("image_id", "diagnosis", *config.classes), rows, self.images)

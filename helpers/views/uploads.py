@@ -11,9 +11,11 @@ import re
 import shutil
 import tempfile
 import time
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from functools import wraps
+from io import BytesIO
 from pathlib import Path
 from stat import S_ISDIR
 from threading import Thread
@@ -47,9 +49,13 @@ UPLOAD_DIR = tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-")  # readable by t
 atexit.register(shutil.rmtree, UPLOAD_DIR, ignore_errors=True)
 # With a run history, gradio would store inputs and outputs in the visitor's browser.
 os.environ |= {"GRADIO_TEMP_DIR": UPLOAD_DIR, "GRADIO_RUN_HISTORY": "False"}
+# Gradio would compute statistics of all calls with pandas after every call, which nobody sees.
+os.environ |= {"GRADIO_ANALYTICS_MAX_EVENTS": "1", "GRADIO_ANALYTICS_CACHE_FREQUENCY": "1000000000"}
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402
+import numpy as np  # noqa: E402
+from PIL import Image  # noqa: E402
 
 from helpers.data.files import DataError  # noqa: E402
 from helpers.views.predictor import check_image_header  # noqa: E402
@@ -80,6 +86,30 @@ def raw_path(component: gr.Image) -> gr.Image:
         return payload and payload.path
 
     component.preprocess = path_of
+    return component
+
+
+def encode_png(image: np.ndarray) -> bytes:
+    """The PNG of `image uint8 (H, W[, 3])`, in a fifth of the time of Pillow's default; of photos it is no larger."""
+    stream = BytesIO()
+    Image.fromarray(image).save(stream, "PNG", compress_level=1, compress_type=zlib.Z_HUFFMAN_ONLY)
+    return stream.getvalue()
+
+
+def fast_png(component: gr.Image | gr.Gallery) -> gr.Image | gr.Gallery:
+    """Make the component write images with `encode_png`."""
+    postprocess = component.postprocess
+
+    def path_of(value):
+        if not isinstance(value, np.ndarray):
+            return value
+        file = Path(tempfile.mkdtemp(dir=UPLOAD_DIR)) / "image.png"
+        file.write_bytes(encode_png(value))
+        return str(file)
+
+    component.postprocess = lambda value: postprocess(
+        [*map(path_of, value)] if isinstance(value, list) else path_of(value)
+    )
     return component
 
 
