@@ -269,7 +269,7 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, SegmenterConfig]:
     return read_network(path, "a checkpoint of a segmenter", SegmenterConfig, build)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def probabilities(segmenter: Segmenter, images: Tensor) -> Tensor:
     """Lesion probability per pixel (B, 1, H, W) of images (B, 3, H, W) in [-1, 1]; with TTA the mean over 4 flips."""
     images = images.to(memory_format=torch.channels_last)

@@ -29,7 +29,7 @@ from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
-from helpers.models.sampling import sample
+from helpers.models.sampling import sample, sample_variations
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import render
@@ -189,9 +189,7 @@ class Predictor:
         latents = variation * torch.stack([torch.randn(generator.z_dim, generator=rng) for _ in range(count)])
         noise_seeds = [seed + (k if variation else 0) for k in range(count)]
         with LOCK:
-            return [
-                sample(generator, sketch[None], [label], noise_seeds[k], latents[k : k + 1])[0] for k in range(count)
-            ]
+            return list(sample_variations(generator, sketch, label, latents, noise_seeds))
 
     def sample_without_sketch(self, class_name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
         """Generate `count` images `uint8 (S, S, 3)` of a class with the DCGAN. Raises `DataError` as `label` does."""
