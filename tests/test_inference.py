@@ -26,7 +26,7 @@ def content(folder: Path) -> dict[Path, bytes]:
 
 def ids_and_problems(folder: Path) -> tuple[list[str], str]:
     problems = []
-    return [image_id for image_id, _, _ in iter_images(folder, 16, problems)], "\n".join(problems)
+    return [image_id for image_id, _, _ in iter_images(folder, StoreConfig(16), problems)], "\n".join(problems)
 
 
 def test_iter_images_takes_no_masks_of_the_images_ids(tmp_path):
@@ -35,7 +35,7 @@ def test_iter_images_takes_no_masks_of_the_images_ids(tmp_path):
         write_mask(tmp_path / "GT" / f"{name}.bmp")
         write_image(tmp_path / "IMG" / f"{name}.jpg")
     problems = []
-    paths = [path for _, path, _ in iter_images(tmp_path, 16, problems)]
+    paths = [path for _, path, _ in iter_images(tmp_path, StoreConfig(16), problems)]
     assert [path.relative_to(tmp_path).as_posix() for path in paths] == ["IMG/x1.jpg", "IMG/x2.jpg"]
     assert len(problems) == 1 and problems[0].startswith("4 (AUTO/x1.png, AUTO/x2.png, GT/x1.bmp")
     assert "are masks or drawings, not images" in problems[0]
