@@ -161,10 +161,10 @@ def measure_memory(repository: Path, clients: int, megapixels: float) -> dict[st
         return {"before MiB": before, "peak MiB": peak, "after MiB": memory(process.pid, "VmRSS")}
 
 
-def large_photo(megapixels: float) -> bytes:
+def large_photo(megapixels: float, seed: int = 4) -> bytes:
     """A PNG of a phantom, 4:3, of `megapixels` million pixels."""
     height = int((megapixels * 0.75e6) ** 0.5)
-    image = Image.fromarray(render(1, 4)[0])
+    image = Image.fromarray(render(1, seed)[0])
     return encode(np.asarray(image.resize((int(megapixels * 1e6) // height, height), Image.Resampling.NEAREST)))
 
 
@@ -201,10 +201,11 @@ def measure_commands(repository: Path, megapixels: float) -> dict[str, float]:
 
 
 def command_inputs(folder: Path, megapixels: float) -> dict[str, list[str]]:
-    """Arguments of the commands; writes the folders that they read."""
+    """Arguments of the commands; writes the folders that they read, with other images every time, because stores and
+    features are kept."""
     images, sketches, dataset = folder / "images", folder / "sketches", folder / "phantoms"
-    write(dataset, images=60, size=64, seed=0)
-    photo, mask = large_photo(megapixels), max((dataset / "masks").iterdir())
+    write(dataset, images=60, size=64, seed=os.getpid())
+    photo, mask = large_photo(megapixels, seed=os.getpid()), max((dataset / "masks").iterdir())
     for path in (images / "large.png", max((dataset / "images").iterdir())):
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(photo)
@@ -214,24 +215,16 @@ def command_inputs(folder: Path, megapixels: float) -> dict[str, list[str]]:
         sketch = Image.fromarray(255 - contour(render(0, 3, size=256)[1])).convert("RGB")
         sketch.resize(image.size).save(sketches / "large.png", compress_level=1)
     for k in range(19):
-        Image.fromarray(render(k % 3, k, size=256)[0]).save(images / f"{k}.png")
+        Image.fromarray(render(k % 3, os.getpid() + k, size=256)[0]).save(images / f"{k}.png")
     data = ["--dataset", "phantoms", "--data-root", str(dataset)]
+    compared = ["--synthetic", str(images), "--real", str(images)]
     return {
         "audit": ["audit", str(dataset)],
         "prepare": ["prepare", *data],
         "classify": ["classify", "--images", str(images), "--out", str(folder / "table.csv")],
         "segment": ["segment", "--images", str(images), "--out", str(folder / "masks")],
         "generate": ["generate", "--sketches", str(sketches), "--out", str(folder / "generated")],
-        "evaluate folders": [
-            "evaluate",
-            "folders",
-            "--synthetic",
-            str(images),
-            "--real",
-            str(images),
-            "--extractor",
-            "mobilenet_v2",
-        ],
+        "evaluate folders": ["evaluate", "folders", *compared, "--extractor", "mobilenet_v2"],
     }
 
 
