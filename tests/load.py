@@ -30,7 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from helpers.data.sketches import contour  # noqa: E402
 from helpers.phantoms.photo import render  # noqa: E402
-from helpers.phantoms.sample import write  # noqa: E402
+from helpers.phantoms.sample import SAMPLE_SIZES, write  # noqa: E402
 
 CLASS_NAMES = ("MEL", "NV", "BCC")
 
@@ -204,7 +204,7 @@ def command_inputs(folder: Path, megapixels: float) -> dict[str, list[str]]:
     """Arguments of the commands; writes the folders that they read, with other images every time, because stores and
     features are kept."""
     images, sketches, dataset = folder / "images", folder / "sketches", folder / "phantoms"
-    write(dataset, images=60, size=64, seed=os.getpid())
+    write(dataset, *SAMPLE_SIZES["smoke"], seed=0)
     photo, mask = large_photo(megapixels, seed=os.getpid()), max((dataset / "masks").iterdir())
     for path in (images / "large.png", max((dataset / "images").iterdir())):
         path.parent.mkdir(exist_ok=True)
