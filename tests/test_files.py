@@ -5,6 +5,8 @@ import shutil
 import struct
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +18,7 @@ import torch
 from factories import write_image, write_lines
 from PIL import Image
 
+from helpers.config import ROOT
 from helpers.data import files, layouts
 from helpers.data.files import (
     DataError,
@@ -117,6 +120,67 @@ def test_too_many_pixels_are_not_decoded(tmp_path):
     for read in (read_image, read_mask):
         with pytest.raises(DataError, match="10000 x 8001 pixels, at most 80,000,000"):
             read(tmp_path / "huge.png")
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "F", "I;16"])
+def test_reading_in_strips_equals_reading_at_once(tmp_path, mode, monkeypatch):
+    rng = np.random.default_rng(0)
+    if mode in ("F", "I;16"):
+        image = Image.fromarray(rng.integers(0, 4000, (41, 30)).astype(np.float32 if mode == "F" else np.uint16))
+    else:
+        image = Image.fromarray(rng.integers(0, 256, (41, 30, 4)).astype(np.uint8), "RGBA")
+        image = image if mode == "RGBA" else image.convert("RGB").convert(mode)
+    image.save(tmp_path / "a.tif")
+    at_once = read_image(tmp_path / "a.tif"), read_mask(tmp_path / "a.tif")
+    for pixels in (1, 100):
+        monkeypatch.setattr(files, "STRIP", pixels)
+        in_strips = read_image(tmp_path / "a.tif"), read_mask(tmp_path / "a.tif")
+        assert all(np.array_equal(a, b) for a, b in zip(at_once, in_strips, strict=True))
+
+
+def test_strips_cover_every_row_once():
+    for height, width in ((1, 1), (7, 3), (5, 3 * files.STRIP), (3000, 4000)):
+        rows = [k for part in files.strips(height, width) for k in range(height)[part]]
+        assert rows == list(range(height))
+
+
+def test_large_images_are_decoded_one_at_a_time(tmp_path, monkeypatch):
+    running, most = [], []
+
+    def count(image):
+        running.append(1)
+        most.append(len(running))
+        time.sleep(0.02)
+        running.pop()
+        return np.zeros((1, 1, 3), np.uint8)
+
+    monkeypatch.setattr(files, "to_rgb", count)
+    path = write_image(tmp_path / "a.png")
+    for pixels, together in ((0, False), (10**9, True)):
+        monkeypatch.setattr(files, "MAX_PARALLEL", pixels)
+        most.clear()
+        with ThreadPoolExecutor(8) as pool:
+            list(pool.map(read_image, [path] * 8))
+        assert (max(most) > 1) == together
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="the system does not report memory")
+@pytest.mark.parametrize("mode", ["RGB", "RGBA", "I;16"])
+def test_read_image_needs_seven_bytes_per_pixel_and_returns_them(tmp_path, mode):
+    """Pillow's 4 (or 2) and 3 for the result; a fresh process, because memory of other tests could be used again."""
+    image = Image.new("RGBA", (5000, 4000), (200, 100, 50, 128))
+    image = Image.new("I;16", image.size, 3000) if mode == "I;16" else image.convert(mode)
+    image.save(tmp_path / "large.png", compress_level=1)
+    code = (
+        "import re, sys; from helpers.data import files; files.MAX_PARALLEL = 0\n"
+        "def mib(field): return int(re.search(field + r':\\s+(\\d+)', open('/proc/self/status').read())[1]) / 1024\n"
+        "before = mib('VmRSS'); image = files.read_image(sys.argv[1]); peak = mib('VmHWM'); del image\n"
+        "print(peak - before, mib('VmRSS') - before)"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path / "large.png")]
+    output = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    peak, after = map(float, output.split())
+    assert 3 * 20e6 / 2**20 < peak < 7 * 20e6 / 2**20 + 40 and after < 20
 
 
 def test_read_image_size_reduces_large_jpeg_to_twice_the_size_at_least(tmp_path):

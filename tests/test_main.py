@@ -734,9 +734,9 @@ def test_demo_opens_the_page_with_released_or_given_weights(monkeypatch, capsys,
     from helpers.views import demo
 
     launched = []
-    monkeypatch.setattr(demo, "launch_page", lambda page, port, wait: launched.append((page.title, port, wait)))
-    assert main(["demo", "--port", "7999"]) == 0
-    assert launched == [("Sketch2Lesion", 7999, True)]
+    monkeypatch.setattr(demo, "launch_page", lambda page, port, **kwargs: launched.append((page.title, port, kwargs)))
+    assert main(["demo", "--port", "7999", "--host-name", "page.example"]) == 0
+    assert launched == [("Sketch2Lesion", 7999, {"wait": True, "host_names": ("page.example",)})]
     assert "cgan: data/released/cgan.safetensors, 128 px, MEL NV BCC AKIEC BKL DF VASC" in capsys.readouterr().out
     fails(capsys, ["demo", "--cgan", tmp_path / "gone.pt"], "gone.pt does not exist")
 

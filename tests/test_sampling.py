@@ -7,7 +7,7 @@ import torch
 from helpers.data.store import UNKNOWN
 from helpers.models.gan import GANConfig, dcgan_config
 from helpers.models.networks import BaseGenerator
-from helpers.models.sampling import make_preview, sample, sample_batch, slerp
+from helpers.models.sampling import make_preview, sample, sample_batch, sample_variations, slerp
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 SMALL = GANConfig(64, CLASSES, base_channels=8)
@@ -147,3 +147,14 @@ def test_make_preview_without_sketch_has_six_latents_per_label(phantom_store):
 def test_sample_without_sketches_from_a_generator_that_needs_them_raises():
     with pytest.raises(ValueError, match="needs sketches, got None"):
         sample(SMALL.generator().eval(), None, [0])
+
+
+@pytest.mark.parametrize("config", [SMALL, CONDITIONED])
+def test_sample_variations_equals_sample_of_every_latent_and_leaves_the_random_state(config):
+    torch.manual_seed(0)
+    generator, latents = config.generator().eval(), torch.randn(3, config.z_dim)
+    state = torch.random.get_rng_state()
+    images = sample_variations(generator, circle(), 2, latents, [5, 5, 9])
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for image, latent, seed in zip(images, latents.split(1), (5, 5, 9), strict=True):
+        assert np.array_equal(image, sample(generator, circle()[None], [2], seed, latent)[0])

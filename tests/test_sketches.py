@@ -2,13 +2,16 @@ import cv2
 import numpy as np
 import pytest
 
+from helpers.data import files
 from helpers.data.sketches import (
     contour,
     deform,
     deform_sketch,
     deformation,
+    extract_lines,
     hair_mask,
     hand_drawn,
+    median_color,
     remove_hair,
     sketch,
     stroke_width,
@@ -197,3 +200,17 @@ def test_sketch_without_mask_or_of_unknown_style_raises():
         sketch(image, None, "contour")
     with pytest.raises(ValueError, match="must be one of contour, structure, got 'watercolor'"):
         sketch(image, mask, "watercolor")
+
+
+def test_median_color_and_lines_in_strips_equal_those_at_once(monkeypatch):
+    rng = np.random.default_rng(0)
+    images = [
+        rng.integers(0, high, (*shape, 3)).astype(np.uint8) for high in (2, 256) for shape in ((1, 1), (9, 7), (8, 6))
+    ]
+    images += [255 - image for image in images]
+    at_once = [extract_lines(image) for image in images]
+    monkeypatch.setattr(files, "STRIP", 10)
+    for image, lines in zip(images, at_once, strict=True):
+        assert np.array_equal(median_color(image), np.median(image, axis=(0, 1)))
+        assert np.array_equal(extract_lines(image), lines)
+        assert np.array_equal(extract_lines(image, np.full_like(image, median_color(image))), lines)

@@ -1,5 +1,6 @@
 """Images and folders on disk: strict reading, atomic writing."""
 
+import ctypes
 import errno
 import os
 import platform
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from functools import cache
 from io import BytesIO
 from pathlib import Path
+from threading import Lock
 
 import cv2
 import numpy as np
@@ -47,6 +49,9 @@ MIN_FREE = 2**16  # bytes; a disk with less is full
 cv2.setNumThreads(1)
 # Above any dermoscopic image (ISIC has some of 60 megapixels), below decompression bombs.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS = 80_000_000
+STRIP = 2**20  # pixels that are converted at a time
+MAX_PARALLEL = 32_000_000  # pixels of an image that may be decoded while others are; Pillow needs 4 bytes per pixel
+_ONE_LARGE = Lock()  # held while a larger one is decoded
 MIN_DECODED = 1024  # pixels per side that a JPEG keeps when it is decoded at reduced size
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # `_check_pixels` raises instead
 
@@ -135,10 +140,11 @@ def read_image(path: str | Path, size: int | None = None) -> np.ndarray:
     """
     with open_image(path) as image:
         _check_pixels(image)
-        if size:
+        if size and image.format in ("JPEG", "MPO"):  # HEIC would give a thumbnail
             side = max(2 * size, MIN_DECODED)
             image.draft("RGB", (side, side))
-        return to_rgb(image)
+        with _decoding(image):
+            return to_rgb(image)
 
 
 def _check_pixels(image: Image.Image) -> None:
@@ -146,14 +152,50 @@ def _check_pixels(image: Image.Image) -> None:
         raise ValueError(f"{image.width} x {image.height} pixels, at most {MAX_PIXELS:,} in all are read")
 
 
+@contextmanager
+def _decoding(image: Image.Image) -> Iterator[None]:
+    """Decode a large image in the block, while no other thread does, and return its memory to the system at the end."""
+    if image.width * image.height <= MAX_PARALLEL:
+        yield
+        return
+    with _ONE_LARGE:
+        try:
+            yield
+        finally:
+            image.close()
+            if malloc_trim := getattr(ctypes.CDLL(None) if os.name == "posix" else None, "malloc_trim", None):
+                malloc_trim(0)  # glibc keeps what Pillow frees
+
+
 def to_rgb(image: Image.Image) -> np.ndarray:
     """Convert an image of any mode to RGB `uint8 (H, W, 3)`, transparency on white, EXIF rotation applied. Raises
     `ValueError` for pixel values without a meaning as tones (`_to_8_bits`)."""
-    image = _to_8_bits(ImageOps.exif_transpose(image))
-    if _has_alpha(image):
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return np.asarray(image.convert("RGB"))
+    image = _to_8_bits(_upright(image))
+    rgb = np.empty((image.height, image.width, 3), np.uint8)
+    for rows, strip in _crops(image):
+        if _has_alpha(strip):
+            strip = strip.convert("RGBA")
+            strip = Image.alpha_composite(Image.new("RGBA", strip.size, "white"), strip)
+        rgb[rows] = strip.convert("RGB")
+    return rgb
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """The image with its EXIF rotation applied; it is no copy if there is none."""
+    return ImageOps.exif_transpose(image) if image.getexif().get(ExifTags.Base.Orientation, 1) != 1 else image
+
+
+def strips(height: int, width: int) -> Iterator[slice]:
+    """The rows of an image in parts of about `STRIP` pixels: an operation on all of a large image at once would need
+    several times its memory."""
+    step = max(1, STRIP // width)
+    return (slice(top, min(top + step, height)) for top in range(0, height, step))
+
+
+def _crops(image: Image.Image) -> Iterator[tuple[slice, Image.Image]]:
+    """The `strips` of an image, each with its rows."""
+    for rows in strips(image.height, image.width):
+        yield rows, image.crop((0, rows.start, image.width, rows.stop))
 
 
 def _has_alpha(image: Image.Image) -> bool:
@@ -168,22 +210,28 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """
     if not image.mode.startswith(("I", "F")):
         return image
-    deep = np.asarray(image, np.float32)
-    white = next((white for white in (1, 255, 4095, 65535) if deep.max() <= white), 0)
-    if not white or not deep.min() >= 0:
-        raise ValueError(f"expected pixel values of 0 to 1, 255, 4095 or 65535, got {deep.min():g} to {deep.max():g}")
-    return Image.fromarray((deep * (255 / white)).round().astype(np.uint8))
+    values = [np.float32([np.min(strip), np.max(strip)]) for _, strip in _crops(image)]  # NaN stays NaN
+    low, high = np.min(values), np.max(values)
+    white = next((white for white in (1, 255, 4095, 65535) if high <= white), 0)
+    if not white or not low >= 0:
+        raise ValueError(f"expected pixel values of 0 to 1, 255, 4095 or 65535, got {low:g} to {high:g}")
+    tones = np.empty((image.height, image.width), np.uint8)
+    for rows, strip in _crops(image):
+        tones[rows] = (np.asarray(strip, np.float32) * (255 / white)).round()
+    return Image.fromarray(tones)
 
 
 def is_mask(image: np.ndarray) -> bool:
     """Whether `image uint8 (H, W, 3)` has two tones of gray only, apart from soft edges: a mask or a line drawing."""
-    if np.ptp(image, axis=2).max() > 24:  # the colors of JPEG noise
+    if max(np.ptp(row, axis=1).max() for row in image) > 24:  # the colors of JPEG noise
         return False
-    tones = image[..., 1].astype(np.int16)
-    low, contrast = tones.min(), np.ptp(tones)
+    counts = cv2.calcHist([image], [1], None, [256], [0, 256]).ravel()
+    tones = np.flatnonzero(counts)
+    low, contrast = tones[0], np.ptp(tones)
     if contrast < 16:  # 0/1 or 0/2; else an image of one color with noise
-        return low == 0 and len(np.unique(tones)) == 2
-    return bool((np.abs(tones - low - contrast / 2) > contrast * 7 / 16).mean() > 0.95)
+        return bool(low == 0 and len(tones) == 2)
+    extreme = np.abs(tones - low - contrast / 2) > contrast * 7 / 16
+    return bool(counts[tones[extreme]].sum() > 0.95 * counts.sum())
 
 
 def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndarray:
@@ -195,7 +243,8 @@ def read_mask(path: str | Path, shape: tuple[int, int] | None = None) -> np.ndar
     """
     with open_image(path) as image:
         _check_pixels(image)
-        mask = _mask_values(_to_8_bits(ImageOps.exif_transpose(image)))
+        with _decoding(image):
+            mask = _mask_values(_to_8_bits(_upright(image)))
     if shape is not None and mask.shape != tuple(shape):
         raise DataError(size_mismatch_message(path, mask.shape, shape))
     peak = int(mask.max())
@@ -209,11 +258,16 @@ def _mask_values(image: Image.Image) -> np.ndarray:
     """Brightness `uint8 (H, W)`; opacity where all that is opaque has one brightness."""
     if image.mode in ("1", "L") and not _has_alpha(image):
         return np.asarray(image.convert("L"))
-    *colors, alpha = np.moveaxis(np.asarray(image.convert("RGBA")), 2, 0)
-    tones, opaque = np.max(colors, axis=0), alpha > 127
+    tones, alpha = np.empty((2, image.height, image.width), np.uint8)
+    extremes = []  # of the three colors
+    for rows, strip in _crops(image):
+        *colors, alpha[rows] = np.moveaxis(np.asarray(strip.convert("RGBA")), 2, 0)
+        tones[rows] = np.max(colors, axis=0)
+        extremes += [np.min(colors, axis=(1, 2)), np.max(colors, axis=(1, 2))]
+    opaque = alpha > 127
     if not opaque.all() and opaque.any():
         return alpha if np.ptp(tones[opaque]) == 0 else tones * opaque
-    if tones.min() == tones.max() and np.ptp(colors, axis=(1, 2)).any():
+    if tones.min() == tones.max() and np.ptp(extremes, axis=0).any():
         raise ValueError("its colors are equally bright: which of them is the lesion?")
     return tones
 

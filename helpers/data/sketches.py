@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 from PIL import Image
 
-from helpers.data.files import DataError, read_image, to_rgb
+from helpers.data.files import DataError, read_image, strips, to_rgb
 
 STYLES = ("contour", "structure")
 INK_THRESHOLD = 25  # of 255; downscaling dims thin lines, so 10 % of white still counts as a line
@@ -301,14 +301,30 @@ def extract_lines(drawing: np.ndarray, paper: np.ndarray | None = None) -> np.nd
     Lines may have any color on light paper, or be light on dark. `paper`: its color `uint8 (H, W, 3)`, by default the
     median color everywhere.
     """
-    if paper is None:
-        paper = np.full_like(drawing, np.median(drawing, axis=(0, 1)))
-    return (cv2.subtract(paper, drawing) if is_light(drawing) else cv2.subtract(drawing, paper)).max(axis=2)
+    lines, light = np.empty(drawing.shape[:2], np.uint8), is_light(drawing)
+    color = median_color(drawing) if paper is None else None
+    for rows in strips(*lines.shape):
+        ink = drawing[rows]
+        ground = np.full_like(ink, color) if paper is None else paper[rows]
+        lines[rows] = (cv2.subtract(ground, ink) if light else cv2.subtract(ink, ground)).max(axis=2)
+    return lines
+
+
+def median_color(image: np.ndarray) -> np.ndarray:
+    """Median of each channel of `image uint8 (H, W, C)`, `float64 (C,)`, as `np.median` but without copies."""
+    height, width, channels = image.shape
+    counts = np.zeros((channels, 256), np.int64)
+    for rows in strips(height, width):
+        counts += [np.bincount(image[rows, :, k].ravel(), minlength=256) for k in range(channels)]
+    middle = [
+        (counts.cumsum(axis=1) > index).argmax(axis=1) for index in ((height * width - 1) // 2, height * width // 2)
+    ]
+    return np.mean(middle, axis=0)
 
 
 def is_light(image: np.ndarray) -> bool:
     """Whether the median tone of `image (H, W, 3) uint8`, which in a drawing is the paper's, is light."""
-    return bool(np.median(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)) > 127)
+    return bool(median_color(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY)[..., None]) > 127)
 
 
 def mask_from_sketch(sketch: np.ndarray) -> np.ndarray | None:
@@ -399,7 +415,8 @@ def _reduce_lines(lines: np.ndarray, size: int) -> np.ndarray:
     if reduction > 2:
         lines = cv2.GaussianBlur(lines, (0, 0), reduction / 12)
     noise = 0.2 * lines.max()
-    lines = np.uint8(np.clip(lines - noise, 0, None) * (255 / max(lines.max() - noise, 1)))
+    levels = np.minimum(np.arange(256), lines.max())
+    lines = cv2.LUT(lines, np.uint8(np.clip(levels - noise, 0, None) * (255 / max(lines.max() - noise, 1))))
     if reduction > 2:  # widened, or fine lines of a large sheet are lost
         lines = cv2.dilate(lines, np.ones((reduction // 2 + 1,) * 2, np.uint8))
     return np.where(_fit(lines, size) > INK_THRESHOLD, 255, 0).astype(np.uint8)

@@ -286,7 +286,7 @@ def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
     return read_network(path, "a checkpoint of a classifier", ClassifierConfig, build)
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def predict_logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Logits `float32 (N, K)` of `images uint8 (N, H, W, 3)`. Raises `ValueError` if the images do not have the
     classifier's size."""

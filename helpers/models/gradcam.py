@@ -1,6 +1,8 @@
 """Grad-CAM: which image regions support a class (Selvaraju et al., *Grad-CAM: Visual Explanations from Deep Networks
 via Gradient-Based Localization*, arXiv 1610.02391)."""
 
+from functools import lru_cache
+
 import cv2
 import numpy as np
 import torch
@@ -23,6 +25,7 @@ def grad_cam(classifier: Classifier, image: np.ndarray, label: int) -> np.ndarra
     return heatmap / heatmap.max() if heatmap.any() else heatmap
 
 
+@lru_cache(maxsize=1)  # of the classifier in use
 @torch.no_grad()
 def last_conv_layer(classifier: Classifier) -> nn.Module:
     """The last layer of the backbone whose output is a feature map (B, C, H, W) with W > 1."""

@@ -142,8 +142,8 @@ class BaseGenerator(LatentStats):
     A = `num_artifacts`: 7 or 0. z acts on all pixels alike. What varies the structure inside a lesion are random maps
     (3D noise of OASIS: Sushko et al., arXiv 2012.04781): N(0, 1) maps of `noise_channels` channels at 8, 16 and 32
     pixels, and a code of `code_channels` channels at 8 pixels, which the encoder can predict from a real image. Without
-    a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps. Training mode does not clamp,
-    so values may leave [-1, 1] a little.
+    a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps. `maps` are those of `encode`
+    for the sketch, if they are known. Training mode does not clamp, so values may leave [-1, 1] a little.
     """
 
     takes_sketch: bool
@@ -193,10 +193,11 @@ class BaseGenerator(LatentStats):
         artifacts: Tensor | None = None,
         code: Tensor | None = None,
         noise: Noise = random_noise,
+        maps: list[Tensor] | None = None,
     ) -> Tensor:
         condition = torch.cat([embed_condition(self, label, artifacts), self.match_stats(z)], dim=1)  # (B, 64 + Z)
         w = self.mapping(condition)  # (B, W_DIM)
-        *skips, x = self.encode(sketch, condition, noise)  # (B, C, 8, 8)
+        *skips, x = self.encode(sketch, condition, noise) if maps is None else maps  # (B, C, 8, 8)
         for code_in in self.code_in:
             x = x + code_in(noise(x, self.code_channels) if code is None else code.to(x.dtype))
         x = self.bottleneck(self.add_noise(x, 0, noise), w, noise)

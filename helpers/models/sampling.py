@@ -12,12 +12,12 @@ from torchvision.utils import save_image
 from helpers.data.batches import SketchSampling, to_tensors
 from helpers.data.files import atomic_file
 from helpers.data.store import UNKNOWN, Store
-from helpers.models.networks import BaseGenerator, Noise, random_noise
+from helpers.models.networks import BaseGenerator, Generator, Noise, random_noise
 
 NOT_CONDITIONED = "the generator was not conditioned on artifacts: train it with --artifacts"
 
 
-@torch.no_grad()
+@torch.inference_mode()
 def sample(
     generator: BaseGenerator,
     sketches: np.ndarray | None,
@@ -59,6 +59,22 @@ def sample(
             args = _generator_inputs(generator, sketches, labels, latents, artifacts, part)
             image = generator(*args) if keep is None else _regenerate(generator, args, keep[part], rng)
             images.append(to_uint8(image))
+    return np.concatenate(images)
+
+
+@torch.inference_mode()
+def sample_variations(
+    generator: Generator, sketch: np.ndarray, label: int, latents: Tensor, seeds: Sequence[int]
+) -> np.ndarray:
+    """Generate `uint8 (N, H, W, 3)` from one sketch `uint8 (H, W)` in {0, 255} and one label, with `latents (N, Z)` and
+    the random maps of `seeds (N,)`: the images of N calls of `sample`, but the sketch is encoded once."""
+    device, maps, images = next(generator.parameters()).device, None, []
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        for latent, seed in zip(latents.split(1), seeds, strict=True):
+            args = _generator_inputs(generator, sketch[None], [label], latent, None, slice(None))
+            maps = generator.encode(args[0], None, random_noise) if maps is None else maps
+            torch.manual_seed(seed)
+            images.append(to_uint8(generator(*args, maps=maps)))
     return np.concatenate(images)
 
 

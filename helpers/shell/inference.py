@@ -256,7 +256,8 @@ def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], imag
 class Demo(Command):
     """Uses the released weights where no checkpoint is given."""
 
-    port: int | None = None  # default: the first free one from 7860
+    port: int | None = None  # default: the first free one from 7860; 0: any free one
+    host_name: tuple[str, ...] = ()  # names under which a proxy serves the page: NAME or NAME:PORT
     cgan: Path | None = None  # checkpoint
     dcgan: Path | None = None
     segmenter: Path | None = None
@@ -266,9 +267,10 @@ class Demo(Command):
         from helpers.views import demo  # gradio takes seconds to import
         from helpers.views.predictor import LOADERS, Predictor, find_weights
 
+        port = demo.free_port(self.port)  # before the weights are loaded
         predictor = Predictor(find_weights(self.config(), {method: getattr(self, method) for method in LOADERS}))
         print(predictor)
         for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a normal exit deletes the uploads
             signal.signal(signum, lambda *_: sys.exit(0))
-        demo.launch_page(demo.build_page(predictor), self.port, wait=True)
+        demo.launch_page(demo.build_page(predictor), port, wait=True, host_names=self.host_name)
         return 0

@@ -3,8 +3,12 @@
 `predictor.py` holds the networks, `uploads.py` the limits on uploads; this file holds the components and their events.
 """
 
+import html
+import math
+import os
+import re
+import socket
 import tempfile
-from io import BytesIO
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -12,9 +16,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from helpers.config import ROOT, display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.sketches import mask_from_sketch, parse_drawing
 from helpers.views import uploads  # before gradio
+from helpers.views.guard import guarded
 from helpers.views.predictor import (
     Analysis,
     Predictor,
@@ -23,7 +29,7 @@ from helpers.views.predictor import (
     read_drawing,
     read_photo,
 )
-from helpers.views.uploads import composite_only, raw_path, show_errors
+from helpers.views.uploads import composite_only, encode_png, fast_png, raw_path, show_errors
 
 import gradio as gr  # isort: skip
 
@@ -60,13 +66,16 @@ def canvas_with(sketch: np.ndarray) -> dict:
 
 def write_zip(images: dict[str, np.ndarray], name: str) -> str:
     """Write `images` (by path without suffix) as PNGs into `<name>.zip` in the upload folder; returns its path."""
-    file = Path(tempfile.mkdtemp(dir=uploads.UPLOAD_DIR)) / f"{name}.zip"
+    file = Path(tempfile.mkdtemp(dir=uploads.UPLOAD_DIR)) / f"{file_name(name)}.zip"
     with atomic_file(file) as temporary, ZipFile(temporary, "w") as archive:
         for stem, image in images.items():
-            png = BytesIO()
-            Image.fromarray(image).save(png, "PNG")
-            archive.writestr(f"{stem}.png", png.getvalue())
+            archive.writestr(f"{stem}.png", encode_png(image))
     return str(file)
+
+
+def file_name(text: str) -> str:
+    """Text, of a class name for example, as a part of a file name."""
+    return re.sub(r"[^\w.-]", "_", text)
 
 
 # ---------------------------------------------------------------------------------------------------------- handlers
@@ -86,9 +95,9 @@ class Handlers:
         """Images of the drawing and a class, and the path of a zip with images, sketch and (for a closed outline)
         mask."""
         sketch, seed = sketch_from_canvas(canvas, self.predictor.size), clip_seed(seed)
-        variation = float(np.clip(variation or 0, 0, MAX_VARIATION))
-        images = self.predictor.sample(sketch, class_name, clamp(count, 1, MAX_IMAGES), variation, seed)
-        files = {f"{class_name}-{seed}-{k + 1}": image for k, image in enumerate(images)}
+        variation = number(variation, "The variation", 0, MAX_VARIATION)
+        images = self.predictor.sample(sketch, class_name, clip_count(count, MAX_IMAGES), variation, seed)
+        files = {f"{file_name(class_name)}-{seed}-{k + 1}": image for k, image in enumerate(images)}
         mask = mask_from_sketch(sketch)
         files |= {"sketch": sketch} | ({} if mask is None else {"mask": 255 * mask})
         return images, write_zip(files, class_name)
@@ -112,7 +121,7 @@ class Handlers:
 
     def sample_without_sketch(self, class_name: str, count: float, seed: float) -> list[np.ndarray]:
         """Images of a class by the DCGAN."""
-        return self.predictor.sample_without_sketch(class_name, clamp(count, 1, MAX_IMAGES), clip_seed(seed))
+        return self.predictor.sample_without_sketch(class_name, clip_count(count, MAX_IMAGES), clip_seed(seed))
 
     def make_zip(
         self,
@@ -126,10 +135,10 @@ class Handlers:
         """Path of a zip with `count` images and masks; their shapes vary the drawing, or phantoms if not
         `use_sketch`."""
         sketch = sketch_from_canvas(canvas, self.predictor.size) if use_sketch else None
-        count, files = clamp(count, 1, MAX_ZIP_IMAGES), {}
+        count, files = clip_count(count, MAX_ZIP_IMAGES), {}
         pairs = self.predictor.synthetic_pairs(class_name, count, clip_seed(seed), sketch)
         for k, (image, mask) in enumerate(progress.tqdm(pairs, total=count)):
-            name = f"{class_name}_{k + 1:03d}"
+            name = f"{file_name(class_name)}_{k + 1:03d}"
             files |= {f"images/{name}": image, f"masks/{name}": 255 * mask}
         return write_zip(files, f"{count}-{class_name}")
 
@@ -163,14 +172,22 @@ class Handlers:
         return canvas_with(read_drawing(path, self.predictor.size)), gr.Tabs(selected="generate")
 
 
-def clamp(value: float | None, low: int, high: int) -> int:
-    """A number from the page or the API as an integer within [low, high]; `low` for an empty field."""
-    return int(np.clip(value or low, low, high))
+def number(value: float | None, name: str, low: float, high: float) -> float:
+    """A number from the page or the API within [low, high]; `low` for an empty field. Raises `DataError` if it is none,
+    which `name` begins."""
+    if not isinstance(value, int | float | None) or (value is not None and math.isnan(value)):
+        raise DataError(f"{name} must be a number from {low} to {high}, got {value}.")
+    return min(max(value or 0, low), high)
+
+
+def clip_count(count: float | None, high: int) -> int:
+    """A number of images within [1, high]. Raises `DataError` as `number` does."""
+    return int(number(count, "The number of images", 1, high))
 
 
 def clip_seed(seed: float | None) -> int:
-    """A seed from the page or the API within [0, 2**31 - 1]; 0 for an empty field."""
-    return int(np.clip(seed or 0, 0, 2**31 - 1))
+    """A seed within [0, 2**31 - 1]; 0 for an empty field. Raises `DataError` as `number` does."""
+    return int(number(seed, "The seed", 0, 2**31 - 1))
 
 
 # -------------------------------------------------------------------------------------------------------------- page
@@ -188,8 +205,17 @@ def build_page(predictor: Predictor) -> gr.Blocks:
             with gr.Tab("Analyze", id="analyze"):
                 analyze_tab(handlers, canvas, tabs)
         page.load(None, js=SELECT_BRUSH_JS)
-        gr.Markdown("Weights in use:\n" + "\n".join(f"- {line}" for line in str(predictor).splitlines()))
+        gr.Markdown(f"Weights in use:\n{weights_list(predictor)}")
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
+
+
+def weights_list(predictor: Predictor) -> str:
+    """Markdown list of the weights in use, without folders outside the repository."""
+    text = str(predictor)
+    for path in predictor.weights.values():
+        if not Path(path).resolve().is_relative_to(ROOT):
+            text = text.replace(display_path(path), Path(path).name)
+    return "\n".join(f"- {html.escape(line)}" for line in text.splitlines())
 
 
 def class_choices(predictor: Predictor, method: str) -> list[tuple[str, str]]:
@@ -212,7 +238,7 @@ def generate_tab(handlers: Handlers) -> gr.Sketchpad:
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary")
                 more = gr.Button("Generate more")
-            images = gr.Gallery(label="Generated images", columns=4, height=340, format="png", object_fit="contain")
+            images = fast_png(gr.Gallery(label="Generated images", columns=4, height=340, object_fit="contain"))
             save = gr.DownloadButton("Save images, sketch and mask")
     inputs = [canvas, class_name, variation, count, seed]
     shared = {"inputs": inputs, "concurrency_id": "network"}
@@ -277,7 +303,7 @@ def dcgan_section(handlers: Handlers, seed: gr.Number) -> None:
         class_name = gr.Radio(choices, value=choices[0][1], label="Diagnosis")
         count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
         generate = gr.Button("Generate without a sketch")
-        images = gr.Gallery(label="Generated by the DCGAN", columns=4, format="png", object_fit="contain")
+        images = fast_png(gr.Gallery(label="Generated by the DCGAN", columns=4, object_fit="contain"))
         generate.click(
             show_errors(handlers.sample_without_sketch),
             [class_name, count, seed],
@@ -295,11 +321,11 @@ def analyze_tab(handlers: Handlers, canvas: gr.Sketchpad, tabs: gr.Tabs) -> None
             analyze = gr.Button("Analyze", variant="primary")
             text = gr.Markdown()
         with gr.Column():
-            outlined = gr.Image(label="Lesion outline", format="png", interactive=False)
+            outlined = fast_png(gr.Image(label="Lesion outline", interactive=False))
             probabilities = gr.Label(label="Probabilities of the diagnoses")
         with gr.Column():
-            heatmap = gr.Image(label="Heatmap (Grad-CAM, central square)", format="png", height=280, interactive=False)
-            sketch = raw_path(gr.Image(label="Sketch", format="png", height=280, interactive=False))
+            heatmap = fast_png(gr.Image(label="Heatmap (Grad-CAM, central square)", height=280, interactive=False))
+            sketch = fast_png(raw_path(gr.Image(label="Sketch", height=280, interactive=False)))
             send = gr.Button("Generate from this sketch")
     analyze.click(
         show_errors(handlers.analyze),
@@ -311,19 +337,56 @@ def analyze_tab(handlers: Handlers, canvas: gr.Sketchpad, tabs: gr.Tabs) -> None
     send.click(show_errors(handlers.send_to_canvas), sketch, [canvas, tabs], api_name=False)
 
 
-def launch_page(page: gr.Blocks, port: int | None = None, wait: bool = False, quiet: bool = False) -> str:
+def launch_page(
+    page: gr.Blocks, port: int | None = None, wait: bool = False, quiet: bool = False, host_names: tuple[str, ...] = ()
+) -> str:
     """Serve the page to this machine only and return its address; in a notebook it is shown inline unless `quiet`.
-    `port`: default the first free one from 7860. `wait`: return only when the page is closed."""
+
+    `port`: default the first free one from 7860; 0 is any free one. `wait`: return only when the page is closed.
+    `host_names`: names under which a proxy serves the page, see `Guard`. Raises `DataError` if the port is not free.
+    """
+    port = free_port(port)
     uploads.only_uploads(page)
-    _, address, _ = page.launch(
-        share=False,
-        inline=False if quiet else None,
-        server_port=port,
-        prevent_thread_lock=True,
-        quiet=quiet,
-        max_file_size=uploads.MAX_BYTES,
-    )
+    uploads.report_unusable_arguments(page)
+    bypass_proxy()
+    hosted = gr.utils.colab_check() or gr.utils.is_hosted_notebook()
+    framed = not quiet and (hosted or gr.utils.ipython_check())
+    try:
+        _, address, _ = page.launch(
+            share=False,
+            inline=False if quiet else None,
+            server_name="127.0.0.1",
+            server_port=port,
+            prevent_thread_lock=True,
+            quiet=quiet,
+            max_file_size=uploads.MAX_BYTES,
+            ssr_mode=False,
+            app_kwargs=guarded(host_names=host_names, any_host=hosted, framed=framed),
+        )
+    except OSError as error:
+        ports = "7860 to 7959 are" if port is None else f"{port} is"
+        raise DataError(f"Port {ports} in use or not allowed: choose another one (--port).") from error
     uploads.purge_old_uploads(page)
     if wait:
         page.block_thread()
     return address
+
+
+def free_port(port: int | None) -> int | None:
+    """The port, or a free one for 0. Raises `DataError` if it is not a port's number."""
+    if port is None or 0 < port < 2**16:
+        return port
+    if port:
+        raise DataError(f"The port must be from 0 to 65535, got {port}.")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def bypass_proxy() -> None:
+    """Keep this process from asking a proxy of the environment for pages of this machine, as gradio does for its own
+    address when it starts."""
+    names = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    missing = [name for name in ("localhost", "127.0.0.1") if name not in names.split(",")]
+    if names != "*":
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = ",".join(filter(None, [names, *missing]))

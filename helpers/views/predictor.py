@@ -28,7 +28,7 @@ from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
-from helpers.models.sampling import sample
+from helpers.models.sampling import sample, sample_variations
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import render
@@ -82,15 +82,15 @@ def read_drawing(path: str | Path, size: int) -> np.ndarray:
     return parse_drawing(read_upload(path), size)
 
 
-def check_image_header(file: str | Path | bytes, name: str) -> None:
-    """Raise `DataError` if a file, or its content, is not an image of `FORMATS`, has over `MAX_PIXELS` pixels or a side
+def check_image_header(file: str | Path | bytes, name: str, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise `DataError` if a file, or its content, is not an image of `FORMATS`, has over `max_pixels` pixels or a side
     under `MIN_SIDE` pixels. Reads only the header. `name`: of the file, for the message."""
     try:
         (width, height), _ = read_header(file)
     except DataError as error:
         raise DataError(_unreadable(name)) from error
-    if height * width > MAX_PIXELS or min(height, width) < MIN_SIDE:
-        raise DataError(f"{name} must have at least {MIN_SIDE} pixels per side and at most {MAX_PIXELS:,} in all, "
+    if height * width > max_pixels or min(height, width) < MIN_SIDE:
+        raise DataError(f"{name} must have at least {MIN_SIDE} pixels per side and at most {max_pixels:,} in all, "
                         f"got {width} x {height}.")  # fmt: skip
 
 
@@ -188,9 +188,7 @@ class Predictor:
         latents = variation * torch.stack([torch.randn(generator.z_dim, generator=rng) for _ in range(count)])
         noise_seeds = [seed + (k if variation else 0) for k in range(count)]
         with LOCK:
-            return [
-                sample(generator, sketch[None], [label], noise_seeds[k], latents[k : k + 1])[0] for k in range(count)
-            ]
+            return list(sample_variations(generator, sketch, label, latents, noise_seeds))
 
     def sample_without_sketch(self, class_name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
         """Generate `count` images `uint8 (S, S, 3)` of a class with the DCGAN. Raises `DataError` as `label` does."""
