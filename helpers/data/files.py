@@ -223,8 +223,10 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
 
 def is_mask(image: np.ndarray) -> bool:
     """Whether `image uint8 (H, W, 3)` has two tones of gray only, apart from soft edges: a mask or a line drawing."""
-    if max(np.ptp(row, axis=1).max() for row in image) > 24:  # the colors of JPEG noise
-        return False
+    for rows in strips(*image.shape[:2]):
+        r, g, b = cv2.split(image[rows])
+        if (cv2.max(cv2.max(r, g), b) - cv2.min(cv2.min(r, g), b)).max() > 24:  # the colors of JPEG noise
+            return False
     counts = cv2.calcHist([image], [1], None, [256], [0, 256]).ravel()
     tones = np.flatnonzero(counts)
     low, contrast = tones[0], np.ptp(tones)
