@@ -367,6 +367,11 @@ def _appearance(name: str, paths: list[Path]) -> str | None:
     )
 
 
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is named as one of masks or sketches."""
+    return _appearance(name, []) == "images beside masks"
+
+
 def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
     """Raise `DataError` if folders cannot be named after diagnoses."""
     looks = {c.name: text for c in class_folders if (text := _appearance(c.name, list_images(c)))}
