@@ -249,13 +249,14 @@ def _read_isic2017(folder: Path) -> DatasetTable:
     return build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
 
 
-def _ham_metadata(folder: Path) -> Path | None:
+def ham_metadata(folder: Path) -> Path | None:
+    """HAM10000's metadata in a folder, under any of its published names."""
     return _csv(folder, "HAM10000_metadata")
 
 
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
-    labels = read_ham10000_metadata(_ham_metadata(folder), problems)
+    labels = read_ham10000_metadata(ham_metadata(folder), problems)
     parts = [inner for inner in _folders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
     images, masks = _with_masks(parts, _find(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
     rows = join(images, labels, problems, None, mask_path=masks)
@@ -280,7 +281,7 @@ def _read_isic2018(folder: Path) -> DatasetTable:
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
     """Add lesion ids from HAM10000's metadata or the 2018 groupings, if one of the files is in the folder."""
-    path = _ham_metadata(folder) or _csv(folder, "ISIC2018_Task3_Training_LesionGroupings")
+    path = ham_metadata(folder) or _csv(folder, "ISIC2018_Task3_Training_LesionGroupings")
     if path is None:
         problems.append(
             "no lesion ids, so images of one lesion may be in several splits: add HAM10000_metadata.csv or "
@@ -436,7 +437,7 @@ LAYOUTS = [
     ),
     Layout(
         "ham10000", "HAM10000_metadata.csv and HAM10000_images_part_1/ (Dataverse, Kaggle)",
-        lambda f: _ham_metadata(f) is not None and _find(f, r"HAM10000_images.*") is not None, _read_ham10000,
+        lambda f: ham_metadata(f) is not None and _find(f, r"HAM10000_images.*") is not None, _read_ham10000,
     ),
     Layout(
         "ham10000", "ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth.csv",
