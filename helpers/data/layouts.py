@@ -402,17 +402,31 @@ def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
     return [(split, c) for split, tree in trees for c in _folders(tree) if list_images(c)]
 
 
+def _image_rows(folder: Path) -> list[dict]:
+    """The images directly in a folder, each with the mask (a_mask.png, see `MASK_NAME`) or sketch (a_sketch.png) that
+    is beside it (a.jpg). A file of such a name without its image is an image."""
+    paths = list_images(folder)
+    by_stem = {path.stem: path for path in paths}
+    rows = {path: {"image_id": clean_name(path.stem), "path": path} for path in paths}
+    for path in paths:
+        ending = MASK_NAME.search(path.stem)
+        image = ending and by_stem.get(path.stem[: ending.start()])
+        if image in rows:
+            is_sketch = re.match("sketch|contour", ending[1], re.IGNORECASE)
+            rows[image].setdefault("sketch_path" if is_sketch else "mask_path", path)
+            del rows[path]
+    return list(rows.values())
+
+
 def _read_folders(folder: Path) -> DatasetTable:
     problems: list[str] = []
     class_folders = _class_folders(folder)
     _check_class_names(folder, [c for _, c in class_folders])
-    rows = [
-        {"image_id": clean_name(path.stem), "diagnosis": c.name, "split": split or pd.NA, "path": path}
-        for split, c in class_folders
-        for path in list_images(c)
-    ]
-    rows = pd.DataFrame(rows)
-    report_skipped(folder, rows["path"], problems)
+    rows = pd.DataFrame(
+        [row | {"diagnosis": c.name, "split": split or pd.NA} for split, c in class_folders for row in _image_rows(c)]
+    )
+    used = rows.reindex(columns=["path", "mask_path", "sketch_path"]).stack().dropna()
+    report_skipped(folder, used, problems)
     rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
     # One file name in two classes becomes two rows; the audit reports whether it is the same image.
     repeated = rows["image_id"].duplicated(keep=False)
