@@ -104,6 +104,21 @@ def test_from_folder_names_what_it_leaves_out(folder):
         ImageSet.from_folder(folder)
 
 
+def test_from_folder_masks_and_thumbnails_are_no_images(folder):
+    image = next((folder / "NV").iterdir()).read_bytes()
+    for name in ("MEL/00_Segmentation.png", "masks/00.png", "GT/01.png", "thumbnails/00.png"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_bytes(image)
+    images = ImageSet.from_folder(folder)
+    assert len(images) == 20 and images.class_names == ["MEL"] * 8 + ["NV"] * 12
+    text = "3 (GT/01.png, MEL/00_Segmentation.png, masks/00.png) have names of masks and are left out"
+    assert images.problems == [text]
+    with pytest.raises(DataError, match=r"holds no images, .*have names of masks"):
+        for path in [*folder.glob("MEL/??.png"), *folder.glob("NV/*")]:
+            path.unlink()
+        ImageSet.from_folder(folder)
+
+
 def test_from_folder_images_and_class_folders_raises(folder):
     Image.fromarray(np.zeros((32, 32, 3), np.uint8)).save(folder / "grid.png")
     with pytest.raises(DataError, match=r"got both: the image grid\.png and the folder MEL"):

@@ -70,6 +70,8 @@ def test_check_outputs_refuses_inputs_by_any_name(tmp_path, capsys):
             check_outputs([tmp_path / "new.png", tmp_path / name], [None, image])
     with pytest.raises(DataError, match="is a folder, expected the name of a file"):
         check_outputs([tmp_path], [])
+    with pytest.raises(DataError, match=r"a\.png is a file, expected the name of a folder"):
+        check_outputs([image / "MEL/b.png"], [])
     check_outputs([tmp_path / "new.png"], [image])
     assert capsys.readouterr().out == ""
     check_outputs([image, tmp_path / "new.png"], [])
@@ -106,6 +108,16 @@ def test_classify_writes_names_of_any_alphabet_and_says_what_it_replaces(tmp_pat
     assert main(command) == 0 and "1 existing files are replaced" in capsys.readouterr().out
     assert list(pd.read_csv(tmp_path / "p.csv", encoding="utf-8")["image_id"]) == ["родинка"]
     assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["p.csv"]
+
+
+@pytest.mark.parametrize("command", ["classify", "segment"])
+def test_without_a_readable_image_the_reasons_are_named(tmp_path, capsys, command):
+    write_mask(tmp_path / "in/a.png")
+    write_lines(tmp_path / "in/b.jpg", "%!PS-Adobe-3.0 EPSF-3.0", "{} loop")
+    assert main([command, "--images", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    error = capsys.readouterr().err
+    assert "got none; " in error and "b.jpg is missing, damaged or not an image (expected JPEG" in error
+    assert "1 (a.png) are masks or drawings" in error and not list(tmp_path.glob("out/*"))
 
 
 def test_classify_says_that_plain_skin_has_one_color(tmp_path, capsys):
@@ -149,7 +161,7 @@ def test_write_rows_that_fails_keeps_the_old_file(tmp_path):
             raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="the disk is full; the previous one is kept"):
-        write_rows(file, ("a",), [("1",), (Full(),)], tmp_path)
+        write_rows(file, ("a",), [("1",), (Full(),)], tmp_path, [])
     assert file.read_text() == "old\n" and list(tmp_path.iterdir()) == [file]
 
 

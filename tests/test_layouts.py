@@ -478,3 +478,18 @@ def test_read_folders_names_classes_that_are_left_out(tmp_path):
     problems = "\n".join(dataset.problems)
     assert "1 files in folders that are not read (keratosis) are left out: keratosis/keratosis.png" in problems
     assert "3 files of formats that are not read (.raw) are left out: train/wart/0.raw" in problems
+
+
+def test_read_folders_masks_and_sketches_beside_the_images_are_no_images(tmp_path):
+    for number, name in enumerate(("benign", "malignant")):
+        for i in range(4):
+            image = write_image(tmp_path / name / f"{name} ({i}).png", 10 * number + i)
+            write_mask(image.with_stem(f"{image.stem}_{('mask', 'Segmentation', 'lesion', 'sketch')[i]}"))
+        write_image(tmp_path / name / f"{name}_lesion.png", 100 + number)  # without its image: an image
+    dataset = read(tmp_path)
+    assert dataset.table.groupby("label").size().to_list() == [5, 5] and dataset.table["image_id"].is_unique
+    for column, count in (("mask_path", 6), ("sketch_path", 2)):
+        files = dataset.table.dropna(subset=column)
+        stems = [path.removesuffix(".png") + "_" for path in files["path"]]
+        assert len(files) == count and all(map(str.startswith, files[column], stems))
+    assert not any("are left out" in problem for problem in dataset.problems)

@@ -1,6 +1,6 @@
 import cv2
 import pytest
-from factories import ham10000
+from factories import ham10000, one_hot, write_image, write_lines
 
 from helpers.config import get_config
 from helpers.data.files import DataError
@@ -31,3 +31,26 @@ def test_shrink_into_the_data_set_raises(tmp_path):
 def test_shrink_of_another_data_set_raises(tmp_path):
     with pytest.raises(DataError, match="only ham10000 can be shrunk, got isic2016"):
         shrink_ham10000(tmp_path, 16, get_config("isic2016", tmp_path))
+
+
+@pytest.mark.parametrize("name", ["HAM10000_metadata.tab", "HAM10000_metadata", "hmnist/HAM10000_metadata.csv"])
+def test_shrink_takes_the_metadata_under_its_published_names(tmp_path, name):
+    root = ham10000(tmp_path / "original")
+    table = (root / "HAM10000_metadata.csv").rename(root / "table")
+    if "/" in name:  # a nested data set
+        (root / "hmnist").mkdir()
+        for folder in root.glob("HAM10000_*"):
+            folder.rename(root / "hmnist" / folder.name)
+    table.rename(root / name)
+    shrink_ham10000(tmp_path / "small", 16, get_config("ham10000", root))
+    assert read(tmp_path / "small").table["label"].to_list() == read(root).table["label"].to_list()
+
+
+def test_shrink_without_metadata_raises_before_anything_is_written(tmp_path):
+    names = [f"ISIC_{24306 + i:07d}" for i in range(7)]
+    for i, name in enumerate(names):
+        write_image(tmp_path / "task3/ISIC2018_Task3_Training_Input" / f"{name}.jpg", i)
+    write_lines(tmp_path / "task3/ISIC2018_Task3_Training_GroundTruth.csv", *one_hot(names))
+    with pytest.raises(DataError, match=r"has no HAM10000_metadata\.csv"):
+        shrink_ham10000(tmp_path / "small", 16, get_config("ham10000", tmp_path / "task3"))
+    assert not (tmp_path / "small").exists()

@@ -94,6 +94,12 @@ def report_skipped(folder: str | Path, used: Iterable[Path], problems: list[str]
             problems.append(f"{len(paths)} files {text} ({what}) are left out: {examples}{hint}")
 
 
+def no_images_error(folder: str | Path, problems: list[str]) -> DataError:
+    """The error for a folder of which no image can be read, with the first of the `problems`."""
+    reasons = "".join(f"; {problem}" for problem in problems[:3])
+    return DataError(f"{display_path(folder)} needs at least one readable image, got none{reasons}")
+
+
 @contextmanager
 def open_image(source: str | Path | bytes) -> Iterator[Image.Image]:
     """Open an image file, or its content, if it has one of `FORMATS`; every image is opened here.

@@ -249,13 +249,14 @@ def _read_isic2017(folder: Path) -> DatasetTable:
     return build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
 
 
-def _ham_metadata(folder: Path) -> Path | None:
+def ham_metadata(folder: Path) -> Path | None:
+    """HAM10000's metadata in a folder, under any of its published names."""
     return _csv(folder, "HAM10000_metadata")
 
 
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
-    labels = read_ham10000_metadata(_ham_metadata(folder), problems)
+    labels = read_ham10000_metadata(ham_metadata(folder), problems)
     parts = [inner for inner in _folders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
     images, masks = _with_masks(parts, _find(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
     rows = join(images, labels, problems, None, mask_path=masks)
@@ -280,7 +281,7 @@ def _read_isic2018(folder: Path) -> DatasetTable:
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
     """Add lesion ids from HAM10000's metadata or the 2018 groupings, if one of the files is in the folder."""
-    path = _ham_metadata(folder) or _csv(folder, "ISIC2018_Task3_Training_LesionGroupings")
+    path = ham_metadata(folder) or _csv(folder, "ISIC2018_Task3_Training_LesionGroupings")
     if path is None:
         problems.append(
             "no lesion ids, so images of one lesion may be in several splits: add HAM10000_metadata.csv or "
@@ -367,6 +368,11 @@ def _appearance(name: str, paths: list[Path]) -> str | None:
     )
 
 
+def is_mask_folder(name: str) -> bool:
+    """Whether a folder is named as one of masks or sketches."""
+    return _appearance(name, []) == "images beside masks"
+
+
 def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
     """Raise `DataError` if folders cannot be named after diagnoses."""
     looks = {c.name: text for c in class_folders if (text := _appearance(c.name, list_images(c)))}
@@ -396,17 +402,31 @@ def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
     return [(split, c) for split, tree in trees for c in _folders(tree) if list_images(c)]
 
 
+def _image_rows(folder: Path) -> list[dict]:
+    """The images directly in a folder, each with the mask (a_mask.png, see `MASK_NAME`) or sketch (a_sketch.png) that
+    is beside it (a.jpg). A file of such a name without its image is an image."""
+    paths = list_images(folder)
+    by_stem = {path.stem: path for path in paths}
+    rows = {path: {"image_id": clean_name(path.stem), "path": path} for path in paths}
+    for path in paths:
+        ending = MASK_NAME.search(path.stem)
+        image = ending and by_stem.get(path.stem[: ending.start()])
+        if image in rows:
+            is_sketch = re.match("sketch|contour", ending[1], re.IGNORECASE)
+            rows[image].setdefault("sketch_path" if is_sketch else "mask_path", path)
+            del rows[path]
+    return list(rows.values())
+
+
 def _read_folders(folder: Path) -> DatasetTable:
     problems: list[str] = []
     class_folders = _class_folders(folder)
     _check_class_names(folder, [c for _, c in class_folders])
-    rows = [
-        {"image_id": clean_name(path.stem), "diagnosis": c.name, "split": split or pd.NA, "path": path}
-        for split, c in class_folders
-        for path in list_images(c)
-    ]
-    rows = pd.DataFrame(rows)
-    report_skipped(folder, rows["path"], problems)
+    rows = pd.DataFrame(
+        [row | {"diagnosis": c.name, "split": split or pd.NA} for split, c in class_folders for row in _image_rows(c)]
+    )
+    used = rows.reindex(columns=["path", "mask_path", "sketch_path"]).stack().dropna()
+    report_skipped(folder, used, problems)
     rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
     # One file name in two classes becomes two rows; the audit reports whether it is the same image.
     repeated = rows["image_id"].duplicated(keep=False)
@@ -431,7 +451,7 @@ LAYOUTS = [
     ),
     Layout(
         "ham10000", "HAM10000_metadata.csv and HAM10000_images_part_1/ (Dataverse, Kaggle)",
-        lambda f: _ham_metadata(f) is not None and _find(f, r"HAM10000_images.*") is not None, _read_ham10000,
+        lambda f: ham_metadata(f) is not None and _find(f, r"HAM10000_images.*") is not None, _read_ham10000,
     ),
     Layout(
         "ham10000", "ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth.csv",

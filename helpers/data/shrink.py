@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from helpers.config import Config
 from helpers.data.files import DataError, atomic_file, center_crop, read_image, read_mask, write_image
-from helpers.data.layouts import open_dataset
+from helpers.data.layouts import ham_metadata, open_dataset
 
 JPEG_QUALITY = 80
 
@@ -22,13 +22,15 @@ def shrink_ham10000(out: str | Path, size: int, cfg: Config) -> int:
     JPEG, masks as PNG, and the metadata. Returns the bytes in `out`.
 
     A network of `size` pixels is trained on the copy as on the original, except for the JPEG artifacts. Raises
-    `DataError` if the config's data set is another one, unreadable or in `out`.
+    `DataError` if the config's data set is another one, unreadable, without metadata or in `out`.
     """
     if cfg.dataset != "ham10000":
         raise DataError(f"only ham10000 can be shrunk, got {cfg.dataset}")
     out, dataset = Path(out), open_dataset(cfg)
     if out.resolve() == dataset.root.resolve():
         raise DataError(f"--out must not be the data set's folder {out}: its images would be overwritten")
+    if (metadata := ham_metadata(dataset.root)) is None:
+        raise DataError(f"{dataset.root} has no HAM10000_metadata.csv, without which the copy cannot be read")
     images, masks = out / "HAM10000_images_part_1", out / "HAM10000_segmentations_lesion_tschandl"
     for row in tqdm(dataset.table.itertuples(), unit="images"):
         image = _square(read_image(row.path), size, cv2.INTER_AREA)
@@ -36,8 +38,8 @@ def shrink_ham10000(out: str | Path, size: int, cfg: Config) -> int:
         if isinstance(row.mask_path, str):
             mask = _square(read_mask(row.mask_path), size, cv2.INTER_NEAREST)
             write_image(masks / f"{row.image_id}_segmentation.png", mask.astype(bool))  # one bit per pixel
-    with atomic_file(out / "HAM10000_metadata.csv") as temporary:
-        shutil.copy(cfg.data_root / "HAM10000_metadata.csv", temporary)
+    with atomic_file(out / metadata.name) as temporary:
+        shutil.copy(metadata, temporary)
     return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
 
 

@@ -26,6 +26,7 @@ from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, display_path, find_weights_file
 from helpers.data.files import (
+    HIDDEN_FOLDER,
     DataError,
     atomic_file,
     center_crop,
@@ -34,6 +35,8 @@ from helpers.data.files import (
     read_image,
     report_skipped,
 )
+from helpers.data.labels import report_ids
+from helpers.data.layouts import MASK_NAME, is_mask_folder
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
 from helpers.models.weights import download_timeout, fuse_batchnorm
@@ -68,11 +71,10 @@ class ImageSet:
         than 20 % of the files are unreadable.
         """
         folder = Path(folder)
-        paths, class_names = _list_images_by_class(folder)
+        paths, class_names = _list_images_by_class(folder, warnings := [])
         with ThreadPoolExecutor(cpu_count()) as pool:
             headers = list(pool.map(_read_header, paths))
-        images = cls(folder.name, paths, class_names, image_size=0)
-        report_skipped(folder, paths, images.warnings)
+        images = cls(folder.name, paths, class_names, image_size=0, warnings=warnings)
         images.drop([path for path, header in zip(paths, headers, strict=True) if header is None])
         sides = [min(header[0]) if header else None for header in headers]
         smallest = median_low([side for side in sides if side]) / 2
@@ -148,19 +150,24 @@ class ImageSet:
         return digest.hexdigest()
 
 
-def _list_images_by_class(folder: Path) -> tuple[list[Path], list[str]]:
-    """Image files of a folder without class names, or of its subfolders with the subfolders' names."""
+def _list_images_by_class(folder: Path, warnings: list[str]) -> tuple[list[Path], list[str]]:
+    """Image files of a folder without class names, or of its subfolders with the subfolders' names. Masks, by the name
+    of their file or folder, and skipped files go to `warnings`."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {display_path(folder)}")
-    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    paths, by_class = list_images(folder), [(path, sub.name) for sub in subfolders for path in list_images(sub)]
+    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not HIDDEN_FOLDER.fullmatch(p.name))
+    paths, by_class = list_images(folder), [path for sub in subfolders for path in list_images(sub)]
     if paths and by_class:
         raise DataError(f"{display_path(folder)} must hold either images or folders of images, got both: the image "
-                        f"{paths[0].name} and the folder {by_class[0][1]}")  # fmt: skip
-    if not paths and not by_class:
-        report_skipped(folder, [], skipped := [])
-        raise DataError("; ".join([f"{display_path(folder)} holds no images, nor do its subfolders", *skipped]))
-    return paths or [path for path, _ in by_class], [class_name for _, class_name in by_class]
+                        f"{paths[0].name} and the folder {by_class[0].parent.name}")  # fmt: skip
+    listed = paths or by_class
+    report_skipped(folder, listed, warnings)
+    masks = [p for p in listed if MASK_NAME.search(p.stem) or (by_class and is_mask_folder(p.parent.name))]
+    report_ids(warnings, "have names of masks and are left out", [p.relative_to(folder).as_posix() for p in masks])
+    images = [path for path in listed if path not in set(masks)]
+    if not images:
+        raise DataError("; ".join([f"{display_path(folder)} holds no images, nor do its subfolders", *warnings]))
+    return images, [path.parent.name for path in images] if by_class else []
 
 
 def _read_header(path: Path) -> tuple[tuple[int, int], str] | None:

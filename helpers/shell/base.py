@@ -91,8 +91,13 @@ def print_problems(problems: list[str]) -> None:
 
 
 def check_outputs(outputs: Iterable[Path], inputs: Iterable[Path | None]) -> None:
-    """Before files are written: raise `DataError` if one of them is a file that was read, also by another name; print
-    how many files will be replaced. None among the `inputs` is ignored."""
+    """Before files are written: raise `DataError` if one of them is a file that was read, also by another name, or if
+    a file has the name of a folder or the other way round; print how many files will be replaced. None among the
+    `inputs` is ignored."""
+    outputs = list(outputs)
+    folders = {folder for path in outputs for folder in path.parents}
+    if file := next((folder for folder in folders if folder.is_file()), None):
+        raise DataError(f"{display_path(file)} is a file, expected the name of a folder")
     existing = [path for path in outputs if path.exists()]
     if folder := next((path for path in existing if path.is_dir()), None):
         raise DataError(f"{display_path(folder)} is a folder, expected the name of a file")

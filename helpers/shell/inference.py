@@ -16,7 +16,7 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from helpers.config import display_path
-from helpers.data.files import DataError, atomic_file, image_shape, is_mask, read_image, write_image
+from helpers.data.files import DataError, atomic_file, image_shape, is_mask, no_images_error, read_image, write_image
 from helpers.data.labels import id_from_stem, read_labels, report_ids
 from helpers.data.layouts import ARTIFACTS, MASK_NAME, image_files, images_by_id
 from helpers.data.sketches import read_drawings
@@ -182,7 +182,9 @@ class Segment(Command):
         check_outputs([*dict.fromkeys(outputs), self.out / "areas.csv"], [*files, checkpoint])
         images = iter_images(self.images, StoreConfig(config.size, crop="none"), problems, self.config().workers)
         columns = ("image_id", "width", "height", "lesion_pixels", "lesion_fraction")
-        count = write_rows(self.out / "areas.csv", columns, self.areas(segmenter, images, problems), self.images)
+        count = write_rows(
+            self.out / "areas.csv", columns, self.areas(segmenter, images, problems), self.images, problems
+        )
         print_problems(problems)
         print(f"{count} masks and areas.csv in {display_path(self.out)}")
         return 0
@@ -227,7 +229,7 @@ class Classify(Command):
                     counts[diagnosis] += 1
                     yield item.image_id, diagnosis, *(round(float(p), 6) for p in probs)
 
-        count = write_rows(out, ("image_id", "diagnosis", *config.classes), rows(), self.images)
+        count = write_rows(out, ("image_id", "diagnosis", *config.classes), rows(), self.images, problems)
         print_problems(problems)
         print(f"{display_path(checkpoint)}: {config.arch}, {config.size} px, temperature {classifier.temperature:.2f}")
         print(f"{count} images, {', '.join(f'{n} {name}' for name, n in counts.most_common())}: "
@@ -236,9 +238,9 @@ class Classify(Command):
         return 0
 
 
-def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], images: Path) -> int:
+def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], images: Path, problems: list[str]) -> int:
     """Write a CSV file in UTF-8, row by row but complete or not at all; returns the number of rows. Raises `DataError`
-    if there are none."""
+    if there are none, with the first `problems` of the folder `images`."""
     # Bytes of file names that are not UTF-8 are escaped.
     escaped = {"newline": "", "encoding": "utf-8", "errors": "backslashreplace"}
     with atomic_file(file) as temporary, temporary.open("w", **escaped) as stream:
@@ -248,7 +250,7 @@ def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], imag
             writer.writerow(row)
             count += 1
         if not count:
-            raise DataError(f"{images} needs at least one readable image, got none")
+            raise no_images_error(images, problems)
     return count
 
 

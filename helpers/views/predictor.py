@@ -19,6 +19,7 @@ from helpers.data.files import (
     DataError,
     center_crop,
     is_mask,
+    no_images_error,
     read_header,
     read_image,
 )
@@ -274,6 +275,5 @@ def predict_folder(predictor: Predictor, folder: str | Path) -> tuple[pd.DataFra
         facts = {"file": path.relative_to(folder).as_posix(), "diagnosis": diagnosis}
         rows.append(facts | {"lesion_fraction": analysis.lesion_fraction} | probabilities)
     if not rows:
-        reasons = "".join(f"; {problem}" for problem in problems[:3])
-        raise DataError(f"{display_path(folder)} needs at least one readable image, got none{reasons}")
+        raise no_images_error(folder, problems)
     return pd.DataFrame(rows), analyses, problems
