@@ -42,7 +42,7 @@ SIZE_MULTIPLE = 32  # encoders halve the size five times
 MIN_SIZE = 64  # pixels per side
 MIN_DECODER_CHANNELS = 32
 MAX_VAL_IMAGES = 500  # images per validation
-INFERENCE_BATCH_SIZE = 16
+INFERENCE_BATCH_SIZE = 4  # times four flips; larger ones do not fit the cache of a CPU
 MIN_AREA = 0.2  # of the largest region; smaller ones are removed from a mask
 UNIFORM_TOLERANCE = 8  # gray levels; JPEG noise of an image without content stays below
 

@@ -26,6 +26,7 @@ from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import Segmenter, is_uniform, load_segmenter, segment
 from helpers.models.trainer import check_seed
+from helpers.models.weights import fuse_batchnorm
 from helpers.shell.base import Command, check_outputs, find_checkpoint, print_problems
 
 BATCH_SIZE = 64
@@ -176,6 +177,7 @@ class Segment(Command):
                 f"--out must not be the image folder {self.out}: masks would overwrite images of the same name"
             )
         segmenter, config = load_segmenter(checkpoint)
+        fuse_batchnorm(segmenter)
         print(f"{display_path(checkpoint)}: {config.arch} with {config.encoder_name}, {config.size} px")
         problems, files = [], image_files(existing_folder(self.images))
         outputs = [self.out / f"{id_from_stem(path.stem)}.png" for path in files]
@@ -214,6 +216,7 @@ class Classify(Command):
         cfg = self.config()
         checkpoint = find_checkpoint("classifier", self.checkpoint, cfg)
         classifier, config = load_classifier(checkpoint)
+        fuse_batchnorm(classifier)  # twice as fast
         out, problems = self.out or cfg.outputs / "classified.csv", []
         check_outputs([out], [*image_files(existing_folder(self.images)), checkpoint])
         images, counts = iter_images(self.images, StoreConfig(config.size), problems, cfg.workers), Counter()

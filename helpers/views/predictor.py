@@ -31,6 +31,7 @@ from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
 from helpers.models.sampling import sample, sample_variations
 from helpers.models.segmenter import is_uniform, load_segmenter, segment
+from helpers.models.weights import fuse_batchnorm
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import render
 from helpers.views.plots import overlay
@@ -148,7 +149,7 @@ class Predictor:
         """`weights`: paths by method, see `find_weights`. Raises `DataError` for a file that is not such a method's."""
         self.weights = weights
         loaded = {method: LOADERS[method](path) for method, path in weights.items()}
-        self.networks = {method: network for method, (network, _) in loaded.items()}
+        self.networks = {method: fuse_batchnorm(network) for method, (network, _) in loaded.items()}
         self.classes = {method: list(getattr(config, "classes", [])) for method, (_, config) in loaded.items()}
 
     def __str__(self) -> str:
