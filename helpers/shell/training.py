@@ -1,5 +1,6 @@
 """Commands that train networks and export their weights."""
 
+import math
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -149,10 +150,15 @@ class TrainSegmenter(TrainCommand):
         if self.baseline:
             settings, train = baseline_config(settings), replace(train, ema_nimg=1)
         history = train_segmenter(store, settings, out, train, init_from=self.init_from)
-        best = max(history["val_jaccard"], default=float("nan"))
         checkpoint = display_path(out / "checkpoint.pt")
-        print(f"trained, mean Jaccard on val {best:.3f}: "
+        print(f"trained, {best_score(history['val_jaccard'], 'mean Jaccard')}: "
               f"python -m helpers segment --checkpoint {checkpoint} --images FOLDER --out FOLDER")  # fmt: skip
+
+
+def best_score(scores: list[float], name: str) -> str:
+    """The best score on val as text."""
+    best = max(scores, default=math.nan)
+    return "no val images to validate on" if math.isnan(best) else f"{name} on val {best:.3f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,9 +173,8 @@ class TrainClassifier(TrainCommand):
         store = self.store(settings.size, classes=settings.classes)
         out = self.folder("classifier-lesion-only" if settings.lesion_only else "classifier")
         history = train_classifier(store, settings, out, self.train)
-        best = max(history["val_balanced_accuracy"], default=float("nan"))
         checkpoint = display_path(out / "checkpoint.pt")
-        print(f"trained, balanced accuracy on val {best:.3f}: "
+        print(f"trained, {best_score(history['val_balanced_accuracy'], 'balanced accuracy')}: "
               f"python -m helpers classify --checkpoint {checkpoint} --images FOLDER")  # fmt: skip
 
 
