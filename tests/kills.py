@@ -38,7 +38,9 @@ class Kills:
 def start(*arguments: str | Path) -> subprocess.Popen:
     """Start a command of the shell."""
     command = [sys.executable, "-m", "helpers", *map(str, arguments)]
-    return subprocess.Popen(command, env=ENVIRONMENT, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL)
+    return subprocess.Popen(
+        command, env=ENVIRONMENT, cwd=Path(__file__).parents[1], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
 
 
 def finish(*arguments: str | Path) -> float:
