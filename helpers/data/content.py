@@ -12,6 +12,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from helpers.data.files import atomic_file
+
 # Ids of images and lesions in the ISIC Archive: the only names that mean the same in every data set.
 ARCHIVE_ID = re.compile(r"(?:ISIC|HAM|IL)_\d{7}(?!\d)", re.IGNORECASE)
 
@@ -47,10 +49,8 @@ def read_hashes(files: Iterable[Path]) -> dict[str, list]:
 def write_hashes(hashes: dict[str, list], file: Path) -> None:
     """Write `file_hashes` as JSON if they changed; without them, files are read again."""
     if hashes != read_hashes([file]):
-        with suppress(OSError):
-            temporary = file.with_name(f"{file.name}.{os.getpid()}.part")
+        with suppress(OSError), atomic_file(file) as temporary:
             temporary.write_text(json.dumps(hashes), encoding="utf-8")
-            os.replace(temporary, file)
 
 
 def pixel_hash(image: np.ndarray) -> str:
