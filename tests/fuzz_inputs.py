@@ -71,13 +71,13 @@ def encoded(drawing: bool) -> list[bytes]:
     if drawing:
         lines = np.full((36, 48, 3), 250, np.uint8)
         cv2.ellipse(lines, (24, 18), (14, 9), 0, 0, 360, (40, 30, 20), 2)
-        picture = Image.fromarray(lines)
+        source = Image.fromarray(lines)
     else:
-        picture = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)).resize((48, 36))
+        source = Image.fromarray(np.random.default_rng(0).integers(0, 256, (6, 8, 3), np.uint8)).resize((48, 36))
     for name, modes in FORMATS.items():
         for mode in modes:
             stream = BytesIO()
-            image = Image.fromarray(np.asarray(picture.convert("L"), np.uint16) * 257) if mode == "I;16" else picture
+            image = Image.fromarray(np.asarray(source.convert("L"), np.uint16) * 257) if mode == "I;16" else source
             image = image if image.mode == mode else image.convert(mode)
             options = {"exif": exif} if name in ("JPEG", "PNG", "TIFF", "WEBP", "MPO", "HEIF", "AVIF") else {}
             image.save(stream, name, **options)
