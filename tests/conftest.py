@@ -5,9 +5,11 @@ from pathlib import Path
 
 import pytest
 
+from helpers.config import get_config
 from helpers.data.layouts import read
 from helpers.data.store import Store, StoreConfig, prepare
 from helpers.phantoms import sample
+from helpers.views.predictor import Predictor, find_weights
 
 # Results are equal bit for bit on a CPU only: on a GPU some backward passes add in varying order.
 os.environ["ACCELERATE_USE_CPU"] = "true"
@@ -23,3 +25,9 @@ def phantoms(tmp_path_factory) -> Path:
 def phantom_store(phantoms, tmp_path_factory) -> Store:
     """The small sample, audited and split, at 64 px; read only."""
     return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreConfig(64), progress=False)
+
+
+@pytest.fixture(scope="module")
+def predictor() -> Predictor:
+    """The released networks, as the page uses them."""
+    return Predictor(find_weights(get_config()))

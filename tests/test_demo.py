@@ -29,15 +29,10 @@ from helpers.data.files import DataError
 from helpers.phantoms.photo import render
 from helpers.views import demo, uploads
 from helpers.views.demo import Handlers, build_page, canvas_with, launch_page, sketch_from_canvas
-from helpers.views.predictor import Predictor, example_sketches, find_weights
+from helpers.views.predictor import Predictor, example_sketches
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor(find_weights(get_config()))
 
 
 @pytest.fixture(scope="module")

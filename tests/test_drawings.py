@@ -214,7 +214,7 @@ def test_read_drawings_names_what_it_leaves_out(tmp_path):
     problems = []
     files = {name: tmp_path / f"{name}.png" for name in ("good", "empty", "photo", "text", "gone")}
     assert list(read_drawings(files, 64, problems)) == ["good"]
-    for problem, text in zip(problems, ("is empty", "photograph", "not an image", "is missing"), strict=True):
+    for problem, text in zip(problems, ("is empty", "got a photo", "not an image", "is missing"), strict=True):
         assert text in problem
     assert all(problem.count(str(tmp_path)) >= 1 for problem in problems)
 

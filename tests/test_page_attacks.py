@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 
 from helpers.__main__ import main
-from helpers.config import ROOT, get_config
+from helpers.config import ROOT
 from helpers.data.files import DataError
 from helpers.data.sketches import contour
 from helpers.phantoms.photo import render
@@ -26,15 +26,10 @@ from helpers.views import demo, guard, uploads
 from helpers.views import predictor as predictor_module
 from helpers.views.demo import build_page, free_port, launch_page, number
 from helpers.views.guard import Guard
-from helpers.views.predictor import Predictor, find_weights
+from helpers.views.predictor import Predictor
 
 HOSTILE = ["<img src=x onerror=window.hacked=1>", "</script><script>window.hacked=1</script>"]
 API_NAMES = ("generate", "generate_more", "upload", "make_zip", "sample_without_sketch", "analyze")
-
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor(find_weights(get_config()))
 
 
 @pytest.fixture(scope="module")

@@ -23,12 +23,6 @@ from helpers.views.predictor import (
     read_photo,
 )
 
-
-@pytest.fixture(scope="module")
-def predictor() -> Predictor:
-    return Predictor(find_weights(get_config()))
-
-
 # -------------------------------------------------------------------------------------------------------------- files
 
 

@@ -264,7 +264,7 @@ def parse_drawing(
     `drawing`: a file, an image of any mode, or an array `uint8 (H, W)` or `(H, W, 3)`. Lines have any color on light
     paper, or are light on dark; transparent areas are white, EXIF rotation is applied, a sheet that is not square is
     padded. A filled area or a mask becomes its outline, which is noted in `problems`. Raises `DataError` if a file
-    cannot be read, or if the drawing is empty, mostly ink, or a photograph.
+    cannot be read, or if the drawing is empty, mostly ink, or a real image.
     """
     image = _upright_rgb(drawing)
     lines = _lines_on_paper(image)
@@ -347,7 +347,7 @@ def _upright_rgb(drawing: np.ndarray | Image.Image | str | Path) -> np.ndarray:
 
 def _lines_on_paper(image: np.ndarray) -> np.ndarray:
     """`extract_lines` of `image (H, W, 3)` against paper of one color, or else against unevenly lit paper. Raises
-    `DataError` if there is nothing on the paper, or if it is a photograph, which has tones between paper and ink."""
+    `DataError` if there is nothing on the paper, or if it is a real image, which has tones between paper and ink."""
     view = _shrink(image, VIEW)
     lines = extract_lines(view)
     if _middle_tones(lines, 0.1) < 0.01 and _is_plain(view, 0.05 * lines.max()):
@@ -355,7 +355,7 @@ def _lines_on_paper(image: np.ndarray) -> np.ndarray:
     paper = _local_paper(view)
     if _middle_tones(extract_lines(view, paper), 0.15) < 0.005 and _has_one_hue(paper):
         return extract_lines(image, cv2.resize(paper, image.shape[1::-1], interpolation=cv2.INTER_LINEAR))
-    raise DataError("Expected a line drawing or a mask, got a photograph or another image with many shades.")
+    raise DataError("Expected a line drawing or a mask, got a photo or another image with many shades.")
 
 
 def _middle_tones(lines: np.ndarray, level: float) -> float:

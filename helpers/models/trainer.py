@@ -176,10 +176,7 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
             task.progress = state.progress()
             bar.update(global_batch_size)
             if state.step % train_config.log_interval == 0:
-                losses = {name: values[-1] for name, values in state.history.items() if name != "step"}
-                bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
-                for name, value in losses.items() if writer else ():
-                    writer.add_scalar(name, value, state.step * global_batch_size)
+                _log_losses(state.history, bar, writer, nimg=state.step * global_batch_size)
             if state.step % train_config.checkpoint_interval == 0 or task.progress == 1:
                 _checkpoint(task, state, out, accelerator)
             elif signals.received:  # without a validation, which a run that was not stopped would not have here
@@ -189,6 +186,14 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
                               "the same command again to go on", signals.received)  # fmt: skip
     accelerator.wait_for_everyone()  # else another process could read a file that is still being written
     return state.history
+
+
+def _log_losses(history: dict[str, list[float]], bar: tqdm, writer: Any | None, nimg: int) -> None:
+    """Show the last losses of the history on the progress bar, and write them to TensorBoard if there is a writer."""
+    losses = {name: values[-1] for name, values in history.items() if name != "step"}
+    bar.set_postfix({name: f"{value:.2f}" for name, value in losses.items()})
+    for name, value in losses.items() if writer else ():
+        writer.add_scalar(name, value, nimg)
 
 
 def _checkpoint(task: TrainTask, state: "TrainState", out: Path, accelerator: Accelerator) -> None:
