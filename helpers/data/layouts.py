@@ -15,13 +15,13 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.config import default_root
+from helpers.data.class_folders import MASK_STEM, find_class_folders, read_folders, subfolders
 from helpers.data.download import ARCHIVES, download, is_unfinished
-from helpers.data.files import HIDDEN_FOLDER, DataError, list_images, report_skipped
+from helpers.data.files import DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
     ISIC2016_CLASSES,
     ISIC2017_CLASSES,
-    clean_name,
     drop_repeated_ids,
     id_from_stem,
     read_ham10000_metadata,
@@ -34,15 +34,6 @@ from helpers.data.labels import (
 from helpers.data.tables import DatasetTable, build_table, join
 from helpers.phantoms import sample
 from helpers.phantoms.photo import ARTIFACTS
-
-_MASK_STEM = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
-# What publishers append to the names of masks: ISIC_1_Segmentation.png, IMD002_lesion.bmp
-MASK_NAME = re.compile(r"_(segmentation|mask|lesion|roi|gt|groundtruth|sketch|contours?)$", re.IGNORECASE)
-SPLIT_FOLDERS = {
-    "train": "train", "training": "train",
-    "val": "val", "valid": "val", "validation": "val",
-    "test": "test", "testing": "test",
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -70,7 +61,7 @@ def read(folder: str | Path, classes: list[str] | None = None) -> DatasetTable:
                 dataset = layout.read(candidate)
                 return dataset.subset(classes) if classes else dataset
     known = "\n".join(f"  {layout.name}: {layout.expected}" for layout in LAYOUTS)
-    names = [path.name for path in _folders(folder)]
+    names = [path.name for path in subfolders(folder)]
     content = f"{len(names)} folders ({', '.join(names[:5])}) and {len(list_images(folder))} images"
     report_skipped(folder, [], skipped := [])
     content += "".join(f"; {text}" for text in skipped if "of formats that are not read" in text)
@@ -109,7 +100,7 @@ def ensure_folder(cfg) -> None:
 def _nested_candidates(folder: Path) -> list[Path]:
     """The folder, then the only folder inside it, and so on: archives often unpack to nested folders."""
     chain = [folder]
-    while len(inner := _folders(chain[-1])) == 1 and len(chain) < 4:
+    while len(inner := subfolders(chain[-1])) == 1 and len(chain) < 4:
         chain.append(inner[0])
     return chain
 
@@ -117,17 +108,9 @@ def _nested_candidates(folder: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------------------- finding files
 
 
-def _folders(folder: Path) -> list[Path]:
-    """The folders in `folder`, sorted by name, without hidden ones."""
-    if not folder.is_dir():
-        return []
-    with os.scandir(folder) as entries:
-        return sorted(Path(e.path) for e in entries if e.is_dir() and not HIDDEN_FOLDER.fullmatch(e.name))
-
-
 def _tree(folder: Path) -> list[Path]:
     """`folder` and all folders below it, without hidden ones; links to folders are not followed."""
-    inner = [f for f in _folders(folder) if not f.is_symlink()]
+    inner = [f for f in subfolders(folder) if not f.is_symlink()]
     return [folder, *(below for f in inner for below in _tree(f))]
 
 
@@ -160,7 +143,7 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
 
 def _image_paths(folder: Path) -> list[Path]:
     """Image files in `folder`, or in the folders inside it if it has none."""
-    return list_images(folder) or [p for inner in _folders(folder) for p in list_images(inner)]
+    return list_images(folder) or [p for inner in subfolders(folder) for p in list_images(inner)]
 
 
 def _by_id(paths: list[Path], problems: list[str] | None = None) -> dict[str, Path]:
@@ -188,7 +171,7 @@ def _with_masks(
 ) -> tuple[dict[str, Path], dict[str, Path]]:
     """Images and masks by id; masks are in their own folder or beside the images (ISIC_1_Segmentation.png)."""
     paths = [path for folder in folders for path in _image_paths(folder)]
-    beside = [path for path in paths if _MASK_STEM.search(path.stem)]
+    beside = [path for path in paths if MASK_STEM.search(path.stem)]
     images = _by_id([path for path in paths if path not in set(beside)], problems)
     masks = _by_id([*(_image_paths(mask_folder) if mask_folder else []), *beside], problems)
     return images, masks
@@ -257,7 +240,7 @@ def ham_metadata(folder: Path) -> Path | None:
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
     labels = read_ham10000_metadata(ham_metadata(folder), problems)
-    parts = [inner for inner in _folders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
+    parts = [inner for inner in subfolders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
     images, masks = _with_masks(parts, _find(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
     rows = join(images, labels, problems, None, mask_path=masks)
     return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
@@ -294,8 +277,8 @@ def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> p
 
 def _course_csv(folder: Path, split: str) -> Path | None:
     """`<split>_labels.csv` in `folder`, or at most two levels deeper in folders named after a split (`Train/`)."""
-    split_folders = [f for f in _folders(folder) if _is_split_name(f)]
-    nested = [f for outer in split_folders for f in _folders(outer) if _is_split_name(f)]
+    split_folders = [f for f in subfolders(folder) if _is_split_name(f)]
+    nested = [f for outer in split_folders for f in subfolders(outer) if _is_split_name(f)]
     for place in [folder, *split_folders, *nested]:
         if path := _csv(place, rf"{split}_labels?"):
             return path
@@ -349,93 +332,6 @@ def _read_course(folder: Path) -> DatasetTable:
     return build_table("course", folder, rows, HAM_CLASSES, problems, sorted(unpaired))
 
 
-# Names of folders that cannot be diagnoses, by what a folder with such folders looks like.
-_SPLIT_WORD = "train|training|val|valid|validation|test|testing"
-_NOT_A_CLASS = {
-    "images beside masks": r".*(masks?|segmentations?|ground.?truths?|sketch(es)?|contours?)|(.*[_ -])?gt|auto",
-    "images of several splits, without classes": rf"({_SPLIT_WORD})([_ -]?([a-z]|\d+|images?|imgs?|data))?",
-    "numbered parts of one set": r".*(part|fold|batch|chunk|split|folder|set|disc|volume|images?|data)[_ -]?\(?\d+\)?",
-    "images not sorted by diagnosis": r"(.*[_ -])?(images?|imgs?|pictures?|photos?|input|data|results?|outputs?)",
-}
-
-
-def _appearance(name: str, paths: list[Path]) -> str | None:
-    """What a folder with this folder of images looks like if that is not a diagnosis."""
-    if sum(bool(_MASK_STEM.search(path.stem)) for path in paths) > len(paths) / 2:
-        return "images beside masks"
-    return next(
-        (text for text, names in _NOT_A_CLASS.items() if re.fullmatch(names, name.strip(), re.IGNORECASE)), None
-    )
-
-
-def is_mask_folder(name: str) -> bool:
-    """Whether a folder is named as one of masks or sketches."""
-    return _appearance(name, []) == "images beside masks"
-
-
-def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
-    """Raise `DataError` if folders cannot be named after diagnoses."""
-    looks = {c.name: text for c in class_folders if (text := _appearance(c.name, list_images(c)))}
-    if looks:
-        text = " and ".join(sorted(set(looks.values())))
-        raise DataError(
-            f"{folder} looks like {text}: its folders must be named after classes of lesions, got {', '.join(looks)}"
-        )
-
-
-def _class_names(folder_names: pd.Series, problems: list[str]) -> pd.Series:
-    """Folder names as class names: those that differ only in case or blanks become the first one and are reported."""
-    folder_names = folder_names.map(clean_name)
-    keys = folder_names.str.casefold().str.replace(r"\s+", "", regex=True)
-    classes = folder_names.groupby(keys).transform("min").str.split().str.join(" ")
-    for name, spellings in folder_names.groupby(classes).unique().items():
-        if len(spellings) > 1:
-            problems.append(f"the folders {', '.join(map(repr, sorted(spellings)))} are one class, {name}")
-    return classes
-
-
-def _class_folders(folder: Path) -> list[tuple[str | None, Path]]:
-    """(split, class folder) pairs of a tree `<class>/` or `<split>/<class>/`; split is None in the former."""
-    inner = _folders(folder)
-    splits = [(SPLIT_FOLDERS[f.name.lower()], f) for f in inner if f.name.lower() in SPLIT_FOLDERS]
-    trees = splits or [(None, folder)]
-    return [(split, c) for split, tree in trees for c in _folders(tree) if list_images(c)]
-
-
-def _image_rows(folder: Path) -> list[dict]:
-    """The images directly in a folder, each with the mask (a_mask.png, see `MASK_NAME`) or sketch (a_sketch.png) that
-    is beside it (a.jpg). A file of such a name without its image is an image."""
-    paths = list_images(folder)
-    by_stem = {path.stem: path for path in paths}
-    rows = {path: {"image_id": clean_name(path.stem), "path": path} for path in paths}
-    for path in paths:
-        ending = MASK_NAME.search(path.stem)
-        image = ending and by_stem.get(path.stem[: ending.start()])
-        if image in rows:
-            is_sketch = re.match("sketch|contour", ending[1], re.IGNORECASE)
-            rows[image].setdefault("sketch_path" if is_sketch else "mask_path", path)
-            del rows[path]
-    return list(rows.values())
-
-
-def _read_folders(folder: Path) -> DatasetTable:
-    problems: list[str] = []
-    class_folders = _class_folders(folder)
-    _check_class_names(folder, [c for _, c in class_folders])
-    rows = pd.DataFrame(
-        [row | {"diagnosis": c.name, "split": split or pd.NA} for split, c in class_folders for row in _image_rows(c)]
-    )
-    used = rows.reindex(columns=["path", "mask_path", "sketch_path"]).stack().dropna()
-    report_skipped(folder, used, problems)
-    rows["diagnosis"] = _class_names(rows["diagnosis"].astype("string"), problems)
-    # One file name in two classes becomes two rows; the audit reports whether it is the same image.
-    repeated = rows["image_id"].duplicated(keep=False)
-    full_names = rows["path"].map(lambda p: clean_name(p.relative_to(folder).as_posix()).replace("/", "-"))
-    rows["image_id"] = rows["image_id"].where(~repeated, full_names)
-    report_ids(problems, "share their file name with others; the folder is added to the id", rows["image_id"][repeated])
-    return build_table("folders", folder, rows, sorted(rows["diagnosis"].unique()), problems)
-
-
 LAYOUTS = [
     Layout(
         "phantoms", "phantoms.json, metadata.csv, images/, masks/",
@@ -463,6 +359,6 @@ LAYOUTS = [
     ),
     Layout(
         "folders", "two or more <class>/ folders of images, alone or inside Train/, Val/, Test/",
-        lambda f: len({c.name for _, c in _class_folders(f)}) > 1, _read_folders,
+        lambda f: len({c.name for _, c in find_class_folders(f)}) > 1, read_folders,
     ),
 ]  # fmt: skip

@@ -25,6 +25,7 @@ from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorIncepti
 from tqdm.auto import tqdm
 
 from helpers.config import cpu_count, display_path, find_weights_file
+from helpers.data.class_folders import MASK_NAME, is_mask_folder
 from helpers.data.files import (
     HIDDEN_FOLDER,
     DataError,
@@ -36,7 +37,6 @@ from helpers.data.files import (
     report_skipped,
 )
 from helpers.data.labels import report_ids
-from helpers.data.layouts import MASK_NAME, is_mask_folder
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
 from helpers.models.weights import download_timeout, fuse_batchnorm

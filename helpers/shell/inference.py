@@ -16,9 +16,10 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from helpers.config import display_path
+from helpers.data.class_folders import MASK_NAME
 from helpers.data.files import DataError, atomic_file, image_shape, is_mask, no_images_error, read_image, write_image
 from helpers.data.labels import id_from_stem, read_labels, report_ids
-from helpers.data.layouts import ARTIFACTS, MASK_NAME, image_files, images_by_id
+from helpers.data.layouts import ARTIFACTS, image_files, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, map_in_chunks, resize
 from helpers.models.classifier import load_classifier, predict_proba

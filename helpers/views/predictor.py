@@ -13,6 +13,7 @@ import pandas as pd
 import torch
 
 from helpers.config import Config, display_path
+from helpers.data.class_folders import MASK_NAME
 from helpers.data.files import (
     FORMATS,
     MAX_PIXELS,
@@ -23,7 +24,7 @@ from helpers.data.files import (
     read_header,
     read_image,
 )
-from helpers.data.layouts import MASK_NAME, image_files
+from helpers.data.layouts import image_files
 from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
