@@ -40,7 +40,16 @@ from helpers.models.augment import augment, random_d4_translate
 from helpers.models.checkpoint import check_held_out, read_network, training_data
 from helpers.models.checks import MAX_CHANNELS, check_settings
 from helpers.models.initialize import init_networks
-from helpers.models.losses import d_loss, g_loss, hinge_d_loss, hinge_g_loss, kl_divergence, r1_penalty, texture_loss
+from helpers.models.losses import (
+    d_loss,
+    g_loss,
+    hinge_d_loss,
+    hinge_g_loss,
+    kl_divergence,
+    r1_penalty,
+    structure_correlation,
+    texture_loss,
+)
 from helpers.models.networks import (
     MIN_SIZE,
     BaseGenerator,
@@ -81,6 +90,7 @@ class GANConfig:
     lambda_texture: float = 3.0  # gradient energy of fake and real at four scales
     lambda_kl: float = 0.1  # latents of the encoder against N(0, I)
     lambda_feat: float = 2.0  # feature matching (arXiv 1606.03498)
+    lambda_diversity: float = 0.0  # correlation of the structures under two latents, see `structure_correlation`
     color_jitter: float = 0.05  # augmentation strength, see `augment`
     translate: float = 0.125  # fraction of the side
     d4_augment: bool = True  # random 90-degree rotations, flips and small shifts of real image and sketch
@@ -198,9 +208,12 @@ class GAN(TrainTask):
         batch = d4_augment(batch) if self.config.d4_augment else batch
         batch = batch | {"sketch_maps": self.sketch_maps(batch)}
         mu, logvar, latents = self.encode(batch, num_encoded=max(1, len(batch["labels"]) // 2))
-        fake = self.generate(batch, latents)
+        if self.config.lambda_diversity:
+            fake, pairs = self.generate_pairs(batch, latents)
+        else:
+            fake, pairs = self.generate(batch, latents), None
         losses = self.update_d(batch, fake.detach(), step, backward)
-        return losses | self.update_g(batch, fake, mu, logvar, backward)
+        return losses | self.update_g(batch, fake, mu, logvar, backward, pairs)
 
     def encode(self, batch: Batch, num_encoded: int) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and log-variance (N, L) of the first N real images, and latents (B, L): N samples of those, then
@@ -219,6 +232,14 @@ class GAN(TrainTask):
         z, code = latents[:, : self.config.z_dim], latents[:, self.config.z_dim :]
         code = code.unflatten(1, (-1, MIN_SIZE, MIN_SIZE)) if self.config.code_channels else None
         return self.networks["generator"](batch["sketches"], batch["labels"], z, self.artifacts(batch), code)
+
+    def generate_pairs(self, batch: Batch, latents: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
+        """Fake images of the batch; and the last quarter of them again under other latents: (fakes, fakes, sketches)."""
+        size, num_pairs = len(latents), max(1, len(latents) // 4)
+        names = [name for name in ("sketches", "labels", "artifacts") if name in batch]
+        extended = {name: torch.cat([batch[name], batch[name][-num_pairs:]]) for name in names}
+        images = self.generate(extended, torch.cat([latents, torch.randn_like(latents[-num_pairs:])]))
+        return images[:size], (images[size - num_pairs : size], images[size:], batch["sketches"][-num_pairs:])
 
     def artifacts(self, batch: Batch) -> Tensor | None:
         """Flags (B, 7) of the batch if the networks are conditioned on them."""
@@ -250,7 +271,9 @@ class GAN(TrainTask):
         self.real_features = real.features.detach().mean(dim=0)
         return losses
 
-    def update_g(self, batch: Batch, fake: Tensor, mu: Tensor, logvar: Tensor, backward: Backward) -> dict[str, Tensor]:
+    def update_g(
+        self, batch: Batch, fake: Tensor, mu: Tensor, logvar: Tensor, backward: Backward, pairs: tuple | None = None
+    ) -> dict[str, Tensor]:
         """One step of generator and encoder: adversarial, feature matching, KL and reconstruction losses.
 
         fake: (B, 3, H, W); mu, logvar: (N, L) of the first N images, whose latents were encoded. Returns every loss.
@@ -262,6 +285,8 @@ class GAN(TrainTask):
             "feature_matching": (output.features.mean(dim=0) - self.real_features).abs().mean(),
             "kl": kl_divergence(mu, logvar),
         } | self.reconstruction_losses(fake, batch, num_encoded=len(mu))
+        if pairs:
+            losses["diversity"] = structure_correlation(*pairs).relu().mean()
         weights = self.loss_weights()
         self._optimizer_step("generator", sum(weights[name] * loss for name, loss in losses.items()), backward)
         return losses
@@ -286,6 +311,7 @@ class GAN(TrainTask):
             "l1": config.lambda_l1 * l1_decay,
             "texture": config.lambda_texture,
             "kl": config.lambda_kl,
+            "diversity": config.lambda_diversity,
             "sketch": config.lambda_sketch,  # unpaired only
         }
 
