@@ -234,7 +234,7 @@ class GAN(TrainTask):
         return self.networks["generator"](batch["sketches"], batch["labels"], z, self.artifacts(batch), code)
 
     def generate_pairs(self, batch: Batch, latents: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Fake images of the batch; and the last quarter of them again under other latents: (fakes, fakes, sketches)."""
+        """Fake images; and the last quarter of them with other latents: (fakes, fakes, sketches)."""
         size, num_pairs = len(latents), max(1, len(latents) // 4)
         names = [name for name in ("sketches", "labels", "artifacts") if name in batch]
         extended = {name: torch.cat([batch[name], batch[name][-num_pairs:]]) for name in names}
