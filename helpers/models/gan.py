@@ -234,12 +234,12 @@ class GAN(TrainTask):
         return self.networks["generator"](batch["sketches"], batch["labels"], z, self.artifacts(batch), code)
 
     def generate_pairs(self, batch: Batch, latents: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor, Tensor]]:
-        """Fake images; and the last quarter of them with other latents: (fakes, fakes, sketches)."""
+        """Fake images; and the last quarter of them with other latents: (fakes, fakes, sketch maps)."""
         size, num_pairs = len(latents), max(1, len(latents) // 4)
         names = [name for name in ("sketches", "labels", "artifacts") if name in batch]
         extended = {name: torch.cat([batch[name], batch[name][-num_pairs:]]) for name in names}
         images = self.generate(extended, torch.cat([latents, torch.randn_like(latents[-num_pairs:])]))
-        return images[:size], (images[size - num_pairs : size], images[size:], batch["sketches"][-num_pairs:])
+        return images[:size], (images[size - num_pairs : size], images[size:], batch["sketch_maps"][-num_pairs:])
 
     def artifacts(self, batch: Batch) -> Tensor | None:
         """Flags (B, 7) of the batch if the networks are conditioned on them."""

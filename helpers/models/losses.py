@@ -70,21 +70,24 @@ def log_gradient_energy(image: Tensor, grid_size: int = 4) -> Tensor:
     return F.avg_pool2d(torch.cat(energy, dim=1), cell).add(1e-6).log() / 2
 
 
-def structure_correlation(a: Tensor, b: Tensor, sketches: Tensor) -> Tensor:
+def structure_correlation(a: Tensor, b: Tensor, sketch_maps: Tensor) -> Tensor:
     """Correlation in [-1, 1] of the structures of two images of one sketch under two latents: (B, 3, H, W) -> (B,).
 
-    Structures are what lies between box filters of 3 and 13 pixels of the gray image, 8 pixels or more away from the
-    sketch lines (B, 1, H, W), where the sketch leaves them open. A generator that ignores its latents has 1. Minimized
-    for diverse images, like the distance in mode seeking (arXiv 1903.05628), which a change of tone alone would raise.
+    Structures are what lies between box filters of 3 and 13 pixels of the gray image, where the sketch leaves them
+    open: inside the outline, 1/16 of the side or more away from its lines; `sketch_maps (B, 2, H, W)` are lines and
+    enclosed area. A generator that ignores its latents has 1. Minimized for diverse images, like the distance in mode
+    seeking (arXiv 1903.05628), which a change of tone alone would raise.
     """
-    free = 1 - F.max_pool2d(sketches.float(), 17, stride=1, padding=8)
-    total = free.sum(dim=(1, 2, 3)) + 1e-6
+    reach = sketch_maps.shape[-1] // 16
+    lines, inside = sketch_maps.float().split(1, dim=1)
+    open_area = inside * (1 - F.max_pool2d(lines, 2 * reach + 1, stride=1, padding=reach))
 
     def structure(image: Tensor) -> Tensor:
         gray = image.float().mean(dim=1, keepdim=True)
         band = F.avg_pool2d(gray, 3, 1, 1) - F.avg_pool2d(gray, 13, 1, 6)
-        return free * (band - (free * band).sum(dim=(1, 2, 3), keepdim=True) / total.view(-1, 1, 1, 1))
+        mean = (open_area * band).sum(dim=(2, 3), keepdim=True) / (open_area.sum(dim=(2, 3), keepdim=True) + 1)
+        return open_area * (band - mean)
 
     a, b = structure(a), structure(b)
-    covariance = (a * b).sum(dim=(1, 2, 3))
-    return covariance / (a.square().sum(dim=(1, 2, 3)) * b.square().sum(dim=(1, 2, 3)) + 1e-6).sqrt()
+    product, squares = ((x * y).sum(dim=(1, 2, 3)) for x, y in ((a, b), (a, a)))
+    return product / (squares * b.square().sum(dim=(1, 2, 3)) + 1e-4).sqrt()
