@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.data.deform import hand_drawn
 from helpers.data.files import DataError
-from helpers.data.sketches import hand_drawn
 from helpers.data.store import Store
 
 

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 
 from helpers.data.batches import ImageSource
+from helpers.data.deform import deform, deform_sketch
 from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
-from helpers.data.sketches import contour, deform, deform_sketch, fill
+from helpers.data.sketches import contour, fill
 from helpers.data.store import Store
 from helpers.experiments.runner import fraction_of_rows
 from helpers.models.gan import load_gan, train_gan

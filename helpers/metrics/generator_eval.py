@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers.data.deform import hand_drawn
 from helpers.data.files import DataError
-from helpers.data.sketches import hand_drawn
 from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor, Features, extract_array
 from helpers.metrics.fidelity import layout_scores, mean_pairwise_distance, sketch_separability

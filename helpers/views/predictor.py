@@ -14,6 +14,7 @@ import torch
 
 from helpers.config import Config, display_path
 from helpers.data.class_folders import MASK_NAME
+from helpers.data.deform import deform
 from helpers.data.files import (
     FORMATS,
     MAX_PIXELS,
@@ -25,7 +26,7 @@ from helpers.data.files import (
     read_image,
 )
 from helpers.data.layouts import image_files
-from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
+from helpers.data.sketches import contour, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import load_gan
