@@ -99,6 +99,62 @@ DEMO = {
     "small_data": SmallDataExperiment(replace(DEMO_CGAN, projected=True), TrainConfig(1_500, 4)),
 }
 
+# Real data at 128 pixels on one T4. Times are budgets, `minutes` replaces `steps`; steps are estimates, not measured.
+COLAB_CGAN = GANConfig(128)
+COLAB = {
+    "store": StoreConfig(128),
+    "cgan": (replace(COLAB_CGAN, projected=True), TrainConfig(25_000, minutes=20)),
+    "dcgan": (dcgan_config(64), TrainConfig(25_000, minutes=6)),
+    "segmenter": (SegmenterConfig(128), TrainConfig(3_000, minutes=4)),
+    "classifier": (ClassifierConfig(128, arch="resnet18"), TrainConfig(3_000, 32, minutes=4)),
+    "artifacts": (ArtifactConfig(128), TrainConfig(1_500, 32, minutes=4)),
+    "segmentation": SegmentationExperiment(
+        SegmenterConfig(128), COLAB_CGAN, TrainConfig(1_000), TrainConfig(10_000, minutes=20), 2_000, seeds=(0, 1)
+    ),
+    "segmentation_notebook": SegmentationExperiment(
+        SegmenterConfig(128), COLAB_CGAN, TrainConfig(200), TrainConfig(2_000, minutes=4), 1_000, (0.1,), (0, 1)
+    ),
+    "real_vs_synthetic": RealVsSyntheticExperiment(
+        ClassifierConfig(128, arch="resnet18"),
+        COLAB_CGAN,
+        TrainConfig(1_000, 32),
+        TrainConfig(10_000, minutes=20),
+        seeds=(0, 1),
+    ),
+    "real_vs_synthetic_notebook": RealVsSyntheticExperiment(
+        ClassifierConfig(128, arch="resnet18"),
+        COLAB_CGAN,
+        TrainConfig(200, 32),
+        TrainConfig(2_000, minutes=4),
+        1_000,
+        (0.1,),
+        (0, 1),
+    ),
+    "backbones": BackboneExperiment(ClassifierConfig(128), TrainConfig(300, 32)),
+    "balancing": BalancingExperiment(
+        ClassifierConfig(64, arch="resnet18"),
+        GANConfig(64),
+        dcgan_config(64),
+        TrainConfig(500, 32),
+        TrainConfig(5_000, minutes=10),
+        TrainConfig(5_000, minutes=10),
+    ),
+    "balancing_notebook": BalancingExperiment(
+        ClassifierConfig(64, arch="resnet18"),
+        GANConfig(64, base_channels=16),
+        dcgan_config(64, base_channels=16),
+        TrainConfig(100, 32),
+        TrainConfig(1_000, minutes=1.5),
+        TrainConfig(1_000, minutes=1.5),
+        num_synthetic=600,
+        folds=2,
+        seeds=(0,),
+    ),
+    "features": FeatureExperiment("resnet18", 1_000),
+    "ablation": AblationExperiment(GANConfig(64, projected=True), TrainConfig(3_000)),
+    "small_data": SmallDataExperiment(GANConfig(64, projected=True), TrainConfig(3_000)),
+}
+
 FULL_CGAN = GANConfig(128, base_channels=64)
 FULL = {
     "store": StoreConfig(128),
@@ -138,4 +194,4 @@ FULL = {
 }
 FULL |= {f"{name}_notebook": FULL[name] for name in ("segmentation", "real_vs_synthetic", "balancing")}
 
-PRESETS = {"smoke": SMOKE, "demo": DEMO, "full": FULL}
+PRESETS = {"smoke": SMOKE, "demo": DEMO, "colab": COLAB, "full": FULL}

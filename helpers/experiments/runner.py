@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
+from helpers.colab import keep
 from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store, fit_config
@@ -60,6 +61,7 @@ def run_grid(
                 table.insert(position, column, value)
             with atomic_file(file) as temporary:
                 table.to_csv(temporary, index=False)
+            keep(file)
         shutil.rmtree(work, ignore_errors=True)
         tables.append(read_own_table(file))
     return pd.concat(tables, ignore_index=True)
@@ -70,6 +72,7 @@ def _check_same_experiment(out: Path, fingerprint: dict) -> None:
     if not file.is_file() or not any(out.glob("*-*-*.csv")):  # without results the settings may still change
         with atomic_file(file) as temporary:
             temporary.write_text(json.dumps(fingerprint, indent=1), encoding="utf-8")
+        keep(file)
     saved = json.loads(file.read_text(encoding="utf-8"))
     differing = [f"{k} is {saved.get(k)!r} there, {v!r} here" for k, v in fingerprint.items() if saved.get(k) != v]
     if differing:
