@@ -125,6 +125,7 @@ import sys, types
 sys.modules["google.colab"] = types.ModuleType("google.colab")
 for _ in range(2):
     exec(open(sys.argv[1]).read())
+import helpers.config
 print(helpers.config.ROOT)
 print(sys.path.count(root), sys.path[0] == root)
 """
