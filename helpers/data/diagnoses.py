@@ -36,9 +36,7 @@ _FINER = {
     "BKL": ["sk", "sek", *SPELLINGS["SK"], "pigmented benign keratosis", "solar lentigo", "lichenoid keratosis",
             "lichen planus like keratosis"],
 }  # fmt: skip
-_OUR_CLASSES = {
-    name: c for c in SPELLINGS if c != "SK" for name in [c.casefold(), *SPELLINGS[c], *_FINER.get(c, [])]
-}
+_OUR_CLASSES = {name: c for c in SPELLINGS if c != "SK" for name in [c.casefold(), *SPELLINGS[c], *_FINER.get(c, [])]}
 
 
 def our_class(diagnosis: str) -> str:

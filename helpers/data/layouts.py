@@ -2,7 +2,7 @@
 
 Layouts: ISIC challenges 2016, 2017 and 2018 task 3 (challenge.isic-archive.com), HAM10000 (Tschandl et al., arXiv
 1803.10417, doi:10.7910/DVN/DBW86T, also as republished on Kaggle), the sketch course's rearrangement of it, class
-folders.
+folders; sets of other clinics (`external.py`).
 """
 
 import json
@@ -16,6 +16,7 @@ import pandas as pd
 from helpers.config import default_root
 from helpers.data.class_folders import MASK_STEM, files_by_id, find_class_folders, read_folders, subfolders, tree
 from helpers.data.download import ARCHIVES, download, is_unfinished
+from helpers.data.external import is_derm7pt, is_pad_ufes_20, is_ph2, read_derm7pt, read_pad_ufes_20, read_ph2
 from helpers.data.files import DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
@@ -320,6 +321,9 @@ LAYOUTS = [
         "course", "Train_labels.csv with columns image,MEL,NV,BCC,AKIEC,BKL,DF,VASC, Train_data/, ..._sketch/Contours/",
         lambda f: _course_csv(f, "train") is not None, _read_course,
     ),
+    Layout("ph2", "PH2 Dataset images/IMD003/IMD003_Dermoscopic_Image/IMD003.bmp, PH2_dataset.txt", is_ph2, read_ph2),
+    Layout("derm7pt", "meta/meta.csv with columns diagnosis and derm, images/", is_derm7pt, read_derm7pt),
+    Layout("pad_ufes_20", "metadata.csv with columns img_id and diagnostic, images/", is_pad_ufes_20, read_pad_ufes_20),
     Layout(
         "folders", "two or more <class>/ folders of images, alone or inside Train/, Val/, Test/",
         lambda f: len({c.name for _, c in find_class_folders(f)}) > 1, read_folders,
