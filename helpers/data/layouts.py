@@ -116,14 +116,15 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
     return files_by_id(image_files(folder, problems), problems) if folder else {}
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    """Image files in `folder`, or in the folders inside it if it has none."""
-    return list_images(folder) or [p for inner in subfolders(folder) for p in list_images(inner)]
+def _image_paths(folder: Path, depth: int = 2) -> list[Path]:
+    """Image files in `folder`, or in the folders inside it if it has none, `depth` levels deep: `Train/<class>/`."""
+    paths = list_images(folder)
+    return paths or [p for inner in subfolders(folder) if depth for p in _image_paths(inner, depth - 1)]
 
 
 def image_files(folder: Path, problems: list[str] | None = None) -> list[Path]:
-    """Image files in `folder`, or in the folders inside it if it has none; without superpixel files. Other files and
-    folders are reported in `problems`."""
+    """Image files in `folder`, or in the folders inside it if it has none, see `_image_paths`; without superpixel files.
+    Other files and folders are reported in `problems`."""
     paths = _image_paths(folder)
     if problems is not None:
         report_skipped(folder, paths, problems)
