@@ -17,7 +17,7 @@ from helpers.config import default_root
 from helpers.data.class_folders import MASK_STEM, files_by_id, find_class_folders, read_folders, subfolders, tree
 from helpers.data.download import ARCHIVES, download, is_unfinished
 from helpers.data.external import is_derm7pt, is_pad_ufes_20, is_ph2, read_derm7pt, read_pad_ufes_20, read_ph2
-from helpers.data.files import DataError, list_images, report_skipped
+from helpers.data.files import MAX_DEPTH, DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
     ISIC2016_CLASSES,
@@ -116,14 +116,14 @@ def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict
     return files_by_id(image_files(folder, problems), problems) if folder else {}
 
 
-def _image_paths(folder: Path, depth: int = 2) -> list[Path]:
+def _image_paths(folder: Path, depth: int = MAX_DEPTH) -> list[Path]:
     """Image files in `folder`, or in the folders inside it if it has none, `depth` levels deep: `Train/<class>/`."""
     paths = list_images(folder)
     return paths or [p for inner in subfolders(folder) if depth for p in _image_paths(inner, depth - 1)]
 
 
 def image_files(folder: Path, problems: list[str] | None = None) -> list[Path]:
-    """Image files in `folder`, or in the folders inside it if it has none, see `_image_paths`; without superpixel files.
+    """Image files in `folder`, or in the folders inside it if it has none, as `_image_paths`, without superpixel files.
     Other files and folders are reported in `problems`."""
     paths = _image_paths(folder)
     if problems is not None:
