@@ -147,6 +147,11 @@ def test_read_derm7pt_without_index_files_has_no_splits(tmp_path):
     assert read(tmp_path).table["split"].isna().all()
 
 
+def test_read_derm7pt_row_numbers_that_are_none_are_ignored(tmp_path):
+    write_lines(derm7pt(tmp_path) / "meta/valid_indexes.csv", "indexes", "4", "inf", "x", "5.0", "-1", "99")
+    assert (read(tmp_path).table["split"] == "val").to_list() == [False] * 4 + [True] * 2 + [False] * 2
+
+
 def test_read_derm7pt_unknown_diagnosis_missing_image_and_bom(tmp_path):
     root = derm7pt(tmp_path)
     text = (root / "meta/meta.csv").read_text().replace("1,clark nevus", "1,wart", 1)

@@ -140,7 +140,7 @@ def _derm7pt_splits(meta: Path, rows: pd.Index) -> pd.Series:
     for name, split in (("train", "train"), ("valid", "val"), ("test", "test")):
         if path := find_table(meta, f"{name}_indexes"):
             numbers = pd.to_numeric(read_table(path, [], id_column="indexes")["image_id"], errors="coerce")
-            splits[rows.isin(numbers.dropna().astype(int))] = split
+            splits[rows.isin(numbers)] = split
     return splits
 
 

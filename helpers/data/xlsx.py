@@ -22,8 +22,8 @@ def read_xlsx(path: str | Path) -> list[dict[str, str]]:
             shared = [_text(item) for item in strings]
             sheet = _parse(archive, min(name for name in names if re.fullmatch(r"xl/worksheets/\w+\.xml", name)))
             return [_cells(row, shared) for row in sheet.findall(".//{*}row")]
-    except (OSError, zipfile.BadZipFile, zlib.error, ElementTree.ParseError, LookupError, ValueError, RuntimeError,
-            NotImplementedError) as error:  # fmt: skip
+    except (OSError, zipfile.BadZipFile, zlib.error, ElementTree.ParseError, LookupError, ValueError, EOFError,
+            RuntimeError) as error:  # fmt: skip
         raise DataError(f"{path} cannot be read as an Excel workbook ({error})"[:300]) from error
 
 

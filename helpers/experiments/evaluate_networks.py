@@ -159,13 +159,13 @@ def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, c
 
 
 def describe_shared_classes(classifier: Classifier, store: Store, rows: np.ndarray) -> tuple[str, list[str]]:
-    """Which classes are scored, with the data set's names where they differ, and a note of how many images of which
-    other classes are left out."""
-    shared = SharedClasses.of(classifier.classes, store.classes)
+    """Which classes are scored, with the data set's names at these rows where they differ, and a note of how many
+    images of which other classes are left out."""
+    shared, present = SharedClasses.of(classifier.classes, store.classes), np.unique(store.labels[rows])
     names = []
     for k, name in enumerate(shared.names):
-        theirs = [c for c, label in zip(store.classes, shared.labels, strict=True) if label == k]
-        names.append(name if theirs == [name] else f"{name} ({', '.join(theirs)})")
+        theirs = [store.classes[label] for label in present if shared.labels[label] == k]
+        names.append(name if theirs == [name] else f"{name} ({', '.join(theirs) or 'no image'})")
     line = f"classes of both: {', '.join(names)}; the classifier has {' '.join(classifier.classes)}"
     counts = np.bincount(store.labels[rows], minlength=len(store.classes)) * (shared.labels < 0)
     others = ", ".join(f"{store.classes[k]} {counts[k]}" for k in np.flatnonzero(counts))
