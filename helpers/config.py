@@ -15,7 +15,8 @@ REPOSITORY = "sketch2lesion/sketch2lesion"
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "demo", "colab", "full")
-DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders")
+EXTERNAL = ("ph2", "derm7pt", "pad_ufes_20")  # data sets that only test what was trained on others
+DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders", *EXTERNAL)
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,8 @@ class Config:
     released: Path
     features: Path  # cache of extracted features
     workers: int  # threads that read images
-    keep: Path | None = None  # folder that checkpoints and results are copied to
     seed: int = 0
+    keep: Path | None = None  # folder that checkpoints and results are copied to
 
 
 def get_config(dataset: str | None = None, data_root: str | Path | None = None) -> Config:

@@ -115,7 +115,7 @@ class Classifier(nn.Module):
 
     def __init__(self, config: ClassifierConfig, pretrained: bool = True):
         super().__init__()
-        self.size, self.classes = config.size, config.classes
+        self.size, self.classes, self.lesion_only = config.size, config.classes, config.lesion_only
         self.backbone = Backbone(config.arch, pretrained and config.pretrained)
         self.head = nn.Linear(self.backbone.num_features, len(config.classes))
         self.temperature, self.trained_on = 1.0, []

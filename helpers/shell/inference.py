@@ -22,7 +22,7 @@ from helpers.data.labels import id_from_stem, read_labels, report_ids
 from helpers.data.layouts import ARTIFACTS, image_files, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, map_in_chunks, resize
-from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import Segmenter, is_uniform, load_segmenter, segment
@@ -212,12 +212,14 @@ class Classify(Command):
     images: Path  # folder
     out: Path | None = None  # CSV file; default: outputs/.../classified.csv
     checkpoint: Path | None = None  # default: the one of `train classifier`, else the released weights
+    segmenter: Path | None = None  # finds the lesion for a classifier of `--lesion-only`; default: as of `segment`
 
     def run(self) -> int:
         cfg = self.config()
         checkpoint = find_checkpoint("classifier", self.checkpoint, cfg)
         classifier, config = load_classifier(checkpoint)
         fuse_batchnorm(classifier)  # twice as fast
+        segmenter = load_segmenter(find_checkpoint("segmenter", self.segmenter, cfg))[0] if config.lesion_only else None
         out, problems = self.out or cfg.outputs / "classified.csv", []
         check_outputs([out], [*image_files(existing_folder(self.images)), checkpoint])
         images, counts = iter_images(self.images, StoreConfig(config.size), problems, cfg.workers), Counter()
@@ -226,9 +228,13 @@ class Classify(Command):
             for batch in in_batches(images):
                 problems.extend(f"{i.path} has one color only: its probabilities are meaningless"
                                 for i in batch if is_uniform(i.image))  # fmt: skip
-                for item, probs in zip(
-                    batch, predict_proba(classifier, np.stack([i.image for i in batch])), strict=True
-                ):
+                inputs = np.stack([i.image for i in batch])
+                if segmenter:
+                    masks = np.stack([lesion_square(segmenter, i, config.size) for i in batch])
+                    problems.extend(f"no lesion is found in {i.path}: its probabilities are meaningless"
+                                    for i, mask in zip(batch, masks, strict=True) if not mask.any())  # fmt: skip
+                    inputs = hide_surroundings(inputs, masks)
+                for item, probs in zip(batch, predict_proba(classifier, inputs), strict=True):
                     diagnosis = config.classes[int(probs.argmax())]
                     counts[diagnosis] += 1
                     yield item.image_id, diagnosis, *(round(float(p), 6) for p in probs)
@@ -240,6 +246,14 @@ class Classify(Command):
               f"{display_path(out)}")  # fmt: skip
         print("not for diagnosis, and not for any decision about a patient")
         return 0
+
+
+def lesion_square(segmenter: Segmenter, item: LoadedImage, size: int) -> np.ndarray:
+    """The lesion in the central square of an image, `uint8 (size, size)` in {0, 1}: found in the whole image, as the
+    segmenter was trained, and cropped as masks are in a store."""
+    whole = read_image(item.path, size=segmenter.size)
+    (mask,) = segment(segmenter, [whole], [item.shape])
+    return (resize(255 * mask, StoreConfig(size)) > 127).astype(np.uint8)
 
 
 def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], images: Path, problems: list[str]) -> int:

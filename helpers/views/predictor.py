@@ -28,7 +28,7 @@ from helpers.data.files import (
 from helpers.data.layouts import image_files
 from helpers.data.sketches import contour, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
-from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
 from helpers.models.sampling import sample, sample_variations
@@ -229,20 +229,23 @@ class Predictor:
             mask = np.zeros(shown.shape[:2], np.uint8)
             if "segmenter" in self.networks:  # the networks' inputs come from the image as it was read
                 (mask,) = segment(self.networks["segmenter"], [image], [mask.shape])
-            probabilities, heatmap = self.classify_with_heatmap(image)
+            probabilities, heatmap = self.classify_with_heatmap(image, mask)
         sketch = None
         if "cgan" in self.networks and center_crop(mask).any():
             sketch = contour((resize(255 * mask, StoreConfig(self.size)) > 127).astype(np.uint8))
         outside = 1 - center_crop(mask).sum() / max(mask.sum(), 1) if mask.any() else 0.0
         return Analysis(overlay(shown, mask), float(mask.mean()), float(outside), probabilities, heatmap, sketch)
 
-    def classify_with_heatmap(self, image: np.ndarray) -> tuple[dict[str, float], np.ndarray | None]:
+    def classify_with_heatmap(self, image: np.ndarray, mask: np.ndarray) -> tuple[dict[str, float], np.ndarray | None]:
         """Class probabilities of the central square of `image uint8 (H, W, 3)`, and that square `uint8 (S, S, 3)` with
-        the Grad-CAM of the most probable class; empty and None without a classifier."""
+        the Grad-CAM of the most probable class; empty and None without a classifier. One that was trained on lesions
+        alone sees nothing outside `mask uint8 (H', W')` in {0, 1}, which has the image's shape or is smaller."""
         if "classifier" not in self.networks:
             return {}, None
         classifier = self.networks["classifier"]
         square = resize(image, StoreConfig(classifier.size))
+        if classifier.lesion_only:
+            square = hide_surroundings(square, resize(255 * mask, StoreConfig(classifier.size)) > 127)
         (probs,) = predict_proba(classifier, square[None])
         heat = grad_cam(classifier, square, int(probs.argmax()))
         return dict(zip(self.classes["classifier"], map(float, probs), strict=True)), heatmap_overlay(square, heat)
