@@ -23,9 +23,10 @@ from helpers.data.files import DataError
 from helpers.data.sketches import fill
 from helpers.data.store import Store, StoreConfig, fit_config, resize
 from helpers.models.augment import augment
-from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checkpoint import read_network
 from helpers.models.checks import MAX_CHANNELS, MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
+from helpers.models.initialize import start_from
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
 from helpers.models.weights import LITE_ARCHS, download_timeout, imagenet_weights, normalization
 
@@ -238,10 +239,7 @@ def train_segmenter(
     val_rows = np.random.default_rng(0).permutation(store.rows("val", needs=["mask"]))[:MAX_VAL_IMAGES]
     val = store.batch(np.sort(val_rows), ("images", "masks")) if len(val_rows) else None
     task = SegmenterTask(config, train_config.steps, val)
-    if init_from:
-        task.init_from(init_from)
-        check_held_out(init_from, task.extra_state["trained_on"], store, store.rows("train"))
-    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
+    start_from(task, init_from, store, rows)
     print(f"{config.encoder_name} starts from: {task.extra_state['init_from']}")
     source = ImageSource(store.images, rows, masks=store.masks)
     get_batch = pair_batches([source], train_config.batch_size, train_config.seed)

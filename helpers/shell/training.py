@@ -69,7 +69,7 @@ class TrainCGAN(TrainCommand):
 
     preset: ClassVar = "cgan"
     settings: Flat[GANConfig]
-    init_from: Path | None = None  # initialize with the weights of this file
+    init_from: Path | None = None  # initialize with the weights of this file, also of other classes
     grow: Path | None = None  # initialize with weights of half the size
     evaluate_every: int | None = None  # images; then scores on val go to val.csv, images to progress.png
 
@@ -167,12 +167,13 @@ class TrainClassifier(TrainCommand):
 
     preset: ClassVar = "classifier"
     settings: Flat[ClassifierConfig]
+    init_from: Path | None = None  # initialize with the weights of this file, also of other classes
 
     def fit(self) -> None:
         settings = self.settings
         store = self.store(settings.size, classes=settings.classes)
         out = self.folder("classifier-lesion-only" if settings.lesion_only else "classifier")
-        history = train_classifier(store, settings, out, self.train)
+        history = train_classifier(store, settings, out, self.train, self.init_from)
         checkpoint = display_path(out / "checkpoint.pt")
         print(f"trained, {best_score(history['val_balanced_accuracy'], 'balanced accuracy')}: "
               f"python -m helpers classify --checkpoint {checkpoint} --images FOLDER")  # fmt: skip
