@@ -146,6 +146,14 @@ def test_experiment_tests_real_and_generated_images_of_the_same_sketches_and_res
     pd.testing.assert_frame_equal(again, results)
 
 
+def test_experiment_starts_from_imagenet_too_if_the_weights_are_there(phantom_store, generator, tmp_path):
+    experiment = RealVsGeneratedExperiment(TrainConfig(1, 4), "efficientnet_lite1", seeds=(0,))
+    results = real_vs_generated_experiment(phantom_store, experiment, generator, tmp_path)
+    p = {arm: runs.filter(regex="^p_").to_numpy() for arm, runs in results.groupby("arm")}
+    assert list(p) == ["ImageNet", "random init"] and not np.allclose(p["ImageNet"], p["random init"])
+    assert to_columns(score_rows(results)).notna().all(axis=None) and not_run(results, experiment.arch) == []
+
+
 def test_generator_trained_on_a_test_lesion_or_of_other_classes_is_refused(phantom_store, generator, tmp_path):
     saved = load_checkpoint(generator.parent)
     leaked = phantom_store.identities[phantom_store.rows("test", needs=["sketch"])[0]]
