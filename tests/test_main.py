@@ -318,6 +318,17 @@ def test_train_cgan_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke
     fails(capsys, args("third", "--init-from", str(tmp_path / "none.pt")), "none.pt")
 
 
+def test_train_classifier_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke, capsys):
+    assert main(train_args("classifier", phantoms, tmp_path / "first")) == 0
+    first = tmp_path / "first/checkpoint.pt"
+    assert main(train_args("classifier", phantoms, tmp_path / "second", "--init-from", str(first))) == 0
+    assert "small_cnn starts from" in capsys.readouterr().out
+    saved = torch.load(tmp_path / "second/checkpoint.pt", weights_only=True)
+    assert saved["extra_state"]["init_from"].endswith("first/checkpoint.pt")
+    args = train_args("classifier", phantoms, tmp_path / "third", "--arch", "mobilenet_v3_small", "--no-pretrained")
+    fails(capsys, [*args, "--init-from", str(first)], "has arch 'small_cnn', the config says 'mobilenet_v3_small'")
+
+
 def test_train_cgan_options_are_recorded_in_the_checkpoint(phantoms, tmp_path, smoke):
     options = ["--no-artifacts", "--no-d4-augment", "--fine-lines", "--no-projected", "--base-channels", "8"]
     options += ["--noise-channels", "0", "--code-channels", "2", "--minutes", "0.01"]

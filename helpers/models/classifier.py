@@ -1,4 +1,5 @@
-"""Classifier: image -> diagnosis, with any of torchvision's networks or a small CNN; also its features, as a backbone.
+"""Classifier: image -> diagnosis, with any of torchvision's networks, an EfficientNet-Lite or a small CNN; also its
+features, as a backbone.
 
 Inference uses the EMA weights with the best balanced accuracy on the val split.
 """
@@ -17,15 +18,17 @@ from scipy.optimize import minimize_scalar
 from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
+from helpers.config import display_path
 from helpers.data.batches import ImageSource, labeled_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import read_network, training_data
+from helpers.models.checkpoint import read_network
 from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
+from helpers.models.initialize import start_from
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
-from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
+from helpers.models.weights import LITE_ARCHS, imagenet_weights, lite_network, normalization
 
 SMALL_CNN = "small_cnn"
 MAX_VAL_IMAGES = 1_000  # images per validation
@@ -40,7 +43,7 @@ class ClassifierConfig:
 
     size: int  # pixels per side
     classes: tuple[str, ...] = ()  # empty: those of the store
-    arch: str = SMALL_CNN  # or a torchvision classifier
+    arch: str = SMALL_CNN  # or a torchvision classifier, or one of `LITE_ARCHS`
     pretrained: bool = True  # initialize from ImageNet if its weights are available
     balance: str = "sampling"  # classes equally often in a batch; "loss": class weights; "none": as in the data
     lr: float = 1e-3  # peak value, see `set_warmup_cosine_lr`
@@ -79,15 +82,16 @@ def small_cnn() -> nn.Sequential:
 class Backbone(nn.Module):
     """A classifier without its last layer, as a feature extractor.
 
-    `arch` is "small_cnn" or a torchvision classifier. The latter is initialized from ImageNet if `pretrained` and the
-    weights are available, or from `file`; `init` is then "ImageNet", else "random init". `num_features` is D.
+    `arch` is "small_cnn", a torchvision classifier or one of `LITE_ARCHS`. All but the first are initialized from
+    ImageNet if `pretrained` and the weights are available, or from `file`; `init` is then "ImageNet", else "random
+    init". `num_features` is D.
 
     Raises `ValueError` for an unknown `arch`, `DataError` if the weights are not those of `arch`.
     """
 
     def __init__(self, arch: str = SMALL_CNN, pretrained: bool = True, file: Path | None = None):
         super().__init__()
-        network, self.init = small_cnn() if arch == SMALL_CNN else torchvision_network(arch), "random init"
+        network, self.init = build_network(arch), "random init"
         if pretrained and arch != SMALL_CNN and (weights := imagenet_weights(arch, file)) is not None:
             try:
                 network.load_state_dict(weights)
@@ -97,8 +101,9 @@ class Backbone(nn.Module):
         name, last_linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
         network.set_submodule(name, nn.Identity())
         self.network, self.num_features = network, last_linear.in_features
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        mean, std = normalization(arch)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> features (B, D)."""
@@ -127,12 +132,19 @@ class Classifier(nn.Module):
 
 
 def build_classifier(arch: str, classes: Sequence[str], size: int, pretrained: bool = True) -> Classifier:
-    """A new classifier: "small_cnn" or any of torchvision's, for images of `size` pixels.
+    """A new classifier for images of `size` pixels; `arch` as in `Backbone`.
 
     `pretrained`: initialize from ImageNet if its weights are available; `backbone.init` says whether they were. Raises
     `ValueError` for an unknown `arch`.
     """
     return Classifier(ClassifierConfig(size, tuple(classes), arch, pretrained))
+
+
+def build_network(arch: str) -> nn.Module:
+    """A network with random weights; `arch` as in `Backbone`. Raises `ValueError` for an unknown name."""
+    if arch in LITE_ARCHS:
+        return lite_network(arch, pretrained=False)
+    return small_cnn() if arch == SMALL_CNN else torchvision_network(arch)
 
 
 def torchvision_network(arch: str) -> nn.Module:
@@ -144,7 +156,7 @@ def torchvision_network(arch: str) -> nn.Module:
     excluded = ["inception*", "googlenet", "squeezenet*", "vit*", "maxvit*"]
     archs = torchvision.models.list_models(module=torchvision.models, exclude=excluded)
     if arch not in archs:
-        raise ValueError(f"arch must be one of {SMALL_CNN}, {', '.join(archs)}, got {arch!r}")
+        raise ValueError(f"arch must be one of {SMALL_CNN}, {', '.join((*LITE_ARCHS, *archs))}, got {arch!r}")
     return torchvision.models.get_model(arch, weights=None)
 
 
@@ -171,6 +183,19 @@ class ClassifierTask(ValidatedTask):
         params = self.networks["classifier"].parameters()
         self.optimizers = {"classifier": torch.optim.AdamW(params, config.lr, fused=True)}
         self.extra_state |= {"init_from": self.networks["classifier"].backbone.init, "temperature": 1.0}
+
+    def init_from(self, checkpoint: str | Path) -> None:
+        """Initialize with the weights of another classifier's checkpoint or released file; the head stays new unless
+        that has the same classes. Raises `ValueError` if its architecture differs."""
+        other, saved_config = load_classifier(checkpoint)
+        if saved_config.arch != self.config.arch:
+            path = display_path(checkpoint)
+            raise ValueError(f"{path} has arch {saved_config.arch!r}, the config says {self.config.arch!r}")
+        classifier = self.networks["classifier"]
+        classifier.backbone.load_state_dict(other.backbone.state_dict())
+        if saved_config.classes == self.config.classes:
+            classifier.head.load_state_dict(other.head.state_dict())
+        self.extra_state |= {"init_from": display_path(checkpoint), "trained_on": other.trained_on}
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """Update the classifier on `images (B, 3, H, W)` and `labels (B,)`; returns `loss` and `accuracy`."""
@@ -219,13 +244,21 @@ def hide_surroundings(images: np.ndarray, masks: np.ndarray) -> np.ndarray:
 
 
 def train_classifier(
-    store: Store, config: ClassifierConfig, out: str | Path, train_config: TrainConfig
+    store: Store,
+    config: ClassifierConfig,
+    out: str | Path,
+    train_config: TrainConfig,
+    init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split; checkpoint and history go to `out`. Returns the history, with `checked_at`
     (steps of the validations) and `val_balanced_accuracy`.
 
-    Validates at every checkpoint and stops early, see `ValidatedTask`. Raises `ValueError` if the config does not fit
-    the store, `DataError` if fewer than 2 classes have training images (with a mask, if `config.lesion_only`).
+    Validates at every checkpoint and stops early, see `ValidatedTask`. `init_from`: checkpoint or released file to
+    initialize from, also of other classes.
+
+    Raises `ValueError` if the config does not fit the store or the initial checkpoint, `DataError` if fewer than 2
+    classes have training images (with a mask, if `config.lesion_only`), or if `init_from` was trained on images of this
+    store that are held out here.
     """
     config = fit_config(config, store)
     needs = ["label", "mask"] if config.lesion_only else ["label"]
@@ -240,7 +273,11 @@ def train_classifier(
         source = ImageSource(images, np.arange(len(rows)), labels=np.array(store.labels[rows]))
         if val:
             val["images"] = hide_surroundings(val["images"], val["masks"])
-    return fit_classifier([source], config, out, train_config, training_data(store, rows), val)
+    task = new_task([source], config, train_config, val)
+    start_from(task, init_from, store, rows)
+    if config.arch != SMALL_CNN or init_from:
+        print(f"{config.arch} starts from: {task.extra_state['init_from']}")
+    return train_task(task, [source], out, train_config)
 
 
 def fit_classifier(
@@ -249,20 +286,34 @@ def fit_classifier(
     out: str | Path,
     train_config: TrainConfig,
     data: dict | None = None,
-    val: dict[str, np.ndarray] | None = None,
 ) -> dict[str, list[float]]:
-    """Train on `sources`, see `labeled_batches`; returns the history. Without `val` (`images` and `labels`) it trains
-    for exactly `train_config.steps`.
+    """Train on `sources`, see `labeled_batches`, for exactly `train_config.steps`, without validation. Returns the
+    history.
 
     `data`: the `training_data` of the real images, saved so that they are not used as test images.
     """
+    task = new_task(sources, config, train_config)
+    task.extra_state |= data or {}
+    return train_task(task, sources, out, train_config)
+
+
+def new_task(
+    sources: Sequence[ImageSource],
+    config: ClassifierConfig,
+    train_config: TrainConfig,
+    val: dict[str, np.ndarray] | None = None,
+) -> ClassifierTask:
+    """The task of a training on `sources`; `val`: see `ValidatedTask`."""
     torch.manual_seed(train_config.seed)
     weights = class_weights(sources, len(config.classes)) if config.balance == "loss" else None
-    task = ClassifierTask(config, train_config.steps, weights, val)
-    task.extra_state |= data or {}
-    if config.arch != SMALL_CNN and val is not None:
-        print(f"{config.arch} starts from: {task.extra_state['init_from']}")
-    balanced = config.balance == "sampling"
+    return ClassifierTask(config, train_config.steps, weights, val)
+
+
+def train_task(
+    task: ClassifierTask, sources: Sequence[ImageSource], out: str | Path, train_config: TrainConfig
+) -> dict[str, list[float]]:
+    """Train with batches from `sources`; returns the history with the scores on val."""
+    balanced = task.config.balance == "sampling"
     get_batch = labeled_batches(sources, train_config.batch_size, train_config.seed, balanced=balanced)
     return train(task, get_batch, out, train_config) | task.scores()
 

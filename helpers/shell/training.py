@@ -69,7 +69,7 @@ class TrainCGAN(TrainCommand):
 
     preset: ClassVar = "cgan"
     settings: Flat[GANConfig]
-    init_from: Path | None = None  # initialize with the weights of this file
+    init_from: Path | None = None  # initialize with the weights of this file, also of other classes
     grow: Path | None = None  # initialize with weights of half the size
     evaluate_every: int | None = None  # images; then scores on val go to val.csv, images to progress.png
 
@@ -163,16 +163,17 @@ def best_score(scores: list[float], name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainClassifier(TrainCommand):
-    """A small CNN or a network of torchvision."""
+    """A small CNN, a network of torchvision, or efficientnet_lite0 to 2."""
 
     preset: ClassVar = "classifier"
     settings: Flat[ClassifierConfig]
+    init_from: Path | None = None  # initialize with the weights of this file, also of other classes
 
     def fit(self) -> None:
         settings = self.settings
         store = self.store(settings.size, classes=settings.classes)
         out = self.folder("classifier-lesion-only" if settings.lesion_only else "classifier")
-        history = train_classifier(store, settings, out, self.train)
+        history = train_classifier(store, settings, out, self.train, self.init_from)
         checkpoint = display_path(out / "checkpoint.pt")
         print(f"trained, {best_score(history['val_balanced_accuracy'], 'balanced accuracy')}: "
               f"python -m helpers classify --checkpoint {checkpoint} --images FOLDER")  # fmt: skip
