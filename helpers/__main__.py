@@ -18,6 +18,7 @@ COMMANDS = {
     "train segmenter": ("training:TrainSegmenter", "image -> mask"),
     "train classifier": ("training:TrainClassifier", "image -> diagnosis"),
     "train artifacts": ("training:TrainArtifacts", "image -> seven artifact flags"),
+    "train skin": ("training:TrainSkin", "image -> features, learned without labels: the extractor `skin`"),
     "generate": ("inference:Generate", "sketches -> synthetic images"),
     "segment": ("inference:Segment", "images -> masks"),
     "classify": ("inference:Classify", "images -> class probabilities"),

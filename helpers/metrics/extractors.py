@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm.auto import tqdm
 
-from helpers.config import cpu_count, display_path, find_weights_file
+from helpers.config import cpu_count, display_path, find_weights_file, get_config
 from helpers.data.class_folders import MASK_NAME, is_mask_folder
 from helpers.data.files import (
     HIDDEN_FOLDER,
@@ -39,12 +39,14 @@ from helpers.data.files import (
 from helpers.data.labels import report_ids
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
+from helpers.models.simclr import load_skin
 from helpers.models.weights import download_timeout, fuse_batchnorm
 
 BATCH_SIZE = 16  # larger batches do not fit the cache of a CPU
 MAX_UNREADABLE = 0.2  # fraction of the files
 BLUR = 1 / 64  # standard deviation of the blurred ceiling, as a fraction of the image size
 INCEPTION = "inception"
+SKIN = "skin"
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name, ends with the SHA-256 prefix
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -206,11 +208,15 @@ class FeatureExtractor:
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """Load a feature extractor: `inception`, a torchvision network with ImageNet weights (`name=FILE` takes the weights
-    from a file), or the checkpoint of a classifier, `.../checkpoint.pt`, which is then named `classifier`.
+    """Load a feature extractor: `inception`, a torchvision network with ImageNet weights, the released `skin` of
+    `train skin` (`name=FILE` takes the weights from a file), or the checkpoint of a classifier, `.../checkpoint.pt`,
+    which is then named `classifier`.
 
     Raises `DataError` if the weights are not available or do not fit the network, `ValueError` for an unknown name.
     """
+    if name.partition("=")[0] == SKIN:
+        encoder, config = load_skin(name.partition("=")[2] or get_config().released / "skin.safetensors")
+        return _resized_extractor(SKIN, encoder, config.size)
     if Path(name).suffix == ".pt":
         classifier, config = load_classifier(name)
         return _resized_extractor("classifier", classifier.backbone, config.size)
@@ -233,7 +239,7 @@ def load_extractor_or_random(name: str) -> FeatureExtractor:
     return _resized_extractor(name if backbone.init == "ImageNet" else f"{name}, {backbone.init}", backbone, 224)
 
 
-def _resized_extractor(name: str, backbone: Backbone, image_size: int) -> FeatureExtractor:
+def _resized_extractor(name: str, backbone: nn.Module, image_size: int) -> FeatureExtractor:
     """Extractor of a backbone that gets its images at `image_size` pixels."""
     return FeatureExtractor(name, optimize_for_inference(Resized(backbone, image_size), image_size))
 

@@ -10,11 +10,12 @@ import numpy as np
 import tyro
 from accelerate import PartialState
 
-from helpers.config import display_path
+from helpers.config import display_path, get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.sketches import read_drawings
 from helpers.data.store import Store
+from helpers.experiments.evaluation import open_store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import load_extractor
 from helpers.models.artifacts import (
@@ -30,8 +31,9 @@ from helpers.models.classifier import ClassifierConfig, load_classifier, train_c
 from helpers.models.device import peak_memory
 from helpers.models.gan import GANConfig, grown_config, load_gan, train_gan
 from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
+from helpers.models.simclr import SkinConfig, load_skin, train_skin
 from helpers.models.trainer import TrainConfig
-from helpers.shell.base import Command, DataCommand, Flat, check_outputs, print_problems
+from helpers.shell.base import Command, DataCommand, DatasetName, Flat, check_outputs, print_problems
 
 LOADERS = {
     "cgan": load_gan,
@@ -39,6 +41,7 @@ LOADERS = {
     "segmenter": load_segmenter,
     "classifier": load_classifier,
     "artifacts": load_artifacts,
+    "skin": load_skin,
 }
 
 
@@ -198,10 +201,29 @@ class TrainArtifacts(TrainCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSkin(TrainCommand):
+    """The encoder of the feature extractor `skin`, by SimCLR."""
+
+    preset: ClassVar = "skin"
+    settings: Flat[SkinConfig]
+    extra_dataset: DatasetName | None = None  # a second data set to train on
+    extra_root: Path | None = None  # its folder
+
+    def fit(self) -> None:
+        stores = [self.store(self.settings.size)]
+        if self.extra_dataset:
+            stores.append(open_store(get_config(self.extra_dataset, self.extra_root), self.settings.size))
+        out = self.folder("skin")
+        losses = train_skin(stores, self.settings, out, self.train).get("loss", [math.nan])
+        checkpoint = display_path(out / "checkpoint.pt")
+        print(f"trained, loss {losses[-1]:.3f}: python -m helpers export skin --checkpoint {checkpoint}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(Command):
     """Weights for `data/released`, or to continue a training elsewhere."""
 
-    method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts"]]
+    method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts", "skin"]]
     checkpoint: Path | None = None  # default: the one of `train METHOD`
     out: Path | None = None  # file; default: data/released/METHOD.safetensors
     license: str | None = None  # of the training data, for the file's header
