@@ -26,6 +26,10 @@ COMMANDS = {
     "evaluate generator": ("evaluation:EvaluateGenerator", "quality, diversity and copies of generated images"),
     "evaluate segmenter": ("evaluation:EvaluateSegmenter", "masks of real images against the experts'"),
     "evaluate classifier": ("evaluation:EvaluateClassifier", "diagnoses of real images, calibration"),
+    "evaluate extractor": (
+        "evaluation:EvaluateExtractor",
+        "does KID rise with known damage, do features hold the label?",
+    ),
     "evaluate artifacts": ("evaluation:EvaluateArtifacts", "average precision of every artifact flag"),
     "experiment segmentation": ("experiments:Segmentation", "do synthetic pairs help to segment?"),
     "experiment real-vs-synthetic": ("experiments:RealVsSynthetic", "do synthetic images help to classify?"),

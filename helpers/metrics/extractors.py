@@ -39,7 +39,7 @@ from helpers.data.files import (
 from helpers.data.labels import report_ids
 from helpers.models.classifier import Backbone, load_classifier
 from helpers.models.device import best_device
-from helpers.models.simclr import load_skin
+from helpers.models.simclr import SkinEncoder, load_skin
 from helpers.models.weights import download_timeout, fuse_batchnorm
 
 BATCH_SIZE = 16  # larger batches do not fit the cache of a CPU
@@ -215,7 +215,7 @@ def load_extractor(name: str) -> FeatureExtractor:
     Raises `DataError` if the weights are not available or do not fit the network, `ValueError` for an unknown name.
     """
     if name.partition("=")[0] == SKIN:
-        encoder, config = load_skin(name.partition("=")[2] or get_config().released / "skin.safetensors")
+        encoder, config = load_skin(skin_file(name))
         return _resized_extractor(SKIN, encoder, config.size)
     if Path(name).suffix == ".pt":
         classifier, config = load_classifier(name)
@@ -237,6 +237,24 @@ def load_extractor_or_random(name: str) -> FeatureExtractor:
         torch.manual_seed(0)  # the same random weights in every process
         backbone = Backbone(name)
     return _resized_extractor(name if backbone.init == "ImageNet" else f"{name}, {backbone.init}", backbone, 224)
+
+
+def random_extractor(name: str) -> FeatureExtractor:
+    """The network of `load_extractor` with random weights (seed 0), named "<name>, random init", to compare with.
+    Raises `ValueError` for Inception and classifiers, `DataError` if there is no file of `skin` to take the size from.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name.partition("=")[0] == SKIN:
+            config = load_skin(skin_file(name))[1]
+            return _resized_extractor(f"{SKIN}, random init", SkinEncoder(config), config.size)
+        name = name.partition("=")[0]
+        return _resized_extractor(f"{name}, random init", Backbone(name, pretrained=False), 224)
+
+
+def skin_file(name: str) -> Path:
+    """The file of the extractor `skin=FILE`, or the released one of `skin`."""
+    return Path(name.partition("=")[2] or get_config().released / f"{SKIN}.safetensors")
 
 
 def _resized_extractor(name: str, backbone: nn.Module, image_size: int) -> FeatureExtractor:

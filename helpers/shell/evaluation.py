@@ -10,6 +10,7 @@ import tyro
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.experiments.blind_test import NUM_IMAGES, write_blind_test
+from helpers.experiments.evaluate_extractor import ExtractorEvaluation, evaluate_extractor
 from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator
 from helpers.experiments.evaluate_networks import (
     ArtifactEvaluation,
@@ -74,6 +75,18 @@ class EvaluateGenerator(EvaluateCommand):
 
     options: Flat[GeneratorEvaluation] = field(default_factory=GeneratorEvaluation)
     function: ClassVar = staticmethod(evaluate_generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateExtractor(DataCommand):
+    """See `evaluate_extractor`."""
+
+    extractor: tyro.conf.Positional[str]  # inception, skin, a network with ImageNet weights, or NAME=FILE
+    options: Flat[ExtractorEvaluation] = field(default_factory=ExtractorEvaluation)
+
+    def run(self) -> int:
+        print(format_table(evaluate_extractor(self.extractor, self.options, self.config())))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
