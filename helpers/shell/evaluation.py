@@ -35,7 +35,10 @@ class EvaluateFolders(Command):
     real: Path  # folder of images, or of one folder per class
     synthetic: Path  # arranged as --real
     floor: Path | None = None  # folder of other real images; default: a part of --real
-    extractor: str | None = None  # inception, a torchvision network, NAME=FILE or checkpoint.pt; default: all
+    extractor: str | None = (
+        None  # inception, skin, a network with ImageNet weights, NAME=FILE or checkpoint.pt; default: all
+    )
+    infinity: bool = False  # also the Fréchet distance extrapolated to infinitely many images
     json: bool = False  # print a summary as JSON instead of the table
 
     def run(self) -> int:
@@ -48,7 +51,7 @@ class EvaluateFolders(Command):
         )
         if not extractors:
             raise DataError("no feature extractor available: " + "; ".join(missing))
-        result = quality(real, synthetic, extractors, floor, cfg.features)
+        result = quality(real, synthetic, extractors, floor, cfg.features, self.infinity)
         if any(extractor.name == "classifier" for extractor in extractors):
             result.notes.append(f"the classifier is {display_path(self.extractor or checkpoint)}")
         result.notes += missing

@@ -74,6 +74,7 @@ class TrainCGAN(TrainCommand):
     settings: Flat[GANConfig]
     init_from: Path | None = None  # initialize with the weights of this file
     grow: Path | None = None  # initialize with weights of half the size
+    extractor: str = "mobilenet_v2"  # of the scores on val, see `evaluate folders`
     evaluate_every: int | None = None  # images; then scores on val go to val.csv, images to progress.png
 
     def __post_init__(self):
@@ -102,7 +103,7 @@ class TrainCGAN(TrainCommand):
         if self.settings.artifacts:
             ensure_artifacts(store)  # before the curve copies its batch
         images_per_step = self.train.batch_size * PartialState().num_processes
-        return LearningCurve(store, load_extractor("mobilenet_v2"), out, images_per_step, self.evaluate_every)
+        return LearningCurve(store, load_extractor(self.extractor), out, images_per_step, self.evaluate_every)
 
 
 def unpaired_sketches(files: list[Path], size: int) -> np.ndarray | None:
