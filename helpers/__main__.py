@@ -37,6 +37,8 @@ COMMANDS = {
     "experiment ablation": ("experiments:Ablation", "what does each part of the CGAN contribute?"),
     "experiment small-data": ("experiments:SmallData", "how many images does the CGAN need?"),
     "experiment backbones": ("experiments:Backbones", "which classification network is best?"),
+    "experiment extractors": ("experiments:Extractors", "do all feature extractors say the same of a generator?"),
+    "experiment kid-scale": ("experiments:KidScale", "what does a KID of 0.02, 0.1, 0.8 look like?"),
     "export": ("training:Export", "write a checkpoint as safetensors in half precision"),
     "blind-test": ("evaluation:BlindTest", "real and generated images for a reader to sort"),
     "cards": ("evaluation:Cards", "write the sample images of the model cards"),

@@ -127,13 +127,19 @@ def take(batch: dict[str, np.ndarray], index: list[int] | slice) -> dict[str, np
 
 
 def distances(
-    generated: Generated, extractors: Sequence[FeatureExtractor], cache: Path, notes: list[str], infinity: bool = False
+    generated: Generated,
+    extractors: Sequence[FeatureExtractor],
+    cache: Path,
+    notes: list[str],
+    infinity: bool = False,
+    by_class: bool = True,
 ) -> list[dict]:
-    """Rows of `quality`, one per extractor, comparison, class and measure. Appends to `notes`."""
+    """Rows of `quality`, one per extractor, comparison, class (or none if not `by_class`) and measure. Appends to
+    `notes`."""
     store, batch, rows = generated.store, generated.batch, []
 
     def image_set(images: np.ndarray, labels: np.ndarray, name: str) -> ImageSet:
-        return ImageSet.from_array(images, [store.classes[k] for k in labels], name)
+        return ImageSet.from_array(images, [store.classes[k] for k in labels] if by_class else None, name)
 
     real = image_set(batch["images"], batch["labels"], generated.split)
     synthetic = image_set(generated.images, batch["labels"], "synthetic")
