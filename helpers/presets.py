@@ -19,6 +19,7 @@ from helpers.models.artifacts import ArtifactConfig
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.gan import GANConfig, dcgan_config
 from helpers.models.segmenter import SegmenterConfig
+from helpers.models.simclr import SkinConfig
 from helpers.models.trainer import TrainConfig
 
 SMALL_CGAN = GANConfig(64, base_channels=8)
@@ -29,6 +30,7 @@ SMOKE = {
     "segmenter": (SegmenterConfig(64), TrainConfig(6, 4, ema_nimg=500)),
     "classifier": (ClassifierConfig(64), TrainConfig(6, 16, ema_nimg=2_000)),
     "artifacts": (ArtifactConfig(64), TrainConfig(6, 4)),
+    "skin": (SkinConfig(64, base_channels=8), TrainConfig(6, 8, ema_nimg=100)),
     "segmentation": SegmentationExperiment(
         SegmenterConfig(64), SMALL_CGAN, TrainConfig(4, 4), TrainConfig(4, 4), 8, (1.0,), (0, 1)
     ),
@@ -65,6 +67,7 @@ DEMO = {
     "segmenter": (SegmenterConfig(128), TrainConfig(120, 16, ema_nimg=500)),
     "classifier": (ClassifierConfig(64), TrainConfig(300, 32, ema_nimg=2_000)),
     "artifacts": (ArtifactConfig(128), TrainConfig(300, 16)),
+    "skin": (SkinConfig(64), TrainConfig(200, 128, ema_nimg=2_000)),
     "segmentation_notebook": SegmentationExperiment(
         SegmenterConfig(64), DEMO_CGAN, TrainConfig(24, 12), TrainConfig(150, 8), 300, (0.1,)
     ),
@@ -113,6 +116,7 @@ FULL = {
     "segmenter": (SegmenterConfig(256, encoder_name="resnet34"), TrainConfig(8_000, 32)),
     "classifier": (ClassifierConfig(256, arch="resnet18"), TrainConfig(6_000, 64)),
     "artifacts": (ArtifactConfig(128), TrainConfig(1_500, 64)),
+    "skin": (SkinConfig(64), TrainConfig(20_000, 256)),
     "segmentation": SegmentationExperiment(
         SegmenterConfig(256, encoder_name="resnet34"),
         GANConfig(256, base_channels=64),

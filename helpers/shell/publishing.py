@@ -1,20 +1,25 @@
 """Experiments whose results can be published in `outputs/results`. Each resumes where it stopped."""
 
-from dataclasses import dataclass
+import time
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
 import pandas as pd
+import tyro
 from matplotlib.figure import Figure
 
 from helpers.config import display_path
+from helpers.data.files import atomic_file
 from helpers.data.store import Store
-from helpers.experiments import backbones, real_vs_generated, segmenters
-from helpers.experiments.results import Page, publish
+from helpers.experiments import backbones, extractors, kid_scale, real_vs_generated, segmenters
+from helpers.experiments.evaluation import load_generator
+from helpers.experiments.results import FIGURE_DPI, Page, publish
 from helpers.experiments.runner import to_wide
+from helpers.metrics.extractors import load_extractor
 from helpers.models.gan import load_gan
 from helpers.models.trainer import TrainConfig
-from helpers.shell.base import Flat, find_checkpoint
+from helpers.shell.base import DataCommand, Flat, find_checkpoint
 from helpers.shell.experiments import ExperimentCommand, write_csv
 from helpers.views import plots
 
@@ -34,8 +39,7 @@ class PublishedCommand(ExperimentCommand):
         print("\n".join(page.verdict))
         write_csv(rows, self.folder(name) / "table.csv", index=False)
         if self.publish:
-            for path in publish(f"{name}-{self.config().dataset}-{store.config.size}", rows, page):
-                print(display_path(path))
+            print_paths(publish(f"{name}-{self.config().dataset}-{store.config.size}", rows, page))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,6 +137,58 @@ class Segmenters(PublishedCommand):
         )
         self.report("segmenters", store, rows, page)
         return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractors(DataCommand):
+    """KID, Fréchet distance, precision and recall of one generator by every extractor that is available."""
+
+    checkpoint: tyro.conf.Positional[Path | None] = None  # of a generator; default: as in `generate`
+    options: Flat[extractors.ExtractorComparison] = field(default_factory=extractors.ExtractorComparison)
+    publish: bool = False  # write outputs/results/extractors-DATASET-SIZE.*
+
+    def run(self) -> int:
+        cfg = self.config()
+        checkpoint = find_checkpoint("cgan", self.checkpoint, cfg)
+        table = extractors.compare_extractors(checkpoint, self.options, cfg)
+        page = extractors.to_page(table, checkpoint, cfg.dataset)
+        print(page.table.to_string(), *page.verdict, sep="\n")
+        if self.publish:
+            size = load_generator(checkpoint)[1].size
+            print_paths(publish(f"extractors-{cfg.dataset}-{size}", table, page))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KidScale(DataCommand):
+    """Generated images, damaged until they have a given KID; no image of a patient is shown."""
+
+    checkpoint: Path | None = None  # of a generator; default: as in `generate`
+    extractor: str = "mobilenet_v2"  # see `evaluate folders`
+    options: Flat[kid_scale.KidScale] = field(default_factory=kid_scale.KidScale)
+    out: Path | None = None  # PNG file of the figure; default: outputs/.../kid-scale.png
+    publish: bool = False  # write outputs/results/kid-scale.*
+
+    def run(self) -> int:
+        started, cfg = time.perf_counter(), self.config()
+        checkpoint = find_checkpoint("cgan", self.checkpoint, cfg)
+        generate, config = load_generator(checkpoint)
+        store = self.store(config.size, config.style, classes=config.classes)
+        table, shown = kid_scale.kid_scale(generate, store, load_extractor(self.extractor), self.options)
+        table = table.assign(seconds=(time.perf_counter() - started) / len(table), seed=self.options.seed)
+        page = kid_scale.to_page(table, shown, display_path(checkpoint), cfg.dataset)
+        print(page.table.to_string(), *page.verdict, sep="\n")
+        out = self.out or cfg.outputs / "kid-scale.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as temporary:
+            page.figure.savefig(temporary, format="png", dpi=FIGURE_DPI, bbox_inches="tight")
+        print_paths([out, *(publish("kid-scale", table, page) if self.publish else [])])
+        return 0
+
+
+def print_paths(paths: list[Path]) -> None:
+    """A line for each file that was written."""
+    print(*map(display_path, paths), sep="\n")
 
 
 def data_line(store: Store) -> str:
