@@ -26,7 +26,14 @@ from helpers.metrics.fidelity import label_accuracy
 from helpers.metrics.prediction_tables import predict_cross_dataset, predict_table, probabilities, score_table
 from helpers.metrics.segmentation_scores import score_images
 from helpers.models.artifacts import average_precisions, load_artifacts, predict_artifacts, read_flags
-from helpers.models.classifier import Classifier, ClassifierConfig, load_classifier, predict_logits, predict_proba
+from helpers.models.classifier import (
+    Classifier,
+    ClassifierConfig,
+    load_classifier,
+    predict,
+    predict_logits,
+    predict_proba,
+)
 from helpers.models.segmenter import load_segmenter
 
 MEASURES = ("jaccard", "thresholded_jaccard", "dice", "sensitivity", "specificity", "hd95")  # hd95 in pixels
@@ -101,8 +108,9 @@ class ClassifierEvaluation:
 
 
 def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, cfg: Config) -> pd.DataFrame:
-    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, and if
-    there is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
+    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, the
+    coverage and accuracy at the confidence threshold, the fraction of images unlike the training images, and if there
+    is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
 
     With `options.across` only the scores, on that data set. Raises `DataError` if the file is no classifier, if it was
     trained on one of these images or lesions, if labels are missing or classes differ, `ValueError` for an unknown data
@@ -116,11 +124,13 @@ def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, c
     if options.across:
         return to_table(scores(predict_cross_dataset(classifier, store, image_rows, CLASS_MAP)), header)
     predictions = predict_table(classifier, store, image_rows)
-    rows = [*scores(predictions), *calibration(classifier, store, image_rows, probabilities(predictions))]
+    rows, notes = [*scores(predictions), *calibration(classifier, store, image_rows, probabilities(predictions))], []
+    rows += selective(classifier, store, image_rows, predictions["group"], notes)
     generator = options.cgan or cfg.outputs / "cgan" / "checkpoint.pt"
     if not options.cgan and not generator.is_file():
-        return to_table(rows, header, [f"no synthetic images: there is no {display_path(generator)}"])
-    return to_table([*rows, *real_against_synthetic(classifier, config, store, options.split, generator)], header)
+        return to_table(rows, header, [*notes, f"no synthetic images: there is no {display_path(generator)}"])
+    rows += real_against_synthetic(classifier, config, store, options.split, generator)
+    return to_table(rows, header, notes)
 
 
 def other_dataset(cfg: Config, name: str, data_root: Path | None) -> Config:
@@ -148,6 +158,30 @@ def calibration(classifier: Classifier, store: Store, rows: np.ndarray, calibrat
         "temperature": float(classifier.temperature),
     }
     return [{"measure": name, "value": value, "n": len(rows)} for name, value in values.items()]
+
+
+def selective(
+    classifier: Classifier, store: Store, rows: np.ndarray, groups: pd.Series, notes: list[str]
+) -> Iterator[dict]:
+    """Rows of the confidence threshold, of the coverage and the accuracy at it (selective classification), and of how
+    often an image is called unlike the training images. What the classifier lacks goes to `notes`."""
+    if len(rows) < 2:
+        notes.append("no coverage: an interval needs at least 2 images")
+        return
+    predictions = predict(classifier, store.images[rows])
+    if predictions.unsure is None:
+        notes.append("no coverage: the classifier has no confidence threshold")
+    else:
+        kept, correct = ~predictions.unsure, predictions.probabilities.argmax(axis=1) == store.labels[rows]
+        confidence = classifier.confidence
+        yield {"measure": "confidence_threshold", "value": confidence.threshold, "n": confidence.n}
+        yield mean_row("coverage", kept, groups)
+        if kept.sum() > 1:
+            yield mean_row("accuracy_at_coverage", correct[kept], groups[kept])
+    if predictions.unlike is None:
+        notes.append("no rate of unlike images: the classifier has no feature statistics")
+    else:
+        yield mean_row("unlike_rate", predictions.unlike, groups)
 
 
 def real_against_synthetic(
