@@ -167,6 +167,14 @@ def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, out
             "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
 
 
+def test_evaluate_generator_trained_on_the_split_raises(cfg, phantom_store, extractor, tmp_path):
+    config = GANConfig(64, tuple(phantom_store.classes), base_channels=8)
+    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4), phantom_store.rows("val", ["sketch", "label"]))
+    with pytest.raises(DataError, match=r"was trained on the lesions of \d+ images that are held out in phantoms"):
+        evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation(), cfg)
+    assert len(evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation("test"), cfg))
+
+
 def test_evaluate_generator_of_a_dcgan_has_no_measure_of_sketches(cfg, phantom_store, extractor, tmp_path):
     config = dcgan_config(64, classes=tuple(phantom_store.classes), base_channels=8)
     train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))

@@ -694,7 +694,7 @@ def test_classify_writes_probabilities_and_reports_unusable_images(image_sets, t
     table = pd.read_csv(tmp_path / "p.csv", index_col="image_id")
     classes = load_classifier(checkpoint)[1].classes
     assert sorted(table.index) == ["a", "black", "clear", "gray", "large"]
-    assert list(table.columns) == ["diagnosis", *classes]
+    assert list(table.columns) == ["diagnosis", "unsure", "unlike", *classes]
     probs = table[list(classes)]
     assert probs.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert (probs.idxmax(axis=1) == table["diagnosis"]).all()

@@ -19,7 +19,7 @@ import pandas as pd
 from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
-from helpers.data.store import Store
+from helpers.data.store import SPLITS, Store
 from helpers.experiments.evaluation import Generate, load_generator, mean_row, open_store, to_table
 from helpers.metrics.extractors import (
     TRAINED_HERE,
@@ -40,6 +40,7 @@ from helpers.metrics.fidelity import (
 from helpers.metrics.memorization import AUTHENTICITY, memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.models.artifacts import load_artifacts, predict_artifacts
+from helpers.models.checkpoint import check_held_out, read_checkpoint
 from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.segmenter import load_segmenter, segment
 
@@ -76,8 +77,8 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
 
     Label accuracy needs the checkpoint of `train classifier` (on the lesion alone: of `--lesion-only`), the Dice that
     of `train segmenter`, both in `cfg.outputs`; artifact rates the detector in `cfg.released`. Raises `DataError` if
-    the file is no generator, if its classes are not those of the data set or of the classifier, or for fewer than 10
-    images.
+    the file is no generator, if it was trained on lesions of the split, if its classes are not those of the data set or
+    of the classifier, or for fewer than 10 images.
     """
     generate, config = load_generator(checkpoint)
     checkpoint_of_classifier = cfg.outputs / "classifier" / "checkpoint.pt"
@@ -87,6 +88,8 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
         else available_extractors(checkpoint_of_classifier)
     )
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
+    trained_on = read_checkpoint(checkpoint)["extra_state"].get("trained_on", [])
+    check_held_out(checkpoint, trained_on, store, np.flatnonzero(store.splits != SPLITS.index(options.split)))
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
         measured = distances(generated, extractors, cfg.features, notes, options.infinity)

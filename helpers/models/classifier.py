@@ -5,10 +5,11 @@ Inference uses the EMA weights with the best balanced accuracy on the val split.
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from helpers.config import display_path
 from helpers.data.batches import ImageSource, labeled_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
+from helpers.models.abstention import MAX_REFERENCES, Confidence, FeatureSubspace, choose_confidence, fit_subspace
 from helpers.models.augment import augment
 from helpers.models.checkpoint import read_network
 from helpers.models.checks import MAX_SIZE, check_settings
@@ -115,7 +117,8 @@ class Classifier(nn.Module):
     """A backbone with a linear head.
 
     After training, `temperature` calibrates: probabilities are the softmax of logits / temperature. `trained_on` lists
-    the ids of training images and their lesions.
+    the ids of training images and their lesions. `confidence` and `subspace` say when not to use a prediction, see
+    `abstention.py`; they are None for weights without them.
     """
 
     def __init__(self, config: ClassifierConfig, pretrained: bool = True):
@@ -124,6 +127,8 @@ class Classifier(nn.Module):
         self.backbone = Backbone(config.arch, pretrained and config.pretrained)
         self.head = nn.Linear(self.backbone.num_features, len(config.classes))
         self.temperature, self.trained_on = 1.0, []
+        self.confidence: Confidence | None = None
+        self.subspace: FeatureSubspace | None = None
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> logits (B, K)."""
@@ -175,10 +180,12 @@ class ClassifierTask(ValidatedTask):
         steps: int,
         class_weights: Tensor | None = None,
         val: dict[str, np.ndarray] | None = None,
+        references: np.ndarray | None = None,
     ):
-        """`class_weights (K,)`: weights of the loss. `val`: `images` and `labels`, see `ValidatedTask`."""
+        """`class_weights (K,)`: weights of the loss. `val`: `images` and `labels`, see `ValidatedTask`. `references`:
+        training images `uint8 (N, H, W, 3)` to fit the `FeatureSubspace` on."""
         super().__init__(config, steps, val)
-        self.class_weights = class_weights
+        self.class_weights, self.references = class_weights, references
         self.networks = {"classifier": Classifier(config)}
         params = self.networks["classifier"].parameters()
         self.optimizers = {"classifier": torch.optim.AdamW(params, config.lr, fused=True)}
@@ -212,11 +219,20 @@ class ClassifierTask(ValidatedTask):
         return {"loss": loss, "accuracy": (logits.argmax(dim=1) == labels).float().mean()}
 
     def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """Balanced accuracy on val, and the temperature that calibrates these weights."""
+        """Balanced accuracy on val, and the temperature and confidence threshold of these weights."""
         logits, labels = predict_logits(network, self.val["images"]), self.val["labels"]
         correct = logits.argmax(axis=1) == labels
         score = float(np.mean([correct[labels == k].mean() for k in np.unique(labels)]))
-        return {"val_balanced_accuracy": score, "temperature": fit_temperature(logits, labels)}
+        temperature = fit_temperature(logits, labels)
+        confidence = choose_confidence(softmax(logits / temperature, axis=1), labels)
+        return {"val_balanced_accuracy": score, "temperature": temperature, "confidence": asdict(confidence)}
+
+    def statistics(self, network: nn.Module) -> dict[str, Tensor]:
+        """The tensors of the `FeatureSubspace` of these weights, if there are reference images."""
+        if self.references is None:
+            return {}
+        subspace = fit_subspace(*(predict_features(network, x) for x in (self.references, self.val["images"])))
+        return {f"subspace.{name}": tensor.cpu() for name, tensor in subspace.state_dict().items()}
 
 
 def fit_temperature(logits: np.ndarray, labels: np.ndarray) -> float:
@@ -273,7 +289,9 @@ def train_classifier(
         source = ImageSource(images, np.arange(len(rows)), labels=np.array(store.labels[rows]))
         if val:
             val["images"] = hide_surroundings(val["images"], val["masks"])
-    task = new_task([source], config, train_config, val)
+    references = np.random.default_rng(0).permutation(source.rows)[:MAX_REFERENCES]
+    references = np.array(source.images[np.sort(references)]) if val else None
+    task = new_task([source], config, train_config, val, references)
     start_from(task, init_from, store, rows)
     if config.arch != SMALL_CNN or init_from:
         print(f"{config.arch} starts from: {task.extra_state['init_from']}")
@@ -302,11 +320,12 @@ def new_task(
     config: ClassifierConfig,
     train_config: TrainConfig,
     val: dict[str, np.ndarray] | None = None,
+    references: np.ndarray | None = None,
 ) -> ClassifierTask:
-    """The task of a training on `sources`; `val`: see `ValidatedTask`."""
+    """The task of a training on `sources`; `val` and `references`: see `ClassifierTask`."""
     torch.manual_seed(train_config.seed)
     weights = class_weights(sources, len(config.classes)) if config.balance == "loss" else None
-    return ClassifierTask(config, train_config.steps, weights, val)
+    return ClassifierTask(config, train_config.steps, weights, val, references)
 
 
 def train_task(
@@ -327,9 +346,13 @@ def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
 
     def build(saved: dict, config: ClassifierConfig) -> Classifier:
         classifier = Classifier(config, pretrained=False).to(memory_format=torch.channels_last)
-        classifier.load_state_dict(saved["extra_state"]["best_state_dict"])
-        classifier.backbone.init = saved["extra_state"]["init_from"]
-        classifier.temperature, classifier.trained_on = (saved["extra_state"][k] for k in ("temperature", "trained_on"))
+        extra_state, weights = saved["extra_state"], saved["extra_state"]["best_state_dict"]
+        if (components := weights.get("subspace.components")) is not None:
+            classifier.subspace = FeatureSubspace(len(components), classifier.backbone.num_features)
+        classifier.load_state_dict(weights)
+        classifier.backbone.init = extra_state["init_from"]
+        classifier.temperature, classifier.trained_on = (extra_state[k] for k in ("temperature", "trained_on"))
+        classifier.confidence = Confidence(**extra_state["confidence"]) if "confidence" in extra_state else None
         if not 0 < classifier.temperature < math.inf:
             raise ValueError(f"its temperature must be a finite number above 0, got {classifier.temperature}")
         return classifier
@@ -337,21 +360,54 @@ def load_classifier(path: str | Path) -> tuple[Classifier, ClassifierConfig]:
     return read_network(path, "a checkpoint of a classifier", ClassifierConfig, build)
 
 
+class Predictions(NamedTuple):
+    """What a classifier says about N images. The flags are None for weights without the threshold."""
+
+    probabilities: np.ndarray  # float32 (N, K), calibrated; rows sum to 1
+    unsure: np.ndarray | None  # bool (N,): the top probability is below the confidence threshold
+    unlike: np.ndarray | None  # bool (N,): unlike the training images
+
+
 @torch.inference_mode()
-def predict_logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
-    """Logits `float32 (N, K)` of `images uint8 (N, H, W, 3)`. Raises `ValueError` if the images do not have the
-    classifier's size."""
-    size = (classifier.size, classifier.size)
-    if images.shape[1:3] != size:
-        raise ValueError(f"the classifier needs images of {size} pixels, got {images.shape[1:3]}")
-    device, logits = next(classifier.parameters()).device, [np.zeros((0, len(classifier.classes)), np.float32)]
-    for start in range(0, len(images), INFERENCE_BATCH_SIZE):
-        batch = to_tensors({"images": images[start : start + INFERENCE_BATCH_SIZE]}, device)
-        logits.append(classifier(batch["images"]).float().cpu().numpy())
-    return np.concatenate(logits)
+def predict(classifier: Classifier, images: np.ndarray) -> Predictions:
+    """Probabilities of `images uint8 (N, H, W, 3)` and whether not to use them. Raises `ValueError` if the images do
+    not have the classifier's size."""
+    features = predict_features(classifier, images)  # (N, D)
+    logits = classifier.head(features).float().cpu().numpy()  # (N, K)
+    probabilities = softmax(logits / classifier.temperature, axis=1)
+    confidence, subspace = classifier.confidence, classifier.subspace
+    unsure = None if confidence is None else probabilities.max(axis=1) < confidence.threshold
+    return Predictions(probabilities, unsure, None if subspace is None else subspace.unlike(features).cpu().numpy())
 
 
 def predict_proba(classifier: Classifier, images: np.ndarray) -> np.ndarray:
     """Calibrated probabilities `(N, K)` of `images uint8 (N, H, W, 3)`; rows sum to 1. Raises `ValueError` if the
     images do not have the classifier's size."""
     return softmax(predict_logits(classifier, images) / classifier.temperature, axis=1)
+
+
+def predict_logits(classifier: Classifier, images: np.ndarray) -> np.ndarray:
+    """Logits `float32 (N, K)` of `images uint8 (N, H, W, 3)`. Raises `ValueError` if the images do not have the
+    classifier's size."""
+    if not len(images):
+        return np.zeros((0, len(classifier.classes)), np.float32)
+    return _in_batches(classifier, classifier, images).cpu().numpy()
+
+
+def predict_features(classifier: Classifier, images: np.ndarray) -> Tensor:
+    """Features `float32 (N, D)` of `images uint8 (N, H, W, 3)`, N >= 1, on the classifier's device. Raises `ValueError`
+    if the images do not have the classifier's size."""
+    return _in_batches(classifier, classifier.backbone, images)
+
+
+@torch.inference_mode()
+def _in_batches(classifier: Classifier, function: Callable[[Tensor], Tensor], images: np.ndarray) -> Tensor:
+    """`function` of all `images`, of at most `INFERENCE_BATCH_SIZE` at a time, `float32 (N, D)`."""
+    size = (classifier.size, classifier.size)
+    if images.shape[1:3] != size:
+        raise ValueError(f"the classifier needs images of {size} pixels, got {images.shape[1:3]}")
+    device, outputs = next(classifier.parameters()).device, []
+    for start in range(0, len(images), INFERENCE_BATCH_SIZE):
+        batch = to_tensors({"images": images[start : start + INFERENCE_BATCH_SIZE]}, device)
+        outputs.append(function(batch["images"]).float())
+    return torch.cat(outputs)
