@@ -39,6 +39,7 @@ from helpers.models.classifier import (
     ClassifierConfig,
     hide_surroundings,
     load_classifier,
+    predict,
     predict_logits,
     predict_proba,
 )
@@ -128,8 +129,9 @@ class ClassifierEvaluation:
 
 
 def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, cfg: Config) -> pd.DataFrame:
-    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, and if
-    there is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
+    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, the
+    coverage and accuracy at the confidence threshold, the fraction of images unlike the training images, and if there
+    is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
 
     On a data set that lacks some of the classifier's classes only the scores, by the classes that both have. A
     classifier of lesions alone sees the original masks. Raises `DataError` if the file is no classifier, if it was
@@ -150,6 +152,7 @@ def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, c
         notes.append(f"left out: {others} images of {dataset.name} have none of the classifier's classes")
     predictions = predict_table(classifier, store, image_rows)
     rows = [*scores(predictions), *calibration(classifier, store, image_rows, probabilities(predictions))]
+    rows += selective(classifier, store, image_rows, predictions["group"], notes)
     generator = options.cgan or cfg.outputs / "cgan" / "checkpoint.pt"
     if options.cgan or generator.is_file():
         rows += real_against_synthetic(classifier, config, store, split, generator)
@@ -191,6 +194,30 @@ def calibration(classifier: Classifier, store: Store, rows: np.ndarray, calibrat
         "temperature": float(classifier.temperature),
     }
     return [{"measure": name, "value": value, "n": len(rows)} for name, value in values.items()]
+
+
+def selective(
+    classifier: Classifier, store: Store, rows: np.ndarray, groups: pd.Series, notes: list[str]
+) -> Iterator[dict]:
+    """Rows of the confidence threshold, of the coverage and the accuracy at it (selective classification), and of how
+    often an image is called unlike the training images. What the classifier lacks goes to `notes`."""
+    if len(rows) < 2:
+        notes.append("no coverage: an interval needs at least 2 images")
+        return
+    predictions = predict(classifier, store.images[rows])
+    if predictions.unsure is None:
+        notes.append("no coverage: the classifier has no confidence threshold")
+    else:
+        kept, correct = ~predictions.unsure, predictions.probabilities.argmax(axis=1) == store.labels[rows]
+        confidence = classifier.confidence
+        yield {"measure": "confidence_threshold", "value": confidence.threshold, "n": confidence.n}
+        yield mean_row("coverage", kept, groups)
+        if kept.sum() > 1:
+            yield mean_row("accuracy_at_coverage", correct[kept], groups[kept])
+    if predictions.unlike is None:
+        notes.append("no rate of unlike images: the classifier has no feature statistics")
+    else:
+        yield mean_row("unlike_rate", predictions.unlike, groups)
 
 
 def real_against_synthetic(

@@ -118,6 +118,7 @@ def _of_table(measure: classification.Measure) -> Callable[[pd.DataFrame, np.nda
     return measure_table
 
 
+accuracy = _of_table(classification.accuracy)
 balanced_accuracy = _of_table(classification.balanced_accuracy)
 auc = _of_table(classification.auc)
 average_precision = _of_table(classification.average_precision)
