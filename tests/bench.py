@@ -41,7 +41,8 @@ from helpers.data.layouts import ARTIFACTS, DatasetTable, open_dataset  # noqa: 
 from helpers.data.sketches import contour, structure  # noqa: E402
 from helpers.data.store import Store, StoreConfig, prepare  # noqa: E402
 from helpers.metrics import extractors  # noqa: E402
-from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, optimize_for_inference  # noqa: E402
+from helpers.metrics.extractors import FeatureExtractor, Features, optimize_for_inference  # noqa: E402
+from helpers.metrics.image_set import ImageSet  # noqa: E402
 from helpers.metrics.quality import compute_metrics, quality  # noqa: E402
 from helpers.models import trainer  # noqa: E402
 from helpers.models.classifier import Backbone, ClassifierConfig, ClassifierTask  # noqa: E402

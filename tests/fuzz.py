@@ -36,7 +36,7 @@ from helpers.data.store import StoreConfig, load_sketch
 from helpers.data.tables import read_own_table
 from helpers.data.xlsx import read_xlsx
 from helpers.experiments.evaluate_networks import read_jaccard
-from helpers.metrics.extractors import ImageSet
+from helpers.metrics.image_set import ImageSet
 from helpers.models.artifacts import read_flags, read_ids
 from helpers.models.checkpoint import read_network, read_state
 from helpers.views.predictor import check_image_header, read_drawing, read_photo

@@ -25,7 +25,7 @@ from helpers.experiments.evaluate_networks import (
     evaluate_segmenter,
     read_jaccard,
 )
-from helpers.experiments.evaluation import format_table, load_generator, mean_row, open_store, to_table
+from helpers.experiments.evaluation import format_table, load_generator, mean_row, open_store, to_page, to_table
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.prediction_tables import predict_table, score_table
 from helpers.models.artifacts import ArtifactConfig, train_artifacts
@@ -356,3 +356,18 @@ def test_evaluate_artifacts_uses_annotated_images_only(cfg, outputs, phantom_sto
     assert rates["real"].to_list() == pytest.approx(phantom_store.artifacts[rows].mean(axis=0).tolist())
     assert (table["measure"] == "average_precision").sum() == 7
     assert "of which trained on 0" in format_table(table)
+
+
+def test_to_page_shows_overall_rows_and_says_what_they_compare_with():
+    rows = [
+        {"protocol": "natural", "extractor": "pool", "compared": "synthetic", "class": "all", "measure": "kid",
+         "value": 0.02, "low": 0.01, "high": 0.03, "n": 50, "n_real": 50, "floor": 0.004},
+        {"protocol": "natural", "extractor": "pool", "compared": "floor", "class": "all", "measure": "kid",
+         "value": 0.004, "n": 50},
+        {"protocol": "natural", "extractor": "pool", "compared": "synthetic", "class": "MEL", "measure": "kid",
+         "value": 0.5, "n": 5},
+    ]  # fmt: skip
+    page = to_page(to_table(rows, ["store", "config"], ["a note"]), "x on y", ("kid",))
+    assert page.question == "How good is x on y?" and page.settings == ["store", "config"] and page.limits == ["a note"]
+    assert page.verdict == ["Kid: 0.0200 (0.0100 to 0.0300) (natural, pool, N 50, floor 0.0040)."]
+    assert len(page.table) == 2 and "MEL" not in page.table.to_string()

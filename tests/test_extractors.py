@@ -10,7 +10,6 @@ from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d
 from helpers.data.files import DataError
 from helpers.metrics.extractors import (
     FeatureExtractor,
-    ImageSet,
     Inception,
     Resized,
     available_extractors,
@@ -22,6 +21,7 @@ from helpers.metrics.extractors import (
     random_extractor,
     tensorflow_resize_matrix,
 )
+from helpers.metrics.image_set import ImageSet
 from helpers.models.classifier import (
     Backbone,
     ClassifierConfig,

@@ -13,12 +13,12 @@ from helpers.config import find_weights_file
 from helpers.metrics.extractors import (
     INCEPTION_WEIGHTS,
     FeatureExtractor,
-    ImageSet,
     Inception,
     extract_features,
     load_extractor,
     optimize_for_inference,
 )
+from helpers.metrics.image_set import ImageSet
 from helpers.metrics.quality import frechet, inception_score, kid
 
 N, SIZE = 12, 48

@@ -9,14 +9,8 @@ from factories import MeanPoolExtractor
 
 from helpers.data.files import DataError
 from helpers.metrics import quality as quality_module
-from helpers.metrics.extractors import (
-    FeatureExtractor,
-    Features,
-    ImageSet,
-    Resized,
-    extract_features,
-    optimize_for_inference,
-)
+from helpers.metrics.extractors import FeatureExtractor, Features, Resized, extract_features, optimize_for_inference
+from helpers.metrics.image_set import ImageSet
 from helpers.metrics.quality import (
     Quality,
     classifier_score,

@@ -77,6 +77,13 @@ def test_command_line_names_no_folder_of_the_machine(monkeypatch):
     assert command_line(words) == expected
 
 
+def test_command_line_names_the_data_set_once(monkeypatch):
+    monkeypatch.delenv("LESION_PROFILE", raising=False)
+    monkeypatch.setenv("LESION_DATASET", "ham10000")
+    assert command_line(["audit", "DIR"]) == "LESION_DATASET=ham10000 python -m helpers audit DIR"
+    assert command_line(["prepare", "--dataset", "isic2017"]) == "python -m helpers prepare --dataset isic2017"
+
+
 def test_commit_outside_of_git_is_unknown(tmp_path, monkeypatch):
     monkeypatch.setattr(results, "ROOT", tmp_path)
     monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))

@@ -24,7 +24,6 @@ from helpers.experiments.evaluation import Generate, load_generator, mean_row, o
 from helpers.metrics.extractors import (
     TRAINED_HERE,
     FeatureExtractor,
-    ImageSet,
     available_extractors,
     extract_array,
     load_extractor,
@@ -37,6 +36,7 @@ from helpers.metrics.fidelity import (
     sketch_dice,
     structure_correlation,
 )
+from helpers.metrics.image_set import ImageSet
 from helpers.metrics.memorization import AUTHENTICITY, memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.models.artifacts import load_artifacts, predict_artifacts

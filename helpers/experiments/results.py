@@ -106,9 +106,11 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 def command_line(arguments: Sequence[str] | None = None) -> str:
     """The command that runs now, with the environment variables that decide it; folders of this machine are `DIR`."""
-    variables = [f"{name}={os.environ[name]}" for name in ("LESION_PROFILE", "LESION_DATASET") if os.environ.get(name)]
+    arguments = sys.argv[1:] if arguments is None else arguments
+    names = ["LESION_PROFILE"] + ["LESION_DATASET"] * ("--dataset" not in arguments)
+    variables = [f"{name}={os.environ[name]}" for name in names if os.environ.get(name)]
     words, place = [], None
-    for word in sys.argv[1:] if arguments is None else arguments:
+    for word in arguments:
         option = word.partition("=")[0]
         if place:
             word = "DIR"
@@ -135,7 +137,8 @@ def machine() -> str:
     """Processor or GPU, number of cores and version of torch."""
     if torch.cuda.is_available():
         return f"{torch.cuda.get_device_name()}, torch {torch.__version__}"
-    return f"{cpu_count()} cores of {_cpu_name()}, torch {torch.__version__.partition('+')[0]}"
+    cores = cpu_count()
+    return f"{cores} core{'s' * (cores > 1)} of {_cpu_name()}, torch {torch.__version__.partition('+')[0]}"
 
 
 def _cpu_name() -> str:

@@ -24,7 +24,8 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from helpers.data.files import DataError, atomic_file
-from helpers.metrics.extractors import CLASSIFIER, INCEPTION, FeatureExtractor, Features, ImageSet, extract_features
+from helpers.metrics.extractors import CLASSIFIER, INCEPTION, FeatureExtractor, Features, extract_features
+from helpers.metrics.image_set import ImageSet
 from helpers.metrics.stats import bootstrap_weights, percentile_ci
 
 MIN_IMAGES = 10  # per set; distances of fewer images are meaningless
