@@ -41,6 +41,7 @@ COMMANDS = {
     "experiment segmenters": ("publishing:Segmenters", "which segmentation network is best?"),
     "experiment extractors": ("publishing:Extractors", "do all feature extractors say the same of a generator?"),
     "experiment kid-scale": ("publishing:KidScale", "what does a KID of 0.02, 0.1, 0.8 look like?"),
+    "results": ("publishing:Results", "write the tables of README and outputs/README from outputs/results"),
     "export": ("training:Export", "write a checkpoint as safetensors in half precision"),
     "blind-test": ("evaluation:BlindTest", "real and generated images for a reader to sort"),
     "cards": ("evaluation:Cards", "write the sample images of the model cards"),

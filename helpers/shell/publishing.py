@@ -12,14 +12,14 @@ from matplotlib.figure import Figure
 from helpers.config import display_path
 from helpers.data.files import atomic_file
 from helpers.data.store import Store
-from helpers.experiments import backbones, extractors, kid_scale, real_vs_generated, segmenters
+from helpers.experiments import backbones, extractors, headline, kid_scale, real_vs_generated, segmenters
 from helpers.experiments.evaluation import load_generator
 from helpers.experiments.results import FIGURE_DPI, Page, publish
 from helpers.experiments.runner import to_wide
 from helpers.metrics.extractors import load_extractor
 from helpers.models.gan import load_gan
 from helpers.models.trainer import TrainConfig
-from helpers.shell.base import DataCommand, Flat, find_checkpoint
+from helpers.shell.base import Command, DataCommand, Flat, find_checkpoint
 from helpers.shell.experiments import ExperimentCommand, write_csv
 from helpers.views import plots
 
@@ -183,6 +183,15 @@ class KidScale(DataCommand):
         with atomic_file(out) as temporary:
             page.figure.savefig(temporary, format="png", dpi=FIGURE_DPI, bbox_inches="tight")
         print_paths([out, *(publish("kid-scale", table, page) if self.publish else [])])
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results(Command):
+    """The tables stand between the lines `<!-- results -->` and `<!-- end of results -->`."""
+
+    def run(self) -> int:
+        print_paths(headline.write_tables())
         return 0
 
 
