@@ -53,5 +53,5 @@ badges: $(READY) ## write REPO=owner/name into config, README and notebooks
 
 clean: ## remove results, stores and the embedded sample; downloads and .venv stay
 	rm -rf data/stores data/features data/phantoms-* .pytest_cache .ruff_cache
-	find outputs -mindepth 1 -maxdepth 1 ! -name gallery ! -name .gitignore ! -name README.md -exec rm -rf {} +
+	find outputs -mindepth 1 -maxdepth 1 ! -name gallery ! -name results ! -name .gitignore ! -name README.md -exec rm -rf {} +
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

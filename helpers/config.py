@@ -1,25 +1,22 @@
 """Paths, profile, data set and seed, read from the environment in this file only. Sizes are in `presets.py`.
 
 Environment variables: `LESION_PROFILE` (one of `PROFILES`), `LESION_DATASET` (one of `DATASETS`), `LESION_DATA_ROOT`
-(folder of that data set), `LESION_WEIGHTS_DIR` (folder of pretrained weights). Relative paths start at the repository
-root.
+(folder of that data set), `LESION_WEIGHTS_DIR` (folder of pretrained weights), `LESION_KEEP` (folder that checkpoints
+and results are copied to, see `colab.py`). Relative paths start at the repository root.
 """
 
 import hashlib
 import os
-import re
-import subprocess
-import sys
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 
 # owner/name on GitHub: `make badges REPO=owner/name` changes it here, in the README and in every notebook.
 REPOSITORY = "sketch2lesion/sketch2lesion"
 
 ROOT = Path(__file__).resolve().parents[1]
-PROFILES = ("smoke", "demo", "full")
-DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders")
+PROFILES = ("smoke", "demo", "colab", "full")
+EXTERNAL = ("ph2", "derm7pt", "pad_ufes_20")  # data sets that only test what was trained on others
+DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders", *EXTERNAL)
 
 
 @dataclass(frozen=True)
@@ -35,6 +32,7 @@ class Config:
     features: Path  # cache of extracted features
     workers: int  # threads that read images
     seed: int = 0
+    keep: Path | None = None  # folder that checkpoints and results are copied to
 
 
 def get_config(dataset: str | None = None, data_root: str | Path | None = None) -> Config:
@@ -58,6 +56,7 @@ def get_config(dataset: str | None = None, data_root: str | Path | None = None) 
         released=ROOT / "data" / "released",
         features=ROOT / "data" / "features",
         workers=cpu_count(),
+        keep=ROOT / Path(keep).expanduser() if (keep := os.environ.get("LESION_KEEP")) else None,
     )
 
 
@@ -88,31 +87,6 @@ def display_path(path: str | Path) -> str:
         return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else os.path.relpath(path)
     except ValueError:
         return str(path)
-
-
-# Import names that differ from pip's, and packages that a notebook in Colab does not need or must not replace.
-IMPORT_NAMES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn"}
-NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "pytest-xdist", "playwright", "ruff"}
-
-
-def missing_requirements() -> list[str]:
-    """Lines of requirements.txt whose package cannot be imported.
-
-    Never torch, torchvision or numpy: Colab's builds match its GPU and its other packages, and replacing them breaks
-    the running session.
-    """
-    requirements = (ROOT / "requirements.txt").read_text(encoding="utf-8")
-    lines = [line.split("#")[0].strip() for line in requirements.splitlines()]
-    names = {line: re.split(r"[<>=!~;\[ ]", line)[0] for line in lines if line}
-    modules = {line: IMPORT_NAMES.get(name, name.replace("-", "_")) for line, name in names.items()}
-    return [line for line, module in modules.items() if names[line] not in NOT_IN_COLAB and find_spec(module) is None]
-
-
-def install_missing() -> None:
-    """Install `missing_requirements` with pip and print their names; print nothing if none is missing."""
-    if missing := missing_requirements():
-        print("installing", ", ".join(missing))
-        subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", *missing], check=True)
 
 
 def cpu_count() -> int:

@@ -26,33 +26,39 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from helpers.config import REPOSITORY, cpu_count, get_config  # noqa: E402
+from helpers.config import REPOSITORY, cpu_count, get_config
 
 FIRST = ("01", "02", "03", "05")  # they write stores, generator and classifier
 
 # Figures of the README, copied when notebooks are executed for committing.
 GALLERY = ("01_examples.png", "02_structure.png")
+# What Colab reads: a notebook that trains asks for a GPU.
+GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
+# Seconds that a cell may take, by profile; a GPU of `full` trains for hours.
+CELL_SECONDS = {"smoke": 180, "demo": 3600, "colab": 3600, "full": 24 * 3600}
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 SETUP = """\
-# Setup: Colab fetches the repository once and installs what is missing; elsewhere nothing happens.
+# Setup. In Colab: choose here, then Runtime > Run all. Environment variables win over these fields.
+data = "sample"  # @param ["sample", "isic2016", "isic2017", "ham10000"]
+profile = "demo"  # @param ["demo", "colab", "full"]
+keep_on_drive = False  # @param {{type: "boolean"}}
 import os
 import subprocess
 import sys
 
-repository = "{repository}"
-root = os.path.abspath("..")
-if "google.colab" in sys.modules:
-    root = os.path.abspath(repository.split("/")[1])
-    if not os.path.isdir(root):
-        address = os.environ.get("LESION_REPOSITORY", f"https://github.com/{{repository}}")
-        subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, root], check=True)
+os.environ.setdefault("LESION_DATASET", data.replace("sample", "phantoms"))
+os.environ.setdefault("LESION_PROFILE", profile)
+root = os.path.abspath("{name}" if "google.colab" in sys.modules else "..")
+if not os.path.isdir(root):
+    address = os.environ.get("LESION_REPOSITORY", "https://github.com/{repository}")
+    subprocess.run(["git", "clone", "--quiet", "--depth", "1", address, root], check=True)
 if sys.path[0] != root:
     sys.path.insert(0, root)
 if "google.colab" in sys.modules:
-    from helpers.config import install_missing
+    from helpers.colab import setup
 
-    install_missing()"""
+    setup(keep_on_drive)"""
 
 # ---------------------------------------------------------------------------------------------------------- execution
 
@@ -64,7 +70,7 @@ def execute(path: Path, label: str, threads: int) -> tuple[nbformat.NotebookNode
     bar = tqdm(total=num_cells, desc=label, unit="cell", leave=False, file=sys.stdout)
     client = NotebookClient(
         notebook,
-        timeout=3600,
+        timeout=CELL_SECONDS[get_config().profile],
         extra_arguments=["--log-level=ERROR"],
         resources={"metadata": {"path": str(path.parent)}},
         on_cell_executed=lambda **_: bar.update(),
@@ -80,7 +86,8 @@ def execute(path: Path, label: str, threads: int) -> tuple[nbformat.NotebookNode
 
 def clean_metadata(notebook: nbformat.NotebookNode) -> nbformat.NotebookNode:
     """Remove times, the machine's kernel and progress bars, so that a commit shows changes of content only."""
-    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    kept = {name: notebook.metadata[name] for name in GPU if name in notebook.metadata}
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}} | kept
     for cell in notebook.cells:
         cell.metadata = {}
         if cell.cell_type == "code":
@@ -145,7 +152,7 @@ def run_notebooks(mode: str, paths: list[Path]) -> int:
 
 def setup_cell(repository: str) -> str:
     """Source of the setup cell of every notebook."""
-    return SETUP.format(repository=repository)
+    return SETUP.format(repository=repository, name=repository.split("/")[1])
 
 
 def badge(repository: str, notebook: str) -> str:

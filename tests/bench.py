@@ -36,11 +36,13 @@ from factories import random_inception  # noqa: E402
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402
 from helpers.data.batches import ImageSource, labeled_batches  # noqa: E402
+from helpers.data.deform import hand_drawn  # noqa: E402
 from helpers.data.layouts import ARTIFACTS, DatasetTable, open_dataset  # noqa: E402
-from helpers.data.sketches import contour, hand_drawn, structure  # noqa: E402
+from helpers.data.sketches import contour, structure  # noqa: E402
 from helpers.data.store import Store, StoreConfig, prepare  # noqa: E402
 from helpers.metrics import extractors  # noqa: E402
-from helpers.metrics.extractors import FeatureExtractor, Features, ImageSet, optimize_for_inference  # noqa: E402
+from helpers.metrics.extractors import FeatureExtractor, Features, optimize_for_inference  # noqa: E402
+from helpers.metrics.image_set import ImageSet  # noqa: E402
 from helpers.metrics.quality import compute_metrics, quality  # noqa: E402
 from helpers.models import trainer  # noqa: E402
 from helpers.models.classifier import Backbone, ClassifierConfig, ClassifierTask  # noqa: E402

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from helpers.config import IMPORT_NAMES, ROOT, default_root, display_path, find_weights_file, get_config
+from helpers.colab import IMPORT_NAMES
+from helpers.config import ROOT, default_root, display_path, find_weights_file, get_config
 
 
 @pytest.fixture(autouse=True)
@@ -95,8 +96,18 @@ def test_display_path_is_relative_to_the_repository_or_working_directory(tmp_pat
 
 
 # Imported packages that others of requirements.txt bring along, and optional ones.
-BROUGHT_ALONG = {"IPython", "nbclient", "nbconvert", "nbformat", "gradio_client", "httpx", "fastapi", "starlette"}
-OPTIONAL = {"pillow_heif"}
+BROUGHT_ALONG = {
+    "IPython",
+    "nbclient",
+    "nbconvert",
+    "nbformat",
+    "gradio_client",
+    "httpx",
+    "fastapi",
+    "starlette",
+    "yaml",
+}
+OPTIONAL = {"google", "pillow_heif", "isic_challenge_scoring"}  # google: Colab's own
 
 
 def packages(file: str) -> list[str]:

@@ -1,11 +1,14 @@
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MeanPoolExtractor, folders, isic2016
+from factories import MeanPoolExtractor, derm7pt, folders, isic2016, isic2017, pad_ufes_20, ph2
+from PIL import Image
 
 from helpers.config import ROOT, Config
 from helpers.data.files import DataError
@@ -22,7 +25,7 @@ from helpers.experiments.evaluate_networks import (
     evaluate_segmenter,
     read_jaccard,
 )
-from helpers.experiments.evaluation import format_table, load_generator, mean_row, open_store, to_table
+from helpers.experiments.evaluation import format_table, load_generator, mean_row, open_store, to_page, to_table
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.prediction_tables import predict_table, score_table
 from helpers.models.artifacts import ArtifactConfig, train_artifacts
@@ -164,6 +167,42 @@ def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, out
             "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
 
 
+def test_evaluate_generator_trained_on_the_split_raises(cfg, phantom_store, extractor, tmp_path):
+    config = GANConfig(64, tuple(phantom_store.classes), base_channels=8)
+    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4), phantom_store.rows("val", ["sketch", "label"]))
+    with pytest.raises(DataError, match=r"was trained on the lesions of \d+ images that are held out in phantoms"):
+        evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation(), cfg)
+    assert len(evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation("test"), cfg))
+
+
+def test_evaluate_generator_extractor_option_and_authenticity_are_explained(cfg, outputs, monkeypatch):
+    loaded = FeatureExtractor("skin", MeanPoolExtractor())
+    monkeypatch.setattr(generator_module, "load_extractor", lambda name: {"skin": loaded}[name])
+    monkeypatch.setattr(generator_module, "DIVERSITY_SKETCHES", 4)
+    options = GeneratorEvaluation(extractor="skin", infinity=True)
+    table = evaluate_generator(outputs / "cgan" / "checkpoint.pt", options, cfg)
+    assert set(table["extractor"].dropna()) == {"skin", "pixels"}
+    assert sum(note.startswith("authenticity: the fraction of images") for note in table.attrs["notes"]) == 1
+    assert any("no fd_infinity: the extrapolation needs 100 images" in note for note in table.attrs["notes"])
+
+
+@pytest.mark.parametrize(("name", "source"), [("pool", "train"), ("skin", "test"), ("classifier", "test")])
+def test_distances_floor_of_extractors_trained_here_is_held_out(phantom_store, tmp_path, monkeypatch, name, source):
+    def record(store, split: str, *rest) -> np.ndarray:
+        splits.append(split)
+        return sample_rows(store, split, *rest)
+
+    generated = generator_module.sample_images(lambda batch, seed: batch["images"], phantom_store, "val", "natural")
+    splits = []
+    monkeypatch.setattr(generator_module, "sample_rows", record)
+    num_logits = 4 if name == "classifier" else 0
+    rows = generator_module.distances(generated, [FeatureExtractor(name, MeanPoolExtractor(), num_logits)], tmp_path,
+                                      [], by_class=False)  # fmt: skip
+    assert splits == [source] and {row["class"] for row in rows} == {"all"}
+    scores = [row for row in rows if row["measure"] == "classifier_score" and row["compared"] == "synthetic"]
+    assert len(scores) == (name == "classifier") and all(row["floor"] >= 1 for row in scores)
+
+
 def test_evaluate_generator_of_a_dcgan_has_no_measure_of_sketches(cfg, phantom_store, extractor, tmp_path):
     config = dcgan_config(64, classes=tuple(phantom_store.classes), base_channels=8)
     train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))
@@ -236,12 +275,76 @@ def test_evaluate_classifier_has_scores_calibration_and_gap(cfg, outputs, phanto
     assert {"calibration_error", "calibration_error_before", "balanced_label_accuracy"} < set(table.index)
 
 
-def test_evaluate_classifier_across_data_sets_uses_shared_classes(cfg, outputs, tmp_path):
-    options = ClassifierEvaluation("test", across="isic2016", across_root=isic2016(tmp_path, 6))
+def other_set(cfg: Config, name: str, folder: Path) -> Config:
+    return replace(cfg, dataset=name, data_root=folder)
+
+
+def test_evaluate_classifier_on_another_data_set_scores_shared_classes_and_says_what_is_left_out(
+    cfg, outputs, tmp_path
+):
+    root = derm7pt(tmp_path)
+    (root / "meta/meta.csv").write_text((root / "meta/meta.csv").read_text().replace("1,clark nevus", "1,wart", 1))
+    table = evaluate_classifier(
+        outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation(), other_set(cfg, "derm7pt", root)
+    )
+    recalls = table[table["measure"] == "recall"].set_index("class")
+    assert recalls["n"].to_dict() == {"MEL": 2, "NV": 1, "BKL": 2}, "every image, whatever its split"
+    text = format_table(table)
+    assert "MEL (melanoma (in situ)), NV (clark nevus), BCC (no image)" in text and "BKL (seborrheic keratosis)" in text
+    assert "left out: 2 images of other diagnoses (lentigo 2)" in text
+    assert "left out: 1 of 8 images have no label" in text and "have an unknown label in meta.csv ('wart')" in text
+    assert set(table["measure"]) == {"balanced_accuracy", "accuracy", "auc", "average_precision", "recall"}
+
+
+def test_evaluate_classifier_on_a_split_of_another_data_set(cfg, outputs, tmp_path):
+    config = other_set(cfg, "isic2017", isic2017(tmp_path))
+    table = evaluate_classifier(outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation("test"), config)
+    recalls = table[table["measure"] == "recall"].set_index("class")
+    assert recalls["n"].to_dict() == {"MEL": 2, "NV": 2, "BKL": 2}
+
+
+def test_evaluate_classifier_of_too_few_shared_classes_raises(cfg, outputs, tmp_path):
     with pytest.raises(DataError, match="must share at least two classes"):
-        evaluate_classifier(outputs / "classifier" / "checkpoint.pt", options, cfg)
-    with pytest.raises(ValueError, match=r"the data set must be one of phantoms, .*, got 'isic'"):
-        evaluate_classifier(outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation(across="isic"), cfg)
+        evaluate_classifier(
+            outputs / "classifier" / "checkpoint.pt",
+            ClassifierEvaluation("test"),
+            other_set(cfg, "isic2016", isic2016(tmp_path, 6)),
+        )
+
+
+def test_evaluate_classifier_with_a_training_image_in_the_other_set_raises(cfg, outputs, phantom_store, tmp_path):
+    """Under another name, in another data set."""
+    path = phantom_store.table["path"][phantom_store.rows("train", ["label"])[0]]
+    copy = ph2(tmp_path) / "PH2 Dataset images/IMD002/IMD002_Dermoscopic_Image/IMD002.bmp"
+    copy.unlink()
+    shutil.copyfile(path, copy.with_suffix(Path(path).suffix))
+    Image.open(path).convert("L").point(lambda x: 255 * (x < 100)).save(
+        tmp_path / "PH2 Dataset images/IMD002/IMD002_lesion/IMD002_lesion.bmp"
+    )
+    for evaluate, options in (
+        (evaluate_classifier, ClassifierEvaluation()),
+        (evaluate_segmenter, SegmenterEvaluation()),
+    ):
+        name = evaluate.__name__.removeprefix("evaluate_")
+        with pytest.raises(DataError, match=rf"1 test images are in the {name}'s training set \(IMD002\)"):
+            evaluate(outputs / name / "checkpoint.pt", options, other_set(cfg, "ph2", tmp_path))
+
+
+def test_evaluate_segmenter_on_ph2_uses_every_image_with_a_mask(cfg, outputs, tmp_path):
+    shutil.rmtree(ph2(tmp_path) / "PH2 Dataset images/IMD061/IMD061_lesion")
+    table = evaluate_segmenter(
+        outputs / "segmenter" / "checkpoint.pt", SegmenterEvaluation(), other_set(cfg, "ph2", tmp_path)
+    )
+    assert table.loc[table["measure"] == "dice", "n"].to_list() == [5]
+    by_class = table.dropna(subset="class").set_index("class")["n"]
+    assert by_class.to_dict() == {"common nevus": 2, "atypical nevus": 2, "melanoma": 1}
+    assert "all, N 5" in format_table(table) and "left out: 1 of 6 images have no mask" in format_table(table)
+
+
+def test_evaluate_segmenter_without_masks_raises(cfg, outputs, tmp_path):
+    with pytest.raises(DataError, match="pad_ufes_20 has no images with a mask in all"):
+        config = other_set(cfg, "pad_ufes_20", pad_ufes_20(tmp_path))
+        evaluate_segmenter(outputs / "segmenter" / "checkpoint.pt", SegmenterEvaluation(), config)
 
 
 def test_evaluate_artifacts_uses_annotated_images_only(cfg, outputs, phantom_store):
@@ -253,3 +356,18 @@ def test_evaluate_artifacts_uses_annotated_images_only(cfg, outputs, phantom_sto
     assert rates["real"].to_list() == pytest.approx(phantom_store.artifacts[rows].mean(axis=0).tolist())
     assert (table["measure"] == "average_precision").sum() == 7
     assert "of which trained on 0" in format_table(table)
+
+
+def test_to_page_shows_overall_rows_and_says_what_they_compare_with():
+    rows = [
+        {"protocol": "natural", "extractor": "pool", "compared": "synthetic", "class": "all", "measure": "kid",
+         "value": 0.02, "low": 0.01, "high": 0.03, "n": 50, "n_real": 50, "floor": 0.004},
+        {"protocol": "natural", "extractor": "pool", "compared": "floor", "class": "all", "measure": "kid",
+         "value": 0.004, "n": 50},
+        {"protocol": "natural", "extractor": "pool", "compared": "synthetic", "class": "MEL", "measure": "kid",
+         "value": 0.5, "n": 5},
+    ]  # fmt: skip
+    page = to_page(to_table(rows, ["store", "config"], ["a note"]), "x on y", ("kid",))
+    assert page.question == "How good is x on y?" and page.settings == ["store", "config"] and page.limits == ["a note"]
+    assert page.verdict == ["Kid: 0.0200 (0.0100 to 0.0300) (natural, pool, N 50, floor 0.0040)."]
+    assert len(page.table) == 2 and "MEL" not in page.table.to_string()

@@ -10,7 +10,8 @@ from torch import nn
 
 from helpers.data.files import DataError
 from helpers.data.store import Store, StoreConfig
-from helpers.models.gan import GAN, GANConfig, d4_augment, dcgan_config, fit_style, load_gan, train_gan
+from helpers.models.augment import d4_augment
+from helpers.models.gan import GAN, GANConfig, dcgan_config, fit_style, load_gan, train_gan
 from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
 
@@ -71,7 +72,7 @@ def test_training_step_updates_every_network_with_its_own_loss_only():
     backward = RecordingBackward(task.networks)
     losses = task.training_step(random_batch(), 0, backward)
     assert set(losses) == {
-        "loss_d", "loss_g", "real_score", "fake_score", "feature_matching", "l1", "texture", "kl"
+        "loss_d", "loss_g", "real_score", "fake_score", "feature_matching", "l1", "texture", "kl", "diversity"
     }  # fmt: skip
     assert all(math.isfinite(loss.item()) for loss in losses.values())
     for name, network in task.networks.items():
@@ -88,11 +89,13 @@ def test_training_step_projected_updates_heads_and_keeps_the_feature_network():
     task = GAN(replace(SMALL, projected=True))
     discriminator = task.networks["discriminator"]
     fixed = copy.deepcopy(discriminator.feature_network.state_dict())
-    heads = [weight.clone() for weight in discriminator.heads.parameters()]
+    # The hinge loss's gradients of real and fake images may cancel in a bias.
+    weights = [w for name, w in discriminator.heads.named_parameters() if not name.endswith("bias")]
+    heads = [weight.clone() for weight in weights]
     task.training_step(random_batch(), 0, RecordingBackward(task.networks))
     assert all(torch.equal(w, fixed[name]) for name, w in discriminator.feature_network.state_dict().items())
     assert not any(weight.requires_grad for weight in discriminator.feature_network.parameters())
-    assert all(not torch.equal(a, b) for a, b in zip(heads, discriminator.heads.parameters(), strict=True))
+    assert all(not torch.equal(a, b) for a, b in zip(heads, weights, strict=True))
 
 
 def test_training_step_learning_rate_is_that_of_step_and_progress():
@@ -102,6 +105,29 @@ def test_training_step_learning_rate_is_that_of_step_and_progress():
         task.training_step(random_batch(), step, lambda loss: loss.backward())
         rates = [optimizer.param_groups[0]["lr"] for optimizer in task.optimizers.values()]
         assert rates == pytest.approx([expected * SMALL.lr] * 2)
+
+
+def test_generate_pairs_share_sketches_and_differ_in_latents():
+    gan = GAN(SMALL)
+    batch = random_batch() | {"sketch_maps": torch.rand(4, 2, 64, 64)}
+    latents = torch.randn(4, SMALL.z_dim + SMALL.code_channels * 64)
+    fake, (first, second, maps) = gan.generate_pairs(batch, latents)
+    assert fake.shape == (4, 3, 64, 64) and torch.equal(first, fake[3:]) and torch.equal(maps, batch["sketch_maps"][3:])
+    assert second.shape == first.shape and not torch.allclose(first, second)
+    fake, pairs = GAN(replace(SMALL, lambda_diversity=0.0)).generate_pairs(batch, latents)
+    assert fake.shape == (4, 3, 64, 64) and pairs is None
+
+
+def test_diversity_loss_lowers_the_structure_correlation():
+    torch.manual_seed(0)
+    only = dict.fromkeys(("lambda_gan", "lambda_l1", "lambda_texture", "lambda_kl", "lambda_feat"), 0.0)
+    gan = GAN(replace(SMALL, **only, lambda_diversity=1.0, d4_augment=False, lr=2e-3))
+    batch = random_batch() | {"sketches": torch.zeros(4, 1, 64, 64)}
+    batch["sketches"][..., 12:52, 12:52] = 1
+    batch["sketches"][..., 14:50, 14:50] = 0
+    losses = [gan.training_step(batch, step, torch.Tensor.backward)["diversity"] for step in range(1, 40)]
+    values = [loss.item() for loss in losses]
+    assert sum(values[-10:]) < 0.5 * sum(values[:10])
 
 
 def test_loss_weights_l1_falls_to_its_floor_in_the_first_half_of_the_run():

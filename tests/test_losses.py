@@ -11,6 +11,7 @@ from helpers.models.losses import (
     kl_divergence,
     log_gradient_energy,
     r1_penalty,
+    structure_correlation,
     texture_loss,
 )
 
@@ -75,3 +76,31 @@ def test_log_gradient_energy_checkerboard_has_known_values():
     assert horizontal_vertical == pytest.approx([math.log(0.2)] * 32, abs=1e-3), "neighbors differ by 0.2"
     assert energy[0, [1, 2, 4, 5]].max() < math.log(0.01), "no color differences in gray"
     assert energy[0, [6, 9]].max() < math.log(0.01), "equal values along the diagonals"
+
+
+def square_maps(count: int) -> torch.Tensor:
+    """Sketch maps of a square outline of 80 pixels in 128."""
+    lines, inside = torch.zeros(count, 1, 128, 128), torch.zeros(count, 1, 128, 128)
+    lines[..., 24:104, 24:104] = inside[..., 24:104, 24:104] = 1
+    lines[..., 26:102, 26:102] = 0
+    return torch.cat([lines, inside], dim=1)
+
+
+def test_structure_correlation_known_pairs_have_known_values():
+    image, other = torch.randn(2, 3, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    maps = square_maps(3)
+    assert torch.allclose(structure_correlation(image, image, maps), torch.ones(3), atol=1e-3)
+    assert torch.allclose(structure_correlation(image, -image, maps), -torch.ones(3), atol=1e-3)
+    assert structure_correlation(image, other, maps).abs().max() < 0.2
+    brighter = 0.5 * image + 0.2
+    assert torch.allclose(structure_correlation(image, brighter, maps), torch.ones(3), atol=1e-3), (
+        "tone is no structure"
+    )
+
+
+def test_structure_correlation_looks_inside_the_outline_only():
+    image, other = torch.randn(2, 1, 3, 128, 128, generator=torch.Generator().manual_seed(1))
+    maps = square_maps(1)
+    outside = torch.where(maps[:, 1:] > 0, image, other)
+    assert structure_correlation(image, outside, maps) > 0.95
+    assert structure_correlation(image, image, torch.zeros_like(maps)) == 0, "nothing is enclosed"

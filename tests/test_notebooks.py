@@ -10,8 +10,7 @@ import nbformat
 import pytest
 from factories import own_images
 
-import helpers.config
-from helpers.config import REPOSITORY, ROOT, install_missing, missing_requirements
+from helpers.config import REPOSITORY, ROOT
 from notebooks.run import badge, setup_cell, write_badges, write_notebook
 
 PATHS = sorted((ROOT / "notebooks").glob("[0-9]*.ipynb"))
@@ -156,23 +155,6 @@ def test_setup_cell_outside_colab_prints_nothing(tmp_path):
     script = "import sys\nfor _ in range(2): exec(open(sys.argv[1]).read())\nimport helpers\nprint(helpers.__file__)"
     lines = run_setup(tmp_path, script, ROOT / "notebooks")
     assert lines == [str(ROOT / "helpers" / "__init__.py"), ""]
-
-
-def test_install_missing_installs_missing_packages_but_never_torch(monkeypatch, capsys):
-    commands = []
-    monkeypatch.setattr(helpers.config.subprocess, "run", lambda command, check: commands.append(command))
-    assert missing_requirements() == []
-    install_missing()
-    assert commands == [] and capsys.readouterr().out == ""
-    monkeypatch.setattr(helpers.config, "find_spec", lambda name: None)
-    missing = missing_requirements()
-    names = {re.split("[<>=]", line)[0] for line in missing}
-    assert {"opencv-python-headless", "scikit-learn", "tqdm"} <= names
-    assert not names & {"torch", "torchvision", "numpy", "jupyter", "ruff"}
-    monkeypatch.setattr(helpers.config, "find_spec", lambda name: None if name == "cv2" else name)
-    install_missing()
-    assert commands == [[sys.executable, "-m", "pip", "install", "--quiet", *missing_requirements()]]
-    assert missing_requirements()[0].startswith("opencv-python-headless")
 
 
 # ------------------------------------------------------------------------------------------------------- badges

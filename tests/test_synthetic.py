@@ -1,6 +1,10 @@
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.sketches import contour, fill
 from helpers.data.store import StoreConfig
@@ -9,10 +13,13 @@ from helpers.experiments.synthetic import (
     blended_images,
     cgan_images,
     dcgan_images,
+    ensure_generator,
+    fits,
     new_sketch,
     sample_balanced,
     small_lesions,
 )
+from helpers.models.checkpoint import export_weights
 from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.trainer import TrainConfig
 
@@ -35,6 +42,30 @@ def test_cgan_images_have_new_masks_and_depend_on_the_seed(checkpoint, phantom_s
     same, other = (cgan_images(checkpoint, phantom_store, rows, 12, seed) for seed in (0, 1))
     assert np.array_equal(source.images, same.images) and np.array_equal(source.masks, same.masks)
     assert not np.array_equal(source.masks, other.masks)
+
+
+def test_ensure_generator_takes_the_released_one_of_this_data_set(checkpoint, phantom_store, tmp_path, capsys):
+    cfg = replace(get_config(), outputs=tmp_path / "outputs", released=tmp_path / "released")
+    cfg.released.mkdir()
+    released = export_weights(checkpoint, cfg.released / "cgan.safetensors")
+    config = GANConfig(64, base_channels=8)
+    assert ensure_generator(phantom_store, config, TrainConfig(1, 4), cfg) == released
+    assert "generator: " in capsys.readouterr().out and not cfg.outputs.exists()
+    shutil.copytree(checkpoint.parent, cfg.outputs / "cgan")
+    own = ensure_generator(phantom_store, config, TrainConfig(2, 4), cfg)
+    assert own == cfg.outputs / "cgan" / "checkpoint.pt"
+
+
+def test_ensure_generator_trains_one_if_the_released_saw_held_out_images(phantom_store, tmp_path):
+    cfg = replace(get_config(), outputs=tmp_path / "outputs", released=tmp_path / "released")
+    cfg.released.mkdir()
+    config = GANConfig(64, base_channels=8)
+    train_gan(phantom_store, config, tmp_path / "leaky", TrainConfig(1, 4), rows=phantom_store.rows("test", ["sketch"]))
+    released = export_weights(tmp_path / "leaky/checkpoint.pt", cfg.released / "cgan.safetensors")
+    assert not fits(released, phantom_store, 64)
+    own = ensure_generator(phantom_store, config, TrainConfig(1, 4), cfg)
+    assert own.is_file() and own != released
+    assert fits(own, phantom_store, 64) and not fits(own, phantom_store, 128)
 
 
 def test_cgan_images_of_a_network_with_other_classes_raise(checkpoint, phantom_store, monkeypatch):

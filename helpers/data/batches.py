@@ -5,8 +5,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from helpers.data.deform import hand_drawn
 from helpers.data.files import DataError
-from helpers.data.sketches import hand_drawn
 from helpers.data.store import Store
 
 
@@ -109,6 +109,19 @@ def pair_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> 
         ]
         return to_tensors({name: np.stack([getattr(source, name)[row] for source, row in sampled])
                            for name in ("images", "masks")})  # fmt: skip
+
+    return get_batch
+
+
+def image_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> Callable[[int, int], dict]:
+    """`get_batch(step, rank)` for the training loop, with images; all rows of all sources are equally likely, and none
+    comes twice in a batch if there are enough. The same seed, step and rank give the same batch."""
+    rows = [(source, row) for source in sources for row in source.rows]
+
+    def get_batch(step: int, rank: int) -> dict:
+        rng = np.random.default_rng([seed, step, rank])
+        sampled = rng.choice(len(rows), batch_size, replace=len(rows) < batch_size)
+        return to_tensors({"images": np.stack([source.images[row] for source, row in (rows[k] for k in sampled)])})
 
     return get_batch
 

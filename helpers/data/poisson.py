@@ -7,7 +7,7 @@ al., arXiv 2305.12621) blends lesions onto the skin of 3D body meshes.
 import cv2
 import numpy as np
 
-from helpers.data.sketches import deformation
+from helpers.data.deform import deformation
 
 
 def blend(

@@ -1,8 +1,8 @@
 """Image and mask, or a user's drawing -> sketch: white lines (255) on black (0), `uint8 (H, W)`.
 
 Styles: `contour` is the outline of the mask, as in the course's data set; `structure` adds edges inside the lesion.
-`hand_drawn` imitates drawing by hand, `deform` makes new lesion shapes, `parse_drawing` reads what a user drew. Lengths
-are fractions of the shorter side, so a sketch looks the same at every resolution.
+`parse_drawing` reads what a user drew; `deform.py` makes new sketches. Lengths are fractions of the shorter side, so a
+sketch looks the same at every resolution.
 """
 
 from functools import cache
@@ -180,77 +180,6 @@ def canny(gray: np.ndarray, sigma: float = 1 / 80) -> np.ndarray:
     magnitude = np.abs(grad_x.astype(np.float32)) + np.abs(grad_y)
     high = max(float(np.quantile(magnitude, 0.93)), 24.0)
     return cv2.Canny(grad_x, grad_y, 0.5 * high, high)
-
-
-# ------------------------------------------------------------------------------------------- hand-drawn and deformed
-
-
-def hand_drawn(lines: np.ndarray, rng: np.random.Generator, strength: float = 1.0) -> np.ndarray:
-    """A sketch `uint8 (H, W)` in {0, 255} as if drawn by hand: lines displaced, of varying width and with gaps.
-
-    `strength` scales the displacement; 0 returns an unchanged copy.
-    """
-    if strength <= 0:
-        return lines.copy()
-    side = min(lines.shape)
-    displacement = sum(_smooth_noise(lines.shape, cells, rng) * size for cells, size in ((4, 0.012), (10, 0.006)))
-    moved = _warp(lines, _identity(lines.shape) + strength * side * displacement.astype(np.float32))
-    thick = cv2.dilate(moved, cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (3, 3)))
-    thin = cv2.erode(moved, np.ones((2, 2), np.uint8)) if stroke_width(lines.shape) > 1 else moved
-    pressure, lift = _smooth_noise(lines.shape, 6, rng).transpose(2, 0, 1)
-    stroke = np.where(pressure > 0.7, thick, np.where(pressure < -0.7, thin, moved))
-    # Gaps where the second noise field peaks, as if the pen was lifted: a few along a closed outline.
-    return stroke * (lift < 2.2 - 0.5 * min(strength, 1.0)).astype(np.uint8)
-
-
-def deform(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A new lesion shape: mask `(H, W)` in {0, 1} under a random `deformation`. Its `contour` is a new sketch.
-
-    A lesion that is cut off by the image border is extended with the border's pixels.
-    """
-    return _warp(mask, deformation(mask, rng), cv2.BORDER_REPLICATE)
-
-
-def deform_sketch(lines: np.ndarray, mask: np.ndarray, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
-    """A sketch `uint8 (H, W)` in {0, 255} and the mask of its lesion under one random `deformation`: a new sketch for
-    images without a mask (zeros), or with lines inside the lesion."""
-    grid = deformation(mask, rng)
-    return _warp(lines, grid), _warp(mask, grid, cv2.BORDER_REPLICATE)
-
-
-def deformation(mask: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A random rotation, scaling, flip and smooth warp about the centroid of mask `(H, W)` in {0, 1}.
-
-    Returns the source position (x, y) of every pixel, `float32 (H, W, 2)`, for `cv2.remap`.
-    """
-    side = min(mask.shape)
-    rows, columns = np.nonzero(mask if mask.any() else np.ones_like(mask))
-    center = np.array([columns.mean(), rows.mean()])
-    angle, scale = rng.uniform(-np.pi, np.pi), np.exp(rng.uniform(-0.2, 0.2))
-    flip = np.diag([rng.choice([-1.0, 1.0]), 1.0])
-    matrix = flip @ np.array([[np.cos(angle), -np.sin(angle)], [np.sin(angle), np.cos(angle)]]) / scale
-    displacement = sum(_smooth_noise(mask.shape, cells, rng) * size for cells, size in ((3, 0.022), (6, 0.006)))
-    grid = (_identity(mask.shape) - center) @ matrix.T + center + side * displacement
-    return grid.astype(np.float32)
-
-
-def _smooth_noise(shape: tuple[int, ...], cells: int, rng: np.random.Generator) -> np.ndarray:
-    """Smooth Gaussian noise `float32 (H, W, 2)` of unit variance, with about `cells` random values along a side."""
-    coarse = rng.standard_normal((cells + 3, cells + 3, 2)).astype(np.float32)
-    fine = cv2.resize(coarse, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
-    return fine / max(float(fine.std()), 1e-6)
-
-
-def _identity(shape: tuple[int, ...]) -> np.ndarray:
-    """Position (x, y) of every pixel, `float32 (H, W, 2)`."""
-    return np.stack(np.meshgrid(np.arange(shape[1]), np.arange(shape[0])), axis=-1).astype(np.float32)
-
-
-def _warp(image: np.ndarray, grid: np.ndarray, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
-    """Warp a two-valued `image (H, W)`; thresholded at 40 %, not 50 %, of its maximum, so that thin lines survive."""
-    peak = int(image.max())
-    warped = cv2.remap(image, grid, None, cv2.INTER_LINEAR, borderMode=border)
-    return np.where(warped > 0.4 * peak, peak, 0).astype(np.uint8)
 
 
 # ------------------------------------------------------------------------------------------------- drawings of a user

@@ -14,6 +14,7 @@ from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.store import Store, StoreConfig, prepare
+from helpers.experiments.results import MAX_SETTINGS, Page
 from helpers.metrics.stats import bootstrap_ci, paired_difference
 from helpers.models.gan import GANConfig, load_gan
 from helpers.models.sampling import sample_batch
@@ -94,6 +95,29 @@ def format_table(table: pd.DataFrame) -> str:
         if not is_distance.all():
             blocks.append(_to_text(part.loc[~is_distance, list(PRINTED)]))
     return "\n".join([*blocks, *(f"! {note}" for note in notes)])
+
+
+def to_page(table: pd.DataFrame, name: str, measures: Sequence[str]) -> Page:
+    """Page of a table of `to_table`: its overall rows, and of `measures` a sentence each."""
+    header, notes = table.attrs["header"], table.attrs["notes"]
+    overall = table[table.get("class", pd.Series("all", table.index)).isin(["all", None, np.nan])]
+    shown = overall.reindex(columns=list(COLUMNS)).assign(value=[_interval(row) for row in overall.itertuples()])
+    shown = shown[["protocol", *PRINTED[:1], *PRINTED[2:]]].dropna(axis=1, how="all").astype(object)
+    shown = shown.map(lambda x: "" if pd.isna(x) else _number(x) if isinstance(x, float) else x)
+    return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, sentences(overall, measures), notes)
+
+
+def sentences(table: pd.DataFrame, measures: Sequence[str]) -> list[str]:
+    """For every row of these measures, without floors and ceilings: value, interval, N, and what it compares with."""
+    lines = []
+    for row in table.reindex(columns=list(COLUMNS)).itertuples():
+        if row.measure not in measures or row.compared in ("floor", "blurred", "other class", "real"):
+            continue
+        facts = [row.protocol, row.extractor, f"N {row.n}"]
+        facts += [f"{k} {_number(getattr(row, k))}" for k in ("floor", "real", "majority") if pd.notna(getattr(row, k))]
+        details = ", ".join(str(fact) for fact in facts if pd.notna(fact))
+        lines.append(f"{row.measure.replace('_', ' ').capitalize()}: {_interval(row)} ({details}).")
+    return lines
 
 
 def _a_line_per_comparison(rows: pd.DataFrame) -> pd.DataFrame:

@@ -10,14 +10,18 @@ from typing import Any
 
 import numpy as np
 
+from helpers.config import Config, display_path
 from helpers.data.batches import ImageSource
+from helpers.data.deform import deform, deform_sketch
 from helpers.data.files import DataError
 from helpers.data.poisson import blend, remove_lesion
-from helpers.data.sketches import contour, deform, deform_sketch, fill
+from helpers.data.sketches import contour, fill
 from helpers.data.store import Store
 from helpers.experiments.runner import fraction_of_rows
-from helpers.models.gan import load_gan, train_gan
+from helpers.models.checkpoint import read_checkpoint
+from helpers.models.gan import GANConfig, load_gan, train_gan
 from helpers.models.sampling import sample, sample_batch
+from helpers.models.trainer import TrainConfig
 
 MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
 NO_AUGMENTATION = {"color_jitter": 0.0, "translate": 0.0, "scale": 0.0}  # fields of classifier and segmenter configs
@@ -57,6 +61,28 @@ def training_sources(
         return [real] * arm.real + ([synthetic(fraction, seed)] if arm.synthetic else [])
 
     return sources
+
+
+def ensure_generator(store: Store, config: GANConfig, train_config: TrainConfig, cfg: Config) -> Path:
+    """Checkpoint of a CGAN for this store: that of `train cgan`, whose training continues if it was stopped; else the
+    released one, if it has this size and was trained on training images of this data set; else a new training."""
+    own, released = cfg.outputs / "cgan" / "checkpoint.pt", cfg.released / "cgan.safetensors"
+    if not own.is_file() and released.is_file() and fits(released, store, config.size):
+        print(f"generator: {display_path(released)}")
+        return released
+    train_gan(store, config, own.parent, train_config)
+    return own
+
+
+def fits(checkpoint: Path, store: Store, size: int) -> bool:
+    """Whether a CGAN has this size, the classes and sketch style of the store, and was trained on its images, but on
+    none of val or test."""
+    _, config = load_gan(checkpoint)
+    trained_on = read_checkpoint(checkpoint)["extra_state"]["trained_on"]
+    if (config.size, config.classes, config.style) != (size, tuple(store.classes), store.config.style):
+        return False
+    seen = store.rows_in(trained_on)
+    return bool(len(seen)) and bool(np.isin(seen, store.rows("train")).all())
 
 
 def cgan_images(

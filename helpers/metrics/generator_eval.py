@@ -10,8 +10,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from helpers.data.deform import hand_drawn
 from helpers.data.files import DataError
-from helpers.data.sketches import hand_drawn
 from helpers.data.store import Store
 from helpers.metrics.extractors import FeatureExtractor, Features, extract_array
 from helpers.metrics.fidelity import layout_scores, mean_pairwise_distance, sketch_separability
@@ -23,6 +23,12 @@ MIN_SKETCHES = 10
 MAX_PER_CLASS = 300  # training images of a class for the label classifier
 NUM_LATENTS = 8  # images per sketch for the diversity
 MAX_DIVERSITY_SKETCHES = 20
+
+
+def linear_probe(features: np.ndarray, labels: np.ndarray) -> Pipeline:
+    """Logistic regression of `labels (N,)` on `features (N, D)`, with all classes of equal weight."""
+    regression = LogisticRegression(max_iter=300, class_weight="balanced")
+    return make_pipeline(StandardScaler(), regression).fit(features, labels)
 
 
 class GeneratorEval:
@@ -48,8 +54,7 @@ class GeneratorEval:
 
     def _fit_label_classifier(self, rows: np.ndarray) -> Pipeline:
         features = self.features(np.array(self.store.images[rows]), self.cache)
-        regression = LogisticRegression(max_iter=300, class_weight="balanced")
-        return make_pipeline(StandardScaler(), regression).fit(features.values, self.store.labels[rows])
+        return linear_probe(features.values, self.store.labels[rows])
 
     def features(self, images: np.ndarray, cache: Path | None = None) -> Features:
         """Features of images `uint8 (N, S, S, 3)`."""

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def augment(
@@ -74,6 +75,23 @@ def random_d4_translate(images: Tensor, translate: float) -> Tensor:
     return images.flatten(2).gather(2, index).view_as(images)
 
 
+def random_crop(images: Tensor, smallest: float) -> Tensor:
+    """Cut a random square from each image (B, C, S, S), of `smallest` to 1 times its side, and resize it to S."""
+    side = smallest + (1 - smallest) * torch.rand(len(images), 1, 1, device=images.device)
+    center = (1 - side) * (2 * torch.rand(len(images), 2, 1, device=images.device) - 1)
+    matrix = torch.cat([side * torch.eye(2, device=images.device), center], dim=2)  # (B, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def random_blur(images: Tensor, probability: float, sigma: float = 1.0) -> Tensor:
+    """Blur some of the images (B, C, H, W): with this `probability`, a random fraction of each is replaced by that
+    image after a Gaussian of `sigma` pixels."""
+    amount = torch.rand(2, len(images), 1, 1, 1, device=images.device)
+    blurred = gaussian_blur(images, [5, 5], [sigma, sigma])
+    return torch.lerp(images, blurred, amount[0] * (amount[1] < probability))
+
+
 def reflect(position: Tensor, size: int) -> Tensor:
     """Pixel positions outside [0, size) mirrored at the edge pixels; for less than one `size` outside."""
     return size - 1 - (size - 1 - position.abs()).abs()
@@ -92,3 +110,10 @@ def random_affine(images: Tensor, translate: float, scale: float) -> Tensor:
     matrix = torch.cat([rotation * factors[:, None], 2 * translate * uniform(2, 1)], dim=2)  # (B, 2, 3)
     grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def d4_augment(batch: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Shift every image and its sketch by up to 6 % of the side and apply one of the 8 rotations and flips of the
+    square: the generator does not learn where a ruler or a dark corner lies."""
+    both = random_d4_translate(torch.cat([batch["images"], batch["sketches"]], dim=1), translate=0.06)
+    return batch | {"images": both[:, :3], "sketches": both[:, 3:]}

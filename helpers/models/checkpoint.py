@@ -17,6 +17,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from helpers.colab import keep
 from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store
@@ -38,6 +39,8 @@ def write_state(state: dict, out: Path) -> None:
         torch.save(state, temporary)
     with atomic_file(out / "history.json", sync=True) as temporary:
         temporary.write_text(json.dumps(state["history"]), encoding="utf-8")
+    for name in ("checkpoint.pt", "history.json"):
+        keep(out / name)
 
 
 def read_state(path: Path, config: dict, train_config: dict) -> dict:

@@ -14,7 +14,8 @@ from helpers.data.files import DataError, atomic_folder, write_image
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.photo import ARTIFACTS, render_with_flags
 
-SAMPLE_SIZES = {"smoke": (120, 64), "demo": (1000, 128), "full": (4000, 256)}  # images, pixels per side
+# images, pixels per side
+SAMPLE_SIZES = {"smoke": (120, 64), "demo": (1000, 128), "colab": (1000, 128), "full": (4000, 256)}
 # Fractions of the images of HAM10000.
 CLASS_FREQUENCIES = {"NV": 0.669, "MEL": 0.111, "BKL": 0.110, "BCC": 0.051, "AKIEC": 0.033, "VASC": 0.014, "DF": 0.011}
 _MIN_LESIONS = 4  # per class: one for val, one for test, two for training

@@ -1,6 +1,7 @@
 """Commands that measure: folders of images, or one network on real data."""
 
 import json
+import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
@@ -10,6 +11,7 @@ import tyro
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.experiments.blind_test import NUM_IMAGES, write_blind_test
+from helpers.experiments.evaluate_extractor import ExtractorEvaluation, evaluate_extractor
 from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator
 from helpers.experiments.evaluate_networks import (
     ArtifactEvaluation,
@@ -19,8 +21,10 @@ from helpers.experiments.evaluate_networks import (
     evaluate_classifier,
     evaluate_segmenter,
 )
-from helpers.experiments.evaluation import format_table
-from helpers.metrics.extractors import ImageSet, available_extractors, load_extractor
+from helpers.experiments.evaluation import format_table, to_page
+from helpers.experiments.results import publish
+from helpers.metrics.extractors import available_extractors, load_extractor
+from helpers.metrics.image_set import ImageSet
 from helpers.metrics.quality import quality
 from helpers.models.trainer import check_seed
 from helpers.shell.base import Command, DataCommand, Flat, check_outputs
@@ -34,7 +38,10 @@ class EvaluateFolders(Command):
     real: Path  # folder of images, or of one folder per class
     synthetic: Path  # arranged as --real
     floor: Path | None = None  # folder of other real images; default: a part of --real
-    extractor: str | None = None  # inception, a torchvision network, NAME=FILE or checkpoint.pt; default: all
+    extractor: str | None = (
+        None  # inception, skin, a network with ImageNet weights, NAME=FILE or checkpoint.pt; default: all
+    )
+    infinity: bool = False  # also the Fréchet distance extrapolated to infinitely many images
     json: bool = False  # print a summary as JSON instead of the table
 
     def run(self) -> int:
@@ -47,7 +54,7 @@ class EvaluateFolders(Command):
         )
         if not extractors:
             raise DataError("no feature extractor available: " + "; ".join(missing))
-        result = quality(real, synthetic, extractors, floor, cfg.features)
+        result = quality(real, synthetic, extractors, floor, cfg.features, self.infinity)
         if any(extractor.name == "classifier" for extractor in extractors):
             result.notes.append(f"the classifier is {display_path(self.extractor or checkpoint)}")
         result.notes += missing
@@ -61,10 +68,19 @@ class EvaluateCommand(DataCommand):
 
     checkpoint: tyro.conf.Positional[Path]  # checkpoint.pt or released weights
     json: bool = False  # print the table as JSON, a list of rows
+    publish: bool = False  # write csv and page to outputs/results
+    measures: ClassVar[tuple[str, ...]]  # that the page has a sentence of
 
     def run(self) -> int:
+        start = time.perf_counter()
         table = self.function(self.checkpoint, self.options, self.config())
         print(table.to_json(orient="records") if self.json else format_table(table))
+        if self.publish:
+            name = self.checkpoint.stem if self.checkpoint.suffix == ".safetensors" else self.checkpoint.parent.name
+            name = f"{name}-{self.config().dataset}-{self.options.split}"
+            page = to_page(table, f"{display_path(self.checkpoint)} on {self.config().dataset}", self.measures)
+            seconds = (time.perf_counter() - start) / len(table)
+            print(*map(display_path, publish(name, table.assign(seconds=seconds), page)), sep="\n")
         return 0
 
 
@@ -74,6 +90,24 @@ class EvaluateGenerator(EvaluateCommand):
 
     options: Flat[GeneratorEvaluation] = field(default_factory=GeneratorEvaluation)
     function: ClassVar = staticmethod(evaluate_generator)
+    measures: ClassVar = (
+        "kid",
+        "fd",
+        "recall",
+        "coverage",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateExtractor(DataCommand):
+    """See `evaluate_extractor`."""
+
+    extractor: tyro.conf.Positional[str]  # inception, skin, a network with ImageNet weights, or NAME=FILE
+    options: Flat[ExtractorEvaluation] = field(default_factory=ExtractorEvaluation)
+
+    def run(self) -> int:
+        print(format_table(evaluate_extractor(self.extractor, self.options, self.config())))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +116,10 @@ class EvaluateSegmenter(EvaluateCommand):
 
     options: Flat[SegmenterEvaluation] = field(default_factory=SegmenterEvaluation)
     function: ClassVar = staticmethod(evaluate_segmenter)
+    measures: ClassVar = (
+        "jaccard",
+        "thresholded_jaccard",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +128,11 @@ class EvaluateClassifier(EvaluateCommand):
 
     options: Flat[ClassifierEvaluation] = field(default_factory=ClassifierEvaluation)
     function: ClassVar = staticmethod(evaluate_classifier)
+    measures: ClassVar = (
+        "balanced_accuracy",
+        "auc",
+        "accuracy_at_coverage",
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +141,7 @@ class EvaluateArtifacts(EvaluateCommand):
 
     options: Flat[ArtifactEvaluation] = field(default_factory=ArtifactEvaluation)
     function: ClassVar = staticmethod(evaluate_artifacts)
+    measures: ClassVar = ("average_precision",)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,90 @@
+"""The results table of the README and the list of answers in `outputs/README.md`, made from published results."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+from helpers.config import ROOT
+from helpers.data.files import DataError, atomic_file
+from helpers.experiments.results import RESULTS, markdown_table
+
+ISIC2016_WINNER = "challenge winner 0.843, other images ([Gutman et al.](https://arxiv.org/abs/1605.01397))"
+ISIC2017_WINNER = "challenge winner 0.765, whole images ([Yuan et al.](https://arxiv.org/abs/1703.05165))"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the README: which row of which file it is, and what to compare it with."""
+
+    measure: str
+    data: str
+    file: str  # CSV in `outputs/results`
+    where: dict[str, str] = field(default_factory=dict)  # columns and values that select one row
+    reference: str = ""  # {floor}, {real} and {majority} are those of the row
+
+
+# In the order of the README.
+ROWS = (
+    Row("KID of generated images", "HAM10000", "cgan-ham10000-test",
+        {"protocol": "natural", "extractor": "mobilenet_v2", "compared": "synthetic", "class": "all", "measure": "kid"},
+        "other real images {floor}"),
+    Row("recall (variety)", "HAM10000", "cgan-ham10000-test",
+        {"protocol": "natural", "extractor": "mobilenet_v2", "compared": "synthetic", "class": "all",
+         "measure": "recall"}, "other real images {floor}"),
+    Row("ResNet18: generated images", "HAM10000", "real-vs-generated-ham10000-128",
+        {"measure": "balanced_accuracy", "compared": "generated"}, "real images {real}"),
+    Row("segmentation, Jaccard", "ISIC 2017", "segmenter-isic2017-test", {"measure": "jaccard"}, ISIC2017_WINNER),
+    Row("classification, balanced accuracy", "HAM10000", "classifier-ham10000-test",
+        {"measure": "balanced_accuracy"}, "always the majority {majority}"),
+)  # fmt: skip
+
+
+def readme_table(rows: Sequence[Row] = ROWS, folder: Path = RESULTS) -> str:
+    """Markdown table of those rows whose file exists. Raises `DataError` if a file has no such row, or several."""
+    lines = []
+    for row in rows:
+        file = folder / f"{row.file}.csv"
+        if not file.is_file():
+            continue
+        table = pd.read_csv(file)
+        for column, value in row.where.items():
+            table = table[table[column] == value]
+        if len(table) != 1:
+            raise DataError(f"{file.name} has {len(table)} rows of {row.where}, 1 needed")
+        found = table.iloc[0]
+        facts = {name: f"{found[name]:.3f}" for name in ("floor", "real", "majority") if name in found}
+        value = f"**{found['value']:.3f}**"
+        if pd.notna(found.get("low")):
+            value += f" ({found['low']:.3f} to {found['high']:.3f})"
+        page = f"[{row.measure}](outputs/results/{row.file}.md)"
+        lines.append([page, f"{row.data}, N {found['n']:,.0f}", value, row.reference.format(**facts)])
+    return markdown_table(pd.DataFrame(lines, columns=["measure", "data", "ours (95 %)", "compare with"]))
+
+
+def answers_table(folder: Path = RESULTS) -> str:
+    """Markdown table of the pages in `folder`: question with link, verdict."""
+    lines = []
+    for page in sorted(folder.glob("*.md")):
+        text = page.read_text(encoding="utf-8")
+        title, verdict = re.match(r"# (.*)", text), re.search(r"## Verdict\n\n(.*?)\n\n## ", text, re.DOTALL)
+        if title and verdict:
+            lines.append([f"[{title[1]}](results/{page.name})", verdict[1].replace("\n", " ")])
+    return markdown_table(pd.DataFrame(lines, columns=["question", "answer"]))
+
+
+def write_tables(root: Path = ROOT) -> list[Path]:
+    """Write both tables between their markers, `<!-- results -->` and `<!-- end of results -->`; returns the files.
+    Raises `DataError` if a file lacks them."""
+    tables = {root / "README.md": readme_table(folder=root / "outputs" / "results"),
+              root / "outputs" / "README.md": answers_table(root / "outputs" / "results")}  # fmt: skip
+    for file, table in tables.items():
+        text = file.read_text(encoding="utf-8")
+        parts = re.split(r"(?<=<!-- results -->\n).*(?=<!-- end of results -->)", text, flags=re.DOTALL)
+        if len(parts) != 2:
+            raise DataError(f"{file.name} needs the lines <!-- results --> and <!-- end of results -->")
+        with atomic_file(file) as temporary:
+            temporary.write_text(f"\n{table}\n\n".join(parts), encoding="utf-8")
+    return list(tables)

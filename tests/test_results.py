@@ -1,0 +1,94 @@
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from helpers.experiments import results
+from helpers.experiments.results import Page, command_line, commit, markdown_table, publish
+
+ROWS = pd.DataFrame(
+    {"arm": ["real", "both"], "measure": "jaccard", "value": [0.5, 1 / 3], "n": [12, 12], "seconds": [10.0, 20.0]}
+)
+TABLE = pd.DataFrame({"jaccard": ["0.50", np.nan]}, index=pd.Index(["real", "both"], name="arm"))
+
+
+def page(**changes) -> Page:
+    values = {"question": "Does it help?", "settings": ["data"], "table": TABLE, "verdict": ["No."], "limits": ["one"]}
+    return Page(**values | changes)
+
+
+def test_publish_writes_numbers_with_their_origin(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["helpers", "experiment", "toy", "--seed", "1"])
+    monkeypatch.setenv("LESION_DATASET", "ham10000")
+    plt.figure()
+    paths = publish("toy", ROWS, page(figure=plt.gcf(), caption="Bars"), tmp_path)
+    assert [path.name for path in paths] == ["toy.csv", "toy.md", "toy.png"]
+    table = pd.read_csv(paths[0])
+    np.testing.assert_allclose(table["value"], [0.5, 1 / 3], rtol=1e-5)
+    assert set(table["command"]) == {"LESION_DATASET=ham10000 python -m helpers experiment toy --seed 1"}
+    assert (
+        table["commit"].str.fullmatch(r"[0-9a-f]{7,}\+?|unknown").all() and table["machine"].str.contains("torch").all()
+    )
+    text = paths[1].read_text(encoding="utf-8")
+    order = [
+        "# Does it help?",
+        "- data",
+        "| arm | jaccard |",
+        "| both |  |",
+        "toy.png",
+        "*Bars*",
+        "No.",
+        "- one",
+        "30 s",
+    ]
+    assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+
+
+def test_publish_keeps_a_given_command(tmp_path):
+    (csv, _) = publish("toy", ROWS.assign(command=["by hand", None]), page(), tmp_path)
+    assert pd.read_csv(csv)["command"].tolist() == ["by hand", command_line()]
+
+
+@pytest.mark.parametrize("rows", [ROWS.drop(columns="n"), ROWS.assign(n=[12, None])])
+def test_publish_without_n_is_refused(tmp_path, rows):
+    with pytest.raises(ValueError, match="n"):
+        publish("toy", rows, page(), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_page_with_six_settings_is_refused():
+    with pytest.raises(ValueError, match="at most 5"):
+        page(settings=["line"] * 6)
+
+
+def test_command_line_names_no_folder_of_the_machine(monkeypatch):
+    for name in ("LESION_PROFILE", "LESION_DATASET"):
+        monkeypatch.delenv(name, raising=False)
+    words = [
+        "evaluate",
+        str(results.ROOT / "data/x.pt"),
+        "--data-root",
+        "/home/ann/ham",
+        "--out=/home/ann/o",
+        "--seed",
+        "1",
+    ]
+    expected = "python -m helpers evaluate data/x.pt --data-root DIR --out=DIR --seed 1"
+    assert command_line(words) == expected
+
+
+def test_command_line_names_the_data_set_once(monkeypatch):
+    monkeypatch.delenv("LESION_PROFILE", raising=False)
+    monkeypatch.setenv("LESION_DATASET", "ham10000")
+    assert command_line(["audit", "DIR"]) == "LESION_DATASET=ham10000 python -m helpers audit DIR"
+    assert command_line(["prepare", "--dataset", "isic2017"]) == "python -m helpers prepare --dataset isic2017"
+
+
+def test_commit_outside_of_git_is_unknown(tmp_path, monkeypatch):
+    monkeypatch.setattr(results, "ROOT", tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    assert commit() == "unknown"
+
+
+def test_markdown_table_without_index_name_has_only_columns():
+    assert markdown_table(pd.DataFrame({"a": [1]})) == "| a |\n| --- |\n| 1 |"
