@@ -19,7 +19,8 @@ REPOSITORY = "sketch2lesion/sketch2lesion"
 
 ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "demo", "full")
-DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders")
+EXTERNAL = ("ph2", "derm7pt", "pad_ufes_20")  # data sets that only test what was trained on others
+DATASETS = ("phantoms", "isic2016", "isic2017", "ham10000", "course", "folders", *EXTERNAL)
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,15 @@ from helpers.experiments.ablation import AblationExperiment, SmallDataExperiment
 from helpers.experiments.backbones import BackboneExperiment
 from helpers.experiments.balancing import BalancingExperiment
 from helpers.experiments.forest import FeatureExperiment
+from helpers.experiments.real_vs_generated import RealVsGeneratedExperiment
 from helpers.experiments.real_vs_synthetic import RealVsSyntheticExperiment
 from helpers.experiments.segmentation import SegmentationExperiment
+from helpers.experiments.segmenters import SegmenterExperiment
 from helpers.models.artifacts import ArtifactConfig
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.gan import GANConfig, dcgan_config
 from helpers.models.segmenter import SegmenterConfig
+from helpers.models.simclr import SkinConfig
 from helpers.models.trainer import TrainConfig
 
 SMALL_CGAN = GANConfig(64, base_channels=8)
@@ -27,15 +30,18 @@ SMOKE = {
     "segmenter": (SegmenterConfig(64), TrainConfig(6, 4, ema_nimg=500)),
     "classifier": (ClassifierConfig(64), TrainConfig(6, 16, ema_nimg=2_000)),
     "artifacts": (ArtifactConfig(64), TrainConfig(6, 4)),
+    "skin": (SkinConfig(64, base_channels=8), TrainConfig(6, 8, ema_nimg=100)),
     "segmentation": SegmentationExperiment(
         SegmenterConfig(64), SMALL_CGAN, TrainConfig(4, 4), TrainConfig(4, 4), 8, (1.0,), (0, 1)
     ),
     "real_vs_synthetic": RealVsSyntheticExperiment(
         ClassifierConfig(64), SMALL_CGAN, TrainConfig(4, 8), TrainConfig(4, 4), 14, (1.0,), (0, 1)
     ),
+    "real_vs_generated": RealVsGeneratedExperiment(TrainConfig(4, 8, ema_nimg=500)),
     "backbones": BackboneExperiment(
         ClassifierConfig(64), TrainConfig(4, 8, ema_nimg=500), ("small_cnn", "mobilenet_v2")
     ),
+    "segmenters": SegmenterExperiment(SegmenterConfig(64), TrainConfig(4, 4, ema_nimg=500)),
     "balancing": BalancingExperiment(
         ClassifierConfig(64),
         SMALL_CGAN,
@@ -61,6 +67,7 @@ DEMO = {
     "segmenter": (SegmenterConfig(128), TrainConfig(120, 16, ema_nimg=500)),
     "classifier": (ClassifierConfig(64), TrainConfig(300, 32, ema_nimg=2_000)),
     "artifacts": (ArtifactConfig(128), TrainConfig(300, 16)),
+    "skin": (SkinConfig(64), TrainConfig(200, 128, ema_nimg=2_000)),
     "segmentation_notebook": SegmentationExperiment(
         SegmenterConfig(64), DEMO_CGAN, TrainConfig(24, 12), TrainConfig(150, 8), 300, (0.1,)
     ),
@@ -73,9 +80,11 @@ DEMO = {
     "real_vs_synthetic": RealVsSyntheticExperiment(
         ClassifierConfig(64, arch="mobilenet_v2"), DEMO_CGAN, TrainConfig(400, 32), TrainConfig(4_000, 4), 3_500
     ),
+    "real_vs_generated": RealVsGeneratedExperiment(TrainConfig(200, 32, ema_nimg=2_000)),
     "backbones": BackboneExperiment(
         ClassifierConfig(64), TrainConfig(40, 32, ema_nimg=500), ("small_cnn", "resnet18", "mobilenet_v2")
     ),
+    "segmenters": SegmenterExperiment(SegmenterConfig(64), TrainConfig(40, 16, ema_nimg=500)),
     "balancing_notebook": BalancingExperiment(
         ClassifierConfig(64),
         GANConfig(64, base_channels=16),
@@ -107,6 +116,7 @@ FULL = {
     "segmenter": (SegmenterConfig(256, encoder_name="resnet34"), TrainConfig(8_000, 32)),
     "classifier": (ClassifierConfig(256, arch="resnet18"), TrainConfig(6_000, 64)),
     "artifacts": (ArtifactConfig(128), TrainConfig(1_500, 64)),
+    "skin": (SkinConfig(64), TrainConfig(20_000, 256)),
     "segmentation": SegmentationExperiment(
         SegmenterConfig(256, encoder_name="resnet34"),
         GANConfig(256, base_channels=64),
@@ -117,11 +127,13 @@ FULL = {
     "real_vs_synthetic": RealVsSyntheticExperiment(
         ClassifierConfig(128, arch="resnet18"), FULL_CGAN, TrainConfig(4_000, 64), TrainConfig(40_000, 16), 14_000
     ),
+    "real_vs_generated": RealVsGeneratedExperiment(TrainConfig(4_000, 64)),
     "backbones": BackboneExperiment(
         ClassifierConfig(128),
-        TrainConfig(4_000, 64),
-        ("small_cnn", "resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_b0"),
+        TrainConfig(500, 32, ema_nimg=2_000),  # few: the same on a large GPU and on two cores
+        ("resnet18", "resnet50", "vgg19", "mobilenet_v2", "efficientnet_lite1", "small_cnn"),
     ),
+    "segmenters": SegmenterExperiment(SegmenterConfig(128), TrainConfig(300, 16, ema_nimg=2_000)),
     "balancing": BalancingExperiment(
         ClassifierConfig(128, arch="resnet18"),
         FULL_CGAN,

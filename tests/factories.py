@@ -1,6 +1,7 @@
 """Test data and test doubles that several test files share: small folders in every published layout, filled with
 random images that do not show skin, and the smallest tasks and networks."""
 
+import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,6 +110,70 @@ def folders(root: Path) -> Path:
     return root
 
 
+PH2_CODES = {"IMD002": 0, "IMD003": 0, "IMD004": 1, "IMD009": 1, "IMD058": 2, "IMD061": 2}  # diagnosis of each case
+PH2_NAMES = ["Common Nevus", "Atypical Nevus", "Melanoma"]
+
+
+def ph2(root: Path) -> Path:
+    """PH2: six cases with a mask and a mask of a color, and labels as text and as workbook."""
+    for seed, name in enumerate(PH2_CODES):
+        case = root / "PH2 Dataset images" / name
+        write_image(case / f"{name}_Dermoscopic_Image" / f"{name}.bmp", seed)
+        write_mask(case / f"{name}_lesion" / f"{name}_lesion.bmp")
+        write_mask(case / f"{name}_roi" / f"{name}_R1_Label4.bmp")
+    header = "||   Name || Histological Diagnosis || Clinical Diagnosis || Asymmetry | Pigment Network ||  Colors ||"
+    rows = [f"|| {name} ||                ||                  {code} || 0 | AT ||  3  4 ||"
+            for name, code in PH2_CODES.items()]  # fmt: skip
+    write_lines(root / "PH2_dataset.txt", header, *rows, "", "Legends:", " Clinical Diagnosis: 0 - Common Nevus; ...")
+    columns = ["Image Name", "Histological Diagnosis", *PH2_NAMES, "Asymmetry"]
+    crosses = [[name, "", *("X" if code == k else "" for k in range(3)), "0"] for name, code in PH2_CODES.items()]
+    write_xlsx(root / "PH2_dataset.xlsx", [["Legends"], ["", "0 - Common Nevus"], [], columns, *crosses])
+    return root
+
+
+def write_xlsx(path: Path, rows: list[list[str]]) -> Path:
+    """Write a workbook of texts, as Excel does: shared strings, and no cell where the text is empty."""
+    texts = sorted({text for row in rows for text in row})
+    cells = [
+        "".join(f'<c r="{chr(65 + k)}{n}" t="s"><v>{texts.index(text)}</v></c>' for k, text in enumerate(row) if text)
+        for n, row in enumerate(rows, 1)
+    ]
+    name = 'xmlns="http://schemas.openxmlformats.org/spreadsheetml/2006/main"'
+    body = "".join(f'<row r="{n}">{row}</row>' for n, row in enumerate(cells, 1))
+    with zipfile.ZipFile(path, "w") as archive:
+        strings = "".join(f"<si><t>{text}</t></si>" for text in texts)
+        archive.writestr("xl/sharedStrings.xml", f"<sst {name}>{strings}</sst>")
+        archive.writestr("xl/worksheets/sheet1.xml", f"<worksheet {name}><sheetData>{body}</sheetData></worksheet>")
+    return path
+
+
+def derm7pt(root: Path) -> Path:
+    """derm7pt: eight cases of four diagnoses with a dermoscopic and a clinical image; the case of a path differs from
+    the file's in every second one. Splits of four, two and two cases."""
+    diagnoses = ["clark nevus", "melanoma (in situ)", "seborrheic keratosis", "lentigo"] * 2
+    lines = ["case_num,diagnosis,seven_point_score,clinic,derm,case_id,notes"]
+    for k, diagnosis in enumerate(diagnoses):
+        derm, clinic = f"NEL/Nel{k:03d}.jpg", f"NEL/Nel{k:03d}c.jpg"
+        write_image(root / "images" / derm, k)
+        write_image(root / "images" / clinic, 50 + k)
+        lines.append(f"{k + 1},{diagnosis},2,{clinic},{derm.upper() if k % 2 else derm},,")
+    write_lines(root / "meta/meta.csv", *lines)
+    for name, numbers in (("train", "0123"), ("valid", "45"), ("test", "67")):
+        write_lines(root / "meta" / f"{name}_indexes.csv", "indexes", *numbers)
+    return root
+
+
+def pad_ufes_20(root: Path) -> Path:
+    """PAD-UFES-20: two photographs of each of six diagnoses, of six patients, in three parts."""
+    lines = ["patient_id,lesion_id,smoke,img_id,diagnostic,biopsed"]
+    for k, diagnosis in enumerate(["ACK", "BCC", "MEL", "NEV", "SCC", "SEK"] * 2):
+        name = f"PAT_{k % 6}_{k % 6 + 20}_{k}.png"
+        write_image(root / f"images/imgs_part_{k % 3 + 1}/imgs_part_{k % 3 + 1}" / name, k)
+        lines.append(f"PAT_{k % 6},{k % 6 + 20},,{name},{diagnosis},True")
+    write_lines(root / "metadata.csv", *lines)
+    return root
+
+
 def own_images(root: Path, per_class: int = 12) -> Path:
     """Class folders without masks: `per_class` phantoms of each of three classes, in three sizes."""
     for number, name in enumerate(("melanoma", "nevus", "basal cell carcinoma")):
@@ -129,6 +194,19 @@ def random_inception() -> nn.Module:
         patch.setattr(published.FeatureExtractorInceptionV3, "load_state_dict", lambda *_: None)
         torch.manual_seed(0)
         return published.FeatureExtractorInceptionV3("random", ["2048", "logits_unbiased"])
+
+
+def inception_weights(path: Path) -> Path:
+    """A file of random weights for torch-fidelity's Inception, scaled so that signals keep their size: with plain ones
+    every feature is nearly 0, and so is every FID."""
+    network, generator = random_inception(), torch.Generator().manual_seed(0)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+        if isinstance(module, nn.Linear):
+            nn.init.normal_(module.weight, std=0.2, generator=generator)
+    torch.save(network.state_dict(), path)
+    return path
 
 
 # ------------------------------------------------------------------------------------------------------- test doubles

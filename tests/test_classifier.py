@@ -1,13 +1,16 @@
 import numpy as np
 import pytest
 import torch
+from factories import ham10000, isic2016
 from scipy.special import softmax
 
 from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
+from helpers.data.layouts import read
+from helpers.data.store import StoreConfig, prepare
 from helpers.metrics.classification import calibration_error
 from helpers.models import classifier as module
-from helpers.models.checkpoint import training_data
+from helpers.models.checkpoint import export_weights, training_data
 from helpers.models.classifier import (
     Backbone,
     Classifier,
@@ -20,6 +23,7 @@ from helpers.models.classifier import (
     predict_logits,
     predict_proba,
     train_classifier,
+    train_task,
 )
 from helpers.models.trainer import TrainConfig
 from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD
@@ -30,7 +34,10 @@ CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 # ---------------------------------------------------------------------------------------------------------- networks
 
 
-@pytest.mark.parametrize(("arch", "num_features"), [("small_cnn", 256), ("resnet18", 512), ("mobilenet_v2", 1280)])
+@pytest.mark.parametrize(
+    ("arch", "num_features"),
+    [("small_cnn", 256), ("resnet18", 512), ("mobilenet_v2", 1280), ("efficientnet_lite1", 1280)],
+)
 def test_backbone_any_arch_returns_features_of_last_linear(arch, num_features):
     torch.manual_seed(0)
     backbone = Backbone(arch, pretrained=False).eval()
@@ -53,7 +60,7 @@ def test_backbone_unknown_or_excluded_arch_raises(arch):
         Backbone(arch)
 
 
-@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "efficientnet_b0"])
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "efficientnet_b0", "efficientnet_lite1"])
 def test_build_classifier_any_arch_returns_logit_per_class(arch):
     classifier = build_classifier(arch, ["MEL", "NV"], 64, pretrained=False).eval()
     assert classifier(torch.zeros(1, 3, 64, 64)).shape == (1, 2) and classifier.backbone.init == "random init"
@@ -179,7 +186,74 @@ def test_train_classifier_without_classes_takes_those_of_the_store(phantom_store
     assert load_classifier(tmp_path / "checkpoint.pt")[1].classes == tuple(phantom_store.classes)
 
 
+def classifier_of(folder, classes=CLASSES, arch="small_cnn", trained_on=()):
+    """Checkpoint of an untrained classifier; `trained_on`: identities of its training images."""
+    torch.manual_seed(1)
+    task = ClassifierTask(ClassifierConfig(64, tuple(classes), arch, pretrained=False), 1)
+    source = ImageSource(np.zeros((4, 64, 64, 3), np.uint8), np.arange(4), labels=np.arange(4) % 2)
+    task.extra_state["trained_on"] = list(trained_on)
+    train_task(task, [source], folder, TrainConfig(1, 4))
+    return folder / "checkpoint.pt"
+
+
+def store_of(root, tmp_path):
+    return prepare(read(root), tmp_path / "stores", StoreConfig(64), progress=False)
+
+
+def test_task_init_from_keeps_the_backbone_and_the_head_of_equal_classes(tmp_path):
+    file = classifier_of(tmp_path)
+    saved = load_classifier(file)[0].state_dict()
+    for classes in (CLASSES, ("benign", "malignant")):
+        task = ClassifierTask(ClassifierConfig(64, classes), 1)
+        task.init_from(file)
+        weights = task.networks["classifier"].state_dict()
+        assert all(torch.equal(weights[name], saved[name]) for name in saved if name.startswith("backbone."))
+        assert torch.equal(weights["head.weight"], saved["head.weight"]) == (classes == CLASSES)
+    with pytest.raises(ValueError, match=r"checkpoint.pt has arch 'small_cnn', the config says 'resnet18'"):
+        ClassifierTask(ClassifierConfig(64, CLASSES, "resnet18", pretrained=False), 1).init_from(file)
+
+
+def test_train_classifier_init_from_records_file_and_training_images(tmp_path, capsys):
+    store = store_of(isic2016(tmp_path / "isic2016"), tmp_path)
+    file = classifier_of(tmp_path / "first", trained_on=["ISIC_0024306"])
+    config = ClassifierConfig(64, ("benign", "malignant"))
+    train_classifier(store, config, tmp_path / "second", TrainConfig(1, 4), init_from=file)
+    assert "small_cnn starts from" in capsys.readouterr().out
+    classifier, _ = load_classifier(tmp_path / "second" / "checkpoint.pt")
+    assert classifier.backbone.init.endswith("first/checkpoint.pt")
+    assert classifier.trained_on == training_data(store, store.rows("train"), ["ISIC_0024306"])["trained_on"]
+
+
+def test_train_classifier_init_from_trained_on_a_test_image_of_isic_2016_raises(tmp_path):
+    store = store_of(isic2016(tmp_path / "isic2016"), tmp_path)
+    test_id = store.table["image_id"].iloc[store.rows("test")[0]]
+    file = classifier_of(tmp_path / "first", trained_on=["ISIC_0024306", test_id])
+    config = ClassifierConfig(64, ("benign", "malignant"))
+    with pytest.raises(DataError, match=r"trained on the lesions of 1 images that are held out in isic2016"):
+        train_classifier(store, config, tmp_path / "second", TrainConfig(1, 4), init_from=file)
+
+
+def test_train_classifier_init_from_trained_on_another_image_of_a_test_lesion_raises(tmp_path):
+    store = store_of(ham10000(tmp_path / "ham10000", 70), tmp_path)
+    lesion = store.table["lesion_id"].iloc[store.rows("test")[0]]
+    file = classifier_of(tmp_path / "first", trained_on=["ISIC_0000001", lesion])
+    with pytest.raises(DataError, match=r"trained on the lesions of 2 images that are held out in ham10000"):
+        train_classifier(store, ClassifierConfig(64), tmp_path / "second", TrainConfig(1, 4), init_from=file)
+
+
 # --------------------------------------------------------------------------------------------------------- inference
+
+
+def test_exported_efficientnet_lite_keeps_its_logits(phantom_store, tmp_path):
+    config = ClassifierConfig(64, CLASSES, "efficientnet_lite1")
+    train_classifier(phantom_store, config, tmp_path, TrainConfig(1, 4))
+    classifier, _ = load_classifier(tmp_path / "checkpoint.pt")
+    released, released_config = load_classifier(
+        export_weights(tmp_path / "checkpoint.pt", tmp_path / "classifier.safetensors")
+    )
+    assert released_config == config and released.backbone.init == classifier.backbone.init == "ImageNet"
+    images = phantom_store.images[:4]
+    assert predict_logits(released, images) == pytest.approx(predict_logits(classifier, images), abs=0.05)
 
 
 def test_load_classifier_other_file_raises(tmp_path):

@@ -95,8 +95,18 @@ def test_display_path_is_relative_to_the_repository_or_working_directory(tmp_pat
 
 
 # Imported packages that others of requirements.txt bring along, and optional ones.
-BROUGHT_ALONG = {"IPython", "nbclient", "nbconvert", "nbformat", "gradio_client", "httpx", "fastapi", "starlette"}
-OPTIONAL = {"pillow_heif"}
+BROUGHT_ALONG = {
+    "IPython",
+    "nbclient",
+    "nbconvert",
+    "nbformat",
+    "gradio_client",
+    "httpx",
+    "fastapi",
+    "starlette",
+    "yaml",
+}
+OPTIONAL = {"pillow_heif", "isic_challenge_scoring"}
 
 
 def packages(file: str) -> list[str]:

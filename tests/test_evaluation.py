@@ -1,11 +1,14 @@
 import json
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import MeanPoolExtractor, folders, isic2016
+from factories import MeanPoolExtractor, derm7pt, folders, isic2016, isic2017, pad_ufes_20, ph2
+from PIL import Image
 
 from helpers.config import ROOT, Config
 from helpers.data.files import DataError
@@ -164,6 +167,14 @@ def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, out
             "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
 
 
+def test_evaluate_generator_trained_on_the_split_raises(cfg, phantom_store, extractor, tmp_path):
+    config = GANConfig(64, tuple(phantom_store.classes), base_channels=8)
+    train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4), phantom_store.rows("val", ["sketch", "label"]))
+    with pytest.raises(DataError, match=r"was trained on the lesions of \d+ images that are held out in phantoms"):
+        evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation(), cfg)
+    assert len(evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation("test"), cfg))
+
+
 def test_evaluate_generator_of_a_dcgan_has_no_measure_of_sketches(cfg, phantom_store, extractor, tmp_path):
     config = dcgan_config(64, classes=tuple(phantom_store.classes), base_channels=8)
     train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))
@@ -236,12 +247,76 @@ def test_evaluate_classifier_has_scores_calibration_and_gap(cfg, outputs, phanto
     assert {"calibration_error", "calibration_error_before", "balanced_label_accuracy"} < set(table.index)
 
 
-def test_evaluate_classifier_across_data_sets_uses_shared_classes(cfg, outputs, tmp_path):
-    options = ClassifierEvaluation("test", across="isic2016", across_root=isic2016(tmp_path, 6))
+def other_set(cfg: Config, name: str, folder: Path) -> Config:
+    return replace(cfg, dataset=name, data_root=folder)
+
+
+def test_evaluate_classifier_on_another_data_set_scores_shared_classes_and_says_what_is_left_out(
+    cfg, outputs, tmp_path
+):
+    root = derm7pt(tmp_path)
+    (root / "meta/meta.csv").write_text((root / "meta/meta.csv").read_text().replace("1,clark nevus", "1,wart", 1))
+    table = evaluate_classifier(
+        outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation(), other_set(cfg, "derm7pt", root)
+    )
+    recalls = table[table["measure"] == "recall"].set_index("class")
+    assert recalls["n"].to_dict() == {"MEL": 2, "NV": 1, "BKL": 2}, "every image, whatever its split"
+    text = format_table(table)
+    assert "MEL (melanoma (in situ)), NV (clark nevus), BCC (no image)" in text and "BKL (seborrheic keratosis)" in text
+    assert "left out: 2 images of other diagnoses (lentigo 2)" in text
+    assert "left out: 1 of 8 images have no label" in text and "have an unknown label in meta.csv ('wart')" in text
+    assert set(table["measure"]) == {"balanced_accuracy", "accuracy", "auc", "average_precision", "recall"}
+
+
+def test_evaluate_classifier_on_a_split_of_another_data_set(cfg, outputs, tmp_path):
+    config = other_set(cfg, "isic2017", isic2017(tmp_path))
+    table = evaluate_classifier(outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation("test"), config)
+    recalls = table[table["measure"] == "recall"].set_index("class")
+    assert recalls["n"].to_dict() == {"MEL": 2, "NV": 2, "BKL": 2}
+
+
+def test_evaluate_classifier_of_too_few_shared_classes_raises(cfg, outputs, tmp_path):
     with pytest.raises(DataError, match="must share at least two classes"):
-        evaluate_classifier(outputs / "classifier" / "checkpoint.pt", options, cfg)
-    with pytest.raises(ValueError, match=r"the data set must be one of phantoms, .*, got 'isic'"):
-        evaluate_classifier(outputs / "classifier" / "checkpoint.pt", ClassifierEvaluation(across="isic"), cfg)
+        evaluate_classifier(
+            outputs / "classifier" / "checkpoint.pt",
+            ClassifierEvaluation("test"),
+            other_set(cfg, "isic2016", isic2016(tmp_path, 6)),
+        )
+
+
+def test_evaluate_classifier_with_a_training_image_in_the_other_set_raises(cfg, outputs, phantom_store, tmp_path):
+    """Under another name, in another data set."""
+    path = phantom_store.table["path"][phantom_store.rows("train", ["label"])[0]]
+    copy = ph2(tmp_path) / "PH2 Dataset images/IMD002/IMD002_Dermoscopic_Image/IMD002.bmp"
+    copy.unlink()
+    shutil.copyfile(path, copy.with_suffix(Path(path).suffix))
+    Image.open(path).convert("L").point(lambda x: 255 * (x < 100)).save(
+        tmp_path / "PH2 Dataset images/IMD002/IMD002_lesion/IMD002_lesion.bmp"
+    )
+    for evaluate, options in (
+        (evaluate_classifier, ClassifierEvaluation()),
+        (evaluate_segmenter, SegmenterEvaluation()),
+    ):
+        name = evaluate.__name__.removeprefix("evaluate_")
+        with pytest.raises(DataError, match=rf"1 test images are in the {name}'s training set \(IMD002\)"):
+            evaluate(outputs / name / "checkpoint.pt", options, other_set(cfg, "ph2", tmp_path))
+
+
+def test_evaluate_segmenter_on_ph2_uses_every_image_with_a_mask(cfg, outputs, tmp_path):
+    shutil.rmtree(ph2(tmp_path) / "PH2 Dataset images/IMD061/IMD061_lesion")
+    table = evaluate_segmenter(
+        outputs / "segmenter" / "checkpoint.pt", SegmenterEvaluation(), other_set(cfg, "ph2", tmp_path)
+    )
+    assert table.loc[table["measure"] == "dice", "n"].to_list() == [5]
+    by_class = table.dropna(subset="class").set_index("class")["n"]
+    assert by_class.to_dict() == {"common nevus": 2, "atypical nevus": 2, "melanoma": 1}
+    assert "all, N 5" in format_table(table) and "left out: 1 of 6 images have no mask" in format_table(table)
+
+
+def test_evaluate_segmenter_without_masks_raises(cfg, outputs, tmp_path):
+    with pytest.raises(DataError, match="pad_ufes_20 has no images with a mask in all"):
+        config = other_set(cfg, "pad_ufes_20", pad_ufes_20(tmp_path))
+        evaluate_segmenter(outputs / "segmenter" / "checkpoint.pt", SegmenterEvaluation(), config)
 
 
 def test_evaluate_artifacts_uses_annotated_images_only(cfg, outputs, phantom_store):

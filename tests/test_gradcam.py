@@ -34,7 +34,15 @@ def test_grad_cam_color_classifier_highlights_colored_corner():
 # AlexNet pools to 6 x 6 before its linear layers; Swin computes in channels-last order.
 @pytest.mark.parametrize(
     ("arch", "cells"),
-    [("small_cnn", 2), ("mobilenet_v2", 2), ("alexnet", 6), ("densenet121", 2), ("convnext_tiny", 2), ("swin_t", 2)],
+    [
+        ("small_cnn", 2),
+        ("mobilenet_v2", 2),
+        ("efficientnet_lite1", 2),
+        ("alexnet", 6),
+        ("densenet121", 2),
+        ("convnext_tiny", 2),
+        ("swin_t", 2),
+    ],
 )
 def test_last_conv_layer_any_arch_outputs_square_feature_map(arch, cells):
     torch.manual_seed(0)

@@ -142,7 +142,7 @@ def test_classify_and_segment_in_batches_equal_one_by_one(tmp_path, monkeypatch)
         out = tmp_path / f"{batch_size}"
         for command, target in (("classify", out / "p.csv"), ("segment", out)):
             assert main([command, "--images", str(tmp_path / "in"), "--out", str(target)]) == 0
-        probabilities = pd.read_csv(out / "p.csv", index_col="image_id").drop(columns="diagnosis")
+        probabilities = pd.read_csv(out / "p.csv", index_col="image_id").drop(columns=["diagnosis", "unsure", "unlike"])
         masks = [np.asarray(Image.open(path)) for path in sorted(out.glob("*.png"))]
         results.append((probabilities, masks, (out / "areas.csv").read_text().splitlines()))
     (first, first_masks, first_areas), *others = results
@@ -179,7 +179,7 @@ def test_shell_page_and_store_read_png_and_jpeg_alike(tmp_path, capsys):
         checkpoint = get_config().released / "classifier.safetensors"  # not one that notebooks trained
         arguments = ["--checkpoint", str(checkpoint), "--images", str(tmp_path / folder), "--out", str(out)]
         assert main(["classify", *arguments]) == 0
-        tables.append(pd.read_csv(out, index_col="image_id").drop(columns="diagnosis"))
+        tables.append(pd.read_csv(out, index_col="image_id").drop(columns=["diagnosis", "unsure", "unlike"]))
     assert np.abs(tables[0] - tables[1]).to_numpy().max() < 0.02
     predictor = Predictor(find_weights(get_config()))
     for folder, table in zip(("png", "jpeg"), tables, strict=True):

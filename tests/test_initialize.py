@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 import torch
-from factories import load_checkpoint
+from factories import isic2016, load_checkpoint
 from safetensors import safe_open
 
+from helpers import config as config_module
 from helpers.__main__ import main
 from helpers.data.files import DataError
 from helpers.models.checkpoint import export_weights, training_data
@@ -58,7 +59,6 @@ def test_init_from_released_file_copies_the_generator_only(plain, tmp_path):
 def test_init_from_other_config_raises_value_error(plain):
     changes = {
         "networks of other sizes": {"base_channels": 16},
-        r"has classes \['MEL'.*, the config says \['VASC'": {"classes": CLASSES[::-1]},
         "has style 'contour', the config says 'structure'": {"style": "structure"},
     }
     for message, change in changes.items():
@@ -72,6 +72,52 @@ def test_init_from_other_kind_of_checkpoint_raises_data_error(plain, tmp_path):
         torch.save(other, tmp_path / "other.pt")
         with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
             GAN(PLAIN).init_from(tmp_path / "other.pt")
+
+
+def test_init_from_other_classes_keeps_all_but_the_class_rows(plain, trained):
+    for config, checkpoint in ((PLAIN, plain / "checkpoint.pt"), (SMALL, trained)):
+        task = GAN(replace(config, classes=("benign", "VASC", "MEL")))
+        before = {name: copy.deepcopy(network.state_dict()) for name, network in task.networks.items()}
+        task.init_from(checkpoint)
+        saved, num_class_rows = torch.load(checkpoint, weights_only=True)["networks"], 0
+        for name, network in task.networks.items():
+            for key, weight in network.state_dict().items():
+                if key.split(".")[-2:] == ["class_embed", "weight"] or key == "artifact_rates":
+                    num_class_rows += 1
+                    assert torch.equal(weight[0], before[name][key][0]), "a new class"
+                    assert torch.equal(weight[1:], saved[name][key][[6, 0]]), "rows of VASC and MEL"
+                else:
+                    assert torch.equal(weight, saved[name][key]), key
+        assert num_class_rows == 4 + 4 * config.projected
+
+
+def test_init_from_class_rows_that_do_not_match_the_class_list_raises(plain, tmp_path):
+    saved = load_checkpoint(plain)
+    saved["networks"]["generator"]["class_embed.weight"] = torch.zeros(2, 64)
+    torch.save(saved, tmp_path / "other.pt")
+    with pytest.raises(DataError, match="is not a checkpoint of `train cgan`"):
+        GAN(replace(PLAIN, classes=("VASC", "MEL"))).init_from(tmp_path / "other.pt")
+
+
+def test_main_train_cgan_init_from_trains_on_the_classes_of_another_data_set(plain, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("LESION_PROFILE", "smoke")
+    released = config_module.ROOT / "data" / "released"
+    monkeypatch.setattr(config_module, "ROOT", tmp_path)
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "released").symlink_to(released)
+    data = ["--dataset", "isic2016", "--data-root", str(isic2016(tmp_path / "isic2016"))]
+    options = ["--no-projected", "--steps", "1", "--batch-size", "4", "--init-from", str(plain / "checkpoint.pt")]
+    assert main(["train", "cgan", *data, *options, "--out", str(tmp_path / "out")]) == 0
+    generator, config = load_gan(tmp_path / "out/checkpoint.pt")
+    assert config.classes == ("benign", "malignant") and generator.class_embed.weight.shape == (2, 64)
+    trained_on = load_checkpoint(tmp_path / "out")["extra_state"]["trained_on"]
+    assert {"ISIC_0000000", *load_checkpoint(plain)["extra_state"]["trained_on"]} <= set(trained_on)
+    saved = load_checkpoint(plain)
+    saved["extra_state"]["trained_on"] = ["ISIC_0000101"]  # a test image of ISIC 2016
+    torch.save(saved, tmp_path / "leaked.pt")
+    options[-1] = str(tmp_path / "leaked.pt")
+    assert main(["train", "cgan", *data, *options, "--out", str(tmp_path / "leaked")]) == 2
+    assert "leaked.pt was trained on the lesions of 1 images that are held out in isic2016" in capsys.readouterr().err
 
 
 def test_train_init_from_records_source_and_training_images(phantom_store, plain, tmp_path):

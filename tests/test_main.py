@@ -22,10 +22,11 @@ from helpers.__main__ import COMMANDS, main
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.metrics.extractors import FeatureExtractor
+from helpers.metrics.extractors import FeatureExtractor, load_extractor
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.gan import GANConfig, load_gan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
+from helpers.models.simclr import load_skin
 from helpers.models.stop import Stopped
 from helpers.models.trainer import TrainConfig
 from helpers.phantoms.photo import render
@@ -318,6 +319,17 @@ def test_train_cgan_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke
     fails(capsys, args("third", "--init-from", str(tmp_path / "none.pt")), "none.pt")
 
 
+def test_train_classifier_init_from_takes_another_checkpoint(phantoms, tmp_path, smoke, capsys):
+    assert main(train_args("classifier", phantoms, tmp_path / "first")) == 0
+    first = tmp_path / "first/checkpoint.pt"
+    assert main(train_args("classifier", phantoms, tmp_path / "second", "--init-from", str(first))) == 0
+    assert "small_cnn starts from" in capsys.readouterr().out
+    saved = torch.load(tmp_path / "second/checkpoint.pt", weights_only=True)
+    assert saved["extra_state"]["init_from"].endswith("first/checkpoint.pt")
+    args = train_args("classifier", phantoms, tmp_path / "third", "--arch", "mobilenet_v3_small", "--no-pretrained")
+    fails(capsys, [*args, "--init-from", str(first)], "has arch 'small_cnn', the config says 'mobilenet_v3_small'")
+
+
 def test_train_cgan_options_are_recorded_in_the_checkpoint(phantoms, tmp_path, smoke):
     options = ["--no-artifacts", "--no-d4-augment", "--fine-lines", "--no-projected", "--base-channels", "8"]
     options += ["--noise-channels", "0", "--code-channels", "2", "--minutes", "0.01"]
@@ -380,6 +392,16 @@ def test_train_classifier_prints_balanced_accuracy_and_memory(phantoms, tmp_path
     assert re.search(r"trained, balanced accuracy on val 0\.\d{3}:", output) and "memory" in output.splitlines()[-1]
     config = load_classifier(tmp_path / "checkpoint.pt")[1]
     assert (config.arch, config.balance) == ("small_cnn", "loss")
+
+
+def test_train_skin_takes_a_second_data_set_and_export_writes_the_extractor(phantoms, tmp_path, smoke, capsys):
+    options = ["--extra-dataset", "isic2016", "--extra-root", str(isic2016(tmp_path / "isic")), "--minutes", "0.02"]
+    assert main(train_args("skin", phantoms, tmp_path / "out", *options)) == 0
+    checkpoint, file = tmp_path / "out/checkpoint.pt", tmp_path / "skin.safetensors"
+    assert "export skin --checkpoint" in capsys.readouterr().out
+    assert {f"ISIC_{k:07d}" for k in range(10)} & set(load_skin(checkpoint)[0].trained_on)
+    assert main(["export", "skin", "--checkpoint", str(checkpoint), "--out", str(file)]) == 0
+    assert load_extractor(f"skin={file}").name == "skin"
 
 
 def test_train_in_a_folder_with_a_checkpoint_of_other_data_fails(tmp_path, smoke, capsys):
@@ -672,7 +694,7 @@ def test_classify_writes_probabilities_and_reports_unusable_images(image_sets, t
     table = pd.read_csv(tmp_path / "p.csv", index_col="image_id")
     classes = load_classifier(checkpoint)[1].classes
     assert sorted(table.index) == ["a", "black", "clear", "gray", "large"]
-    assert list(table.columns) == ["diagnosis", *classes]
+    assert list(table.columns) == ["diagnosis", "unsure", "unlike", *classes]
     probs = table[list(classes)]
     assert probs.sum(axis=1).to_numpy() == pytest.approx(1, abs=1e-5)
     assert (probs.idxmax(axis=1) == table["diagnosis"]).all()

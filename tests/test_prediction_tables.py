@@ -2,6 +2,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from scipy.special import softmax
 
 from helpers.data.files import DataError
 from helpers.metrics.prediction_tables import (
@@ -16,7 +17,14 @@ from helpers.metrics.prediction_tables import (
     score_table,
 )
 from helpers.models.checkpoint import training_data
-from helpers.models.classifier import build_classifier
+from helpers.models.classifier import (
+    Classifier,
+    ClassifierConfig,
+    build_classifier,
+    hide_surroundings,
+    predict_logits,
+    predict_proba,
+)
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 
@@ -67,12 +75,38 @@ def test_predict_cross_dataset_uses_the_shared_classes(classifier, phantom_store
     rows = phantom_store.rows("test", ["label"])
     all_classes = predict_table(classifier, phantom_store, rows)
     monkeypatch.setattr(phantom_store, "classes", ["MEL", "NV", "BCC", "AKIEC", "SK", "lentigo", "scar"])
-    table = predict_cross_dataset(classifier, phantom_store, rows, {"SK": "BKL"})
+    table = predict_cross_dataset(classifier, phantom_store, rows)
     assert classes_of(table) == ["MEL", "NV", "BCC", "AKIEC", "BKL"]
     shared = all_classes["label"] < 5
     assert len(table) == shared.sum() and (table["label"].to_numpy() == all_classes.loc[shared, "label"]).all()
     p = probabilities(all_classes)[shared][:, :5]
     assert probabilities(table) == pytest.approx(p / p.sum(axis=1, keepdims=True), rel=1e-4)
+
+
+def test_predict_cross_dataset_names_of_one_class_are_added_up(phantom_store, monkeypatch):
+    """Those of the classifier (two kinds of melanoma) and those of the data set (two kinds of nevi)."""
+    torch.manual_seed(0)
+    classes = ("melanoma (in situ)", "melanoma metastasis", "nevus", "wart")
+    classifier, rows = build_classifier("small_cnn", classes, 64).eval(), phantom_store.rows("test", ["label"])
+    labels = phantom_store.labels[rows]
+    monkeypatch.setattr(phantom_store, "classes", ["common nevus", "atypical nevus", "melanoma", "a", "b", "c", "d"])
+    table = predict_cross_dataset(classifier, phantom_store, rows)
+    assert classes_of(table) == ["MEL", "nevus"]
+    assert table["label"].to_list() == [int(label < 2) for label in labels if label < 3]
+    p = softmax(predict_logits(classifier, phantom_store.images[rows])[:, :3], axis=1)[labels < 3]
+    assert probabilities(table) == pytest.approx(np.stack([p[:, 0] + p[:, 1], p[:, 2]], axis=1), rel=1e-4)
+
+
+def test_predict_table_of_a_lesion_only_classifier_hides_the_surroundings(phantom_store):
+    torch.manual_seed(0)
+    classifier = Classifier(ClassifierConfig(64, CLASSES, lesion_only=True)).eval()
+    rows = phantom_store.rows("test", ["label", "mask"])
+    hidden = hide_surroundings(phantom_store.images[rows], phantom_store.masks[rows])
+    assert (hidden == 128).mean() > 0.2
+    for predict in (predict_table, predict_cross_dataset):
+        p = probabilities(predict(classifier, phantom_store, rows))
+        assert p == pytest.approx(predict_proba(classifier, hidden), rel=1e-4)
+        assert np.abs(p - predict_proba(classifier, phantom_store.images[rows])).max() > 1e-4
 
 
 def test_predict_cross_dataset_with_one_shared_class_raises(classifier, phantom_store, monkeypatch):

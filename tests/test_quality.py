@@ -19,9 +19,11 @@ from helpers.metrics.extractors import (
 )
 from helpers.metrics.quality import (
     Quality,
+    classifier_score,
     compute_metrics,
     density_coverage,
     frechet,
+    frechet_infinity,
     inception_score,
     kid,
     kid_interval,
@@ -158,6 +160,51 @@ def test_inception_score_certain_uniform_predictions_is_number_of_classes():
     logits[np.arange(1000), np.arange(1000) % 5] = 50
     assert inception_score(logits) == pytest.approx(5, rel=0.05)
     assert inception_score(np.zeros((1000, 5), np.float32)) == pytest.approx(1)
+
+
+def test_classifier_score_is_the_exponential_of_the_mutual_information():
+    certain = 50 * np.eye(3, dtype=np.float32)[np.arange(30) % 3]
+    assert classifier_score(certain) == pytest.approx(3)
+    assert classifier_score(np.zeros((30, 3), np.float32)) == pytest.approx(1), "never certain"
+    assert classifier_score(certain[:1].repeat(30, axis=0)) == pytest.approx(1), "never varied"
+    p = np.array([[0.8, 0.2], [0.4, 0.6]])
+    divergence = (p * np.log(p / p.mean(axis=0))).sum(axis=1).mean()
+    logits = np.log(p).repeat(10, axis=0).astype(np.float32)
+    assert classifier_score(logits) == pytest.approx(np.exp(divergence), rel=1e-4)
+
+
+def test_frechet_infinity_is_nearer_to_the_closed_form_than_the_distance():
+    real, synthetic = normal(50_000, dim=24), normal(300, dim=24, seed=1)
+    extrapolated, plain = frechet_infinity(synthetic, real), frechet(synthetic, real)
+    assert plain > 0.4, "biased upwards: the distributions are equal"
+    assert abs(extrapolated) < 0.3 * plain
+
+
+def test_frechet_infinity_is_the_intercept_over_one_by_n(monkeypatch):
+    monkeypatch.setattr(quality_module, "frechet", lambda synthetic, real: 5 + 30 / len(synthetic))
+    assert frechet_infinity(normal(400), normal(10)) == pytest.approx(5)
+    with pytest.raises(DataError, match="needs 100 images, got 99"):
+        frechet_infinity(normal(99), normal(10))
+
+
+def test_quality_infinity_has_columns_of_the_generated_images_and_the_floor_or_says_why_not(phantom_store, extractor):
+    images = np.array(phantom_store.images)
+    real = ImageSet.from_array(images.repeat(2, axis=0)[:210], name="real")
+    many = ImageSet.from_array(images[:105], name="many")
+    result = quality(real, many, [extractor], many, infinity=True)
+    assert result.table["fd_infinity"].notna().tolist() == [True, True, False], "not of the blurred images"
+    few = quality(real, ImageSet.from_array(images[:60], name="few"), [extractor], infinity=True)
+    assert "synthetic: no fd_infinity: the extrapolation needs 100 images, got 60" in few.notes
+    assert "fd_infinity" not in quality(real, many, [extractor]).table
+
+
+def test_quality_classifier_has_a_classifier_score_instead_of_an_inception_score(phantom_store):
+    classifier = FeatureExtractor("classifier", MeanPoolExtractor(8.0), num_logits=4)
+    images = ImageSet.from_array(np.array(phantom_store.images[:40]))
+    table = quality(images, images, [classifier]).table
+    assert "is" not in table and (table["classifier_score"].between(1, 4)).all()
+    logits = extract_features(images, classifier, 64).logits
+    assert table["classifier_score"][0] == classifier_score(logits)
 
 
 def test_compute_metrics_cache_of_other_version_is_ignored(tmp_path, monkeypatch):

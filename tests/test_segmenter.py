@@ -26,6 +26,7 @@ from helpers.models.segmenter import (
     val_jaccard,
 )
 from helpers.models.trainer import TrainConfig, train
+from helpers.models.weights import lite_network
 
 # A quarter of the default encoder's time per step.
 CONFIG = SegmenterConfig(
@@ -78,6 +79,17 @@ def test_segmenter_weights_not_available_keeps_random_init(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(module, "imagenet_weights", lambda arch: None)
     assert Segmenter(SegmenterConfig(64)).init == "random init"
+
+
+@pytest.mark.parametrize("arch", ["Unet", "DeepLabV3Plus"])
+def test_segmenter_efficientnet_lite_encoder_has_the_package_weights(arch):
+    segmenter = Segmenter(SegmenterConfig(64, arch, "tu-tf_efficientnet_lite1")).eval()
+    pretrained = lite_network("efficientnet_lite1").state_dict()
+    encoder = segmenter.network.encoder.model.state_dict()
+    assert segmenter.init == "ImageNet" and len(encoder) == 378
+    assert all(torch.equal(weight, pretrained[name]) for name, weight in encoder.items())
+    assert segmenter.mean.unique().tolist() == segmenter.std.unique().tolist() == [0.5]
+    assert segmenter(torch.zeros(1, 3, 64, 64)).shape == (1, 1, 64, 64)
 
 
 @pytest.mark.parametrize(

@@ -34,7 +34,7 @@ def equal(a, b) -> bool:
 def load_without_seconds(folder: Path) -> dict:
     """The checkpoint without the seconds that the training took."""
     saved = load_checkpoint(folder)
-    assert saved.pop("seconds") > 0
+    assert saved.pop("seconds") > saved.pop("validation_seconds") >= 0
     return saved
 
 
@@ -128,6 +128,17 @@ def test_train_minutes_replace_the_steps_and_are_continued_after_a_resume(tmp_pa
         assert task.checkpoint_steps == ([round(60 * minutes)] if expected else [])
     saved = load_checkpoint(tmp_path)
     assert saved["step"] == saved["seconds"] == 30 and history["step"] == [5, 10, 15, 20, 25, 30]
+
+
+def test_train_counts_the_seconds_of_validation_in_all_processes(tmp_path, monkeypatch):
+    class SlowValidation(TimedTask):
+        def on_checkpoint(self, *_):
+            self.now += 3
+
+    for steps, checkpoints in ((4, 2), (8, 4)):
+        train(SlowValidation(monkeypatch), get_linear_batch, tmp_path, TrainConfig(steps, 8, save_every=2))
+        saved = load_checkpoint(tmp_path)
+        assert saved["validation_seconds"] == 3 * checkpoints and saved["seconds"] == steps + 3 * checkpoints
 
 
 def test_train_minutes_of_a_real_clock_end_the_run(tmp_path):

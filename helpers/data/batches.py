@@ -113,6 +113,19 @@ def pair_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> 
     return get_batch
 
 
+def image_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> Callable[[int, int], dict]:
+    """`get_batch(step, rank)` for the training loop, with images; all rows of all sources are equally likely, and none
+    comes twice in a batch if there are enough. The same seed, step and rank give the same batch."""
+    rows = [(source, row) for source in sources for row in source.rows]
+
+    def get_batch(step: int, rank: int) -> dict:
+        rng = np.random.default_rng([seed, step, rank])
+        sampled = rng.choice(len(rows), batch_size, replace=len(rows) < batch_size)
+        return to_tensors({"images": np.stack([source.images[row] for source, row in (rows[k] for k in sampled)])})
+
+    return get_batch
+
+
 def labeled_batches(
     sources: Sequence[ImageSource], batch_size: int, seed: int, balanced: bool = True
 ) -> Callable[[int, int], dict]:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.data.files import HIDDEN_FOLDER, DataError, list_images, report_skipped
-from helpers.data.labels import clean_name, report_ids
+from helpers.data.labels import clean_name, id_from_stem, report_ids
 from helpers.data.tables import DatasetTable, build_table
 
 MASK_STEM = re.compile(r"_(segmentation|mask)$", re.IGNORECASE)
@@ -27,6 +27,23 @@ def subfolders(folder: Path) -> list[Path]:
         return []
     with os.scandir(folder) as entries:
         return sorted(Path(e.path) for e in entries if e.is_dir() and not HIDDEN_FOLDER.fullmatch(e.name))
+
+
+def tree(folder: Path) -> list[Path]:
+    """`folder` and all folders below it, without hidden ones; links to folders are not followed."""
+    inner = [f for f in subfolders(folder) if not f.is_symlink()]
+    return [folder, *(below for f in inner for below in tree(f))]
+
+
+def files_by_id(paths: list[Path], problems: list[str] | None = None) -> dict[str, Path]:
+    """The first file of every image id; the others are reported in `problems`; without superpixel files."""
+    by_id, repeated = {}, []
+    for path in paths:
+        if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(id_from_stem(path.stem), path) != path:
+            repeated.append(path.name)
+    if problems is not None:
+        report_ids(problems, "have the id of another file and are left out", repeated)
+    return by_id
 
 
 # Names of folders that cannot be diagnoses, by what a folder with such folders looks like.

@@ -1,6 +1,7 @@
 """Label tables of published data sets -> one table with `image_id` and `diagnosis`, and image ids without additions."""
 
 import gzip
+import os
 import re
 import unicodedata
 import zlib
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from helpers.data.diagnoses import SPELLINGS
 from helpers.data.files import IMAGE_SUFFIXES, DataError
 
 HAM_CLASSES = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
@@ -18,21 +20,11 @@ ISIC2017_CLASSES = ["MEL", "SK", "NV"]
 MAX_BYTES = 10_000_000  # of a label file, unpacked; HAM10000's has 600,000
 MAX_COLUMNS = 1_000
 
-# Names that tables write out instead of the abbreviation; case and hyphens do not matter.
-_WRITTEN_OUT = {
-    "MEL": ["melanoma"],
-    "NV": ["nevus", "nevi", "naevus", "naevi", "melanocytic nevus", "melanocytic nevi", "melanocytic naevus"],
-    "BCC": ["basal cell carcinoma"],
-    "AKIEC": ["actinic keratosis", "actinic keratoses", "bowen's disease", "intraepithelial carcinoma"],
-    "BKL": ["benign keratosis", "benign keratosis like lesion", "benign keratosis like lesions"],
-    "DF": ["dermatofibroma", "dermatofibromas"],
-    "VASC": ["vascular lesion", "vascular lesions"],
-    "SK": ["seborrheic keratosis", "seborrheic keratoses"],
-}
 _BINARY_WORDS = {"true": "1", "yes": "1", "x": "1", "false": "0", "no": "0"}
 
 # Publishers' additions to an image id: sketch_ISIC_1.png, ISIC_1_segmentation.png, ISIC_1_downsampled.jpg.
 _DECORATION = re.compile(r"^(sketch|contour)_|_(segmentation|mask|sketch|contours?|downsampled)$", re.IGNORECASE)
+_TABLE_ENDING = r"( ?\(\d+\))?\.(csv|tab|txt)(\.gz)?"  # "labels (1).csv" is a repeated download
 _MISSING = ["NA", "N/A", "n/a", "<NA>", "#N/A", "NaN", "nan", "NULL", "null", "None"]  # as pandas reads them
 _ENDING = re.compile(rf"({'|'.join(map(re.escape, sorted(IMAGE_SUFFIXES)))})$", re.IGNORECASE)
 
@@ -54,6 +46,22 @@ def clean_id(text: str) -> str:
     return id_from_stem(_ENDING.sub("", text.strip()))
 
 
+def find_entry(folder: Path, *patterns: str) -> Path | None:
+    """The first entry of `folder` whose name matches a pattern completely, ignoring case; earlier patterns first."""
+    names = sorted(os.listdir(folder))
+    for pattern in patterns:
+        for name in names:
+            if re.fullmatch(pattern, name, re.IGNORECASE):
+                return folder / name
+    return None
+
+
+def find_table(folder: Path, pattern: str) -> Path | None:
+    """A table named `pattern`, directly in `folder` or in a folder of the same name (as the 2018 archives unpack)."""
+    path = find_entry(folder, pattern + r"\.(csv|tab|txt)", pattern + _TABLE_ENDING, pattern)
+    return find_entry(path, pattern + _TABLE_ENDING) if path and path.is_dir() else path
+
+
 def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> dict[str, str]:
     """Read a label file with columns `image_id,label` or one-hot columns -> the class name of every id.
 
@@ -70,7 +78,7 @@ def read_labels(path: str | Path, classes: list[str], problems: list[str]) -> di
             f"label file {path} has neither a column 'label' nor one named after a class ({' '.join(classes)})"
         )
     table["image_id"] = table["image_id"].map(id_from_stem)
-    table = _known_labels(table.dropna(subset="diagnosis"), classes, path, problems).dropna(subset="diagnosis")
+    table = known_labels(table.dropna(subset="diagnosis"), classes, path, problems).dropna(subset="diagnosis")
     return dict(table[["image_id", "diagnosis"]].itertuples(index=False))
 
 
@@ -80,7 +88,7 @@ def read_isic2016_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     # The training file has benign/malignant, the test file 0/1 or 0.0/1.0.
     names = _to_numbers(labels["diagnosis"]).map(dict(enumerate(ISIC2016_CLASSES)))
     labels["diagnosis"] = names.fillna(labels["diagnosis"])
-    return _known_labels(labels, ISIC2016_CLASSES, path, problems)
+    return known_labels(labels, ISIC2016_CLASSES, path, problems)
 
 
 def read_isic2017_labels(path: Path, problems: list[str]) -> pd.DataFrame:
@@ -94,25 +102,30 @@ def read_isic2017_labels(path: Path, problems: list[str]) -> pd.DataFrame:
 def read_ham10000_metadata(path: Path, problems: list[str]) -> pd.DataFrame:
     """Metadata of HAM10000 with the columns `dx` and `lesion_id` -> also `diagnosis` (`HAM_CLASSES`)."""
     labels = read_table(path, ["dx", "lesion_id"])
-    return _known_labels(labels.assign(diagnosis=labels["dx"]), HAM_CLASSES, path, problems)
+    return known_labels(labels.assign(diagnosis=labels["dx"]), HAM_CLASSES, path, problems)
 
 
 def read_isic2018_labels(path: Path, problems: list[str]) -> pd.DataFrame:
     """One-hot label file with the columns `HAM_CLASSES` -> `image_id`, `diagnosis`."""
-    labels = read_table(path, HAM_CLASSES)
-    return drop_repeated_ids(_one_hot(labels, _binary(labels, HAM_CLASSES, path), path, problems), problems)
+    return one_hot_labels(read_table(path, HAM_CLASSES), HAM_CLASSES, path, problems)
 
 
-def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFrame:
+def one_hot_labels(table: pd.DataFrame, classes: list[str], path: Path, problems: list[str]) -> pd.DataFrame:
+    """A table of the file `path` with the columns `image_id` and `classes` -> also `diagnosis`, each id once. Raises
+    `DataError` for cells that are neither 0 nor 1 (True, False, x or empty)."""
+    return drop_repeated_ids(_one_hot(table, _binary(table, classes, path), path, problems), problems)
+
+
+def read_table(path: Path, needs: list[str], header: bool = True, id_column: str = "image_id") -> pd.DataFrame:
     """Read a label file as strings, with at least the columns `needs`; a file without header has exactly these.
 
-    Column names and cells are cleaned, see `clean_text`. Ids are in the column `image_id`, else `image`, else the
-    first one, which becomes `image_id`; their file endings are removed. Raises `DataError` if the file cannot be read
-    or lacks a column.
+    Column names and cells are cleaned, see `clean_text`. Ids are in `id_column`, else `image_id`, `image` or the first
+    column, which becomes `image_id`; their file endings are removed. Raises `DataError` if the file cannot be read or
+    lacks a column.
     """
     kwargs = {"header": "infer"} if header else {"header": None, "names": needs}
     try:
-        text = _read_text(Path(path))
+        text = read_text(Path(path))
         sep = find_separator(text.lstrip().partition("\n")[0])
         table = pd.read_csv(StringIO(text), dtype=str, sep=sep, keep_default_na=False, **kwargs)
         if not isinstance(table.index, pd.RangeIndex):  # pandas would take the first cells for row names
@@ -121,18 +134,18 @@ def read_table(path: Path, needs: list[str], header: bool = True) -> pd.DataFram
         raise DataError(f"label file {path} cannot be read ({error}): save it as CSV in UTF-8") from error
     table = table.rename(columns=str).rename(columns=str.strip)
     table = table.loc[:, ~table.columns.duplicated()].apply(clean_text)
-    ids = next((name for name in ("image_id", "image") if name in table), table.columns[0])
-    table = table.rename(columns={ids: "image_id"})
     absent = [column for column in needs if column not in table]
     if absent:
         raise DataError(f"label file {path} has no column {', '.join(absent)}, got {', '.join(map(str, table))}")
+    ids = next((name for name in (id_column, "image_id", "image") if name in table), table.columns[0])
+    table = table.rename(columns={ids: "image_id"})
     table["image_id"] = table["image_id"].str.replace(_ENDING, "", regex=True)
     table = table.dropna(subset="image_id")
     others = table.columns.drop("image_id")  # "NA" is a possible image id
     return table.assign(**{c: table[c].mask(table[c].isin(_MISSING)) for c in others})
 
 
-def _read_text(path: Path) -> str:
+def read_text(path: Path) -> str:
     """Content of a text file in UTF-8 or UTF-16, which may be packed (.gz). Raises `ValueError` for another encoding
     and for over `MAX_BYTES`."""
     with (gzip.open if path.suffix.lower() == ".gz" else open)(path, "rb") as stream:
@@ -187,9 +200,9 @@ def _one_hot(table: pd.DataFrame, binary: pd.DataFrame, path: Path, problems: li
     return table
 
 
-def _known_labels(labels: pd.DataFrame, classes: list[str], path: Path, problems: list[str]) -> pd.DataFrame:
+def known_labels(labels: pd.DataFrame, classes: list[str], path: Path, problems: list[str]) -> pd.DataFrame:
     """Column `diagnosis` as names of `classes`, each id once; unknown names become `<NA>` and are reported."""
-    spellings = {name: c for c in classes for name in [c.casefold(), *_WRITTEN_OUT.get(c, [])]}
+    spellings = {name: c for c in classes for name in [c.casefold(), *SPELLINGS.get(c, [])]}
     text = labels["diagnosis"].str.casefold().str.replace(r"[\s_-]+", " ", regex=True)
     names = text.map(spellings).astype("string")
     unknown = labels[names.isna() & labels["diagnosis"].notna()]

@@ -2,11 +2,10 @@
 
 Layouts: ISIC challenges 2016, 2017 and 2018 task 3 (challenge.isic-archive.com), HAM10000 (Tschandl et al., arXiv
 1803.10417, doi:10.7910/DVN/DBW86T, also as republished on Kaggle), the sketch course's rearrangement of it, class
-folders.
+folders; sets of other clinics (`external.py`).
 """
 
 import json
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,21 +14,22 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.config import default_root
-from helpers.data.class_folders import MASK_STEM, find_class_folders, read_folders, subfolders
+from helpers.data.class_folders import MASK_STEM, files_by_id, find_class_folders, read_folders, subfolders, tree
 from helpers.data.download import ARCHIVES, download, is_unfinished
-from helpers.data.files import DataError, list_images, report_skipped
+from helpers.data.external import is_derm7pt, is_pad_ufes_20, is_ph2, read_derm7pt, read_pad_ufes_20, read_ph2
+from helpers.data.files import MAX_DEPTH, DataError, list_images, report_skipped
 from helpers.data.labels import (
     HAM_CLASSES,
     ISIC2016_CLASSES,
     ISIC2017_CLASSES,
     drop_repeated_ids,
-    id_from_stem,
+    find_entry,
+    find_table,
     read_ham10000_metadata,
     read_isic2016_labels,
     read_isic2017_labels,
     read_isic2018_labels,
     read_table,
-    report_ids,
 )
 from helpers.data.tables import DatasetTable, build_table, join
 from helpers.phantoms import sample
@@ -108,58 +108,23 @@ def _nested_candidates(folder: Path) -> list[Path]:
 # -------------------------------------------------------------------------------------------------- finding files
 
 
-def _tree(folder: Path) -> list[Path]:
-    """`folder` and all folders below it, without hidden ones; links to folders are not followed."""
-    inner = [f for f in subfolders(folder) if not f.is_symlink()]
-    return [folder, *(below for f in inner for below in _tree(f))]
-
-
-def _find(folder: Path, *patterns: str) -> Path | None:
-    """The first entry of `folder` whose name matches a pattern completely, ignoring case; earlier patterns first."""
-    names = sorted(os.listdir(folder))
-    for pattern in patterns:
-        for name in names:
-            if re.fullmatch(pattern, name, re.IGNORECASE):
-                return folder / name
-    return None
-
-
-_TABLE_ENDING = r"( ?\(\d+\))?\.(csv|tab|txt)(\.gz)?"  # "labels (1).csv" is a repeated download
-
-
-def _csv(folder: Path, pattern: str) -> Path | None:
-    """A table named `pattern`, directly in `folder` or in a folder of the same name (as the 2018 archives unpack)."""
-    path = _find(folder, pattern + r"\.(csv|tab|txt)", pattern + _TABLE_ENDING, pattern)
-    return _find(path, pattern + _TABLE_ENDING) if path and path.is_dir() else path
-
-
 def images_by_id(folder: Path | None, problems: list[str] | None = None) -> dict[str, Path]:
     """Image files of a folder (`image_files`) by image id.
 
     Of several files with one id the first is used; the others are reported in `problems`, as are skipped files.
     """
-    return _by_id(image_files(folder, problems), problems) if folder else {}
+    return files_by_id(image_files(folder, problems), problems) if folder else {}
 
 
-def _image_paths(folder: Path) -> list[Path]:
-    """Image files in `folder`, or in the folders inside it if it has none."""
-    return list_images(folder) or [p for inner in subfolders(folder) for p in list_images(inner)]
-
-
-def _by_id(paths: list[Path], problems: list[str] | None = None) -> dict[str, Path]:
-    """The first file of every image id, see `images_by_id`."""
-    by_id, repeated = {}, []
-    for path in paths:
-        if not path.stem.lower().endswith("_superpixels") and by_id.setdefault(id_from_stem(path.stem), path) != path:
-            repeated.append(path.name)
-    if problems is not None:
-        report_ids(problems, "have the id of another file and are left out", repeated)
-    return by_id
+def _image_paths(folder: Path, depth: int = MAX_DEPTH) -> list[Path]:
+    """Image files in `folder`, or in the folders inside it if it has none, `depth` levels deep: `Train/<class>/`."""
+    paths = list_images(folder)
+    return paths or [p for inner in subfolders(folder) if depth for p in _image_paths(inner, depth - 1)]
 
 
 def image_files(folder: Path, problems: list[str] | None = None) -> list[Path]:
-    """Image files in `folder`, or in the folders inside it if it has none; without superpixel files. Other files and
-    folders are reported in `problems`."""
+    """Image files in `folder`, or in the folders inside it if it has none, as `_image_paths`, without superpixel files.
+    Other files and folders are reported in `problems`."""
     paths = _image_paths(folder)
     if problems is not None:
         report_skipped(folder, paths, problems)
@@ -172,8 +137,8 @@ def _with_masks(
     """Images and masks by id; masks are in their own folder or beside the images (ISIC_1_Segmentation.png)."""
     paths = [path for folder in folders for path in _image_paths(folder)]
     beside = [path for path in paths if MASK_STEM.search(path.stem)]
-    images = _by_id([path for path in paths if path not in set(beside)], problems)
-    masks = _by_id([*(_image_paths(mask_folder) if mask_folder else []), *beside], problems)
+    images = files_by_id([path for path in paths if path not in set(beside)], problems)
+    masks = files_by_id([*(_image_paths(mask_folder) if mask_folder else []), *beside], problems)
     return images, masks
 
 
@@ -213,9 +178,9 @@ def _read_phantoms(folder: Path) -> DatasetTable:
 def _read_isic2016(folder: Path) -> DatasetTable:
     problems, splits = [], []
     for published, split in (("Training", "train"), ("Test", "test")):
-        images = _find(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
-        masks = _find(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
-        path = _csv(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth")
+        images = find_entry(folder, f"ISBI2016_ISIC_Part[13]B?_{published}_Data")
+        masks = find_entry(folder, f"ISBI2016_ISIC_Part(1|3B)_{published}_GroundTruth")
+        path = find_table(folder, f"ISBI2016_ISIC_Part3B?_{published}_GroundTruth")
         labels = read_isic2016_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
     return build_table("isic2016", folder, pd.concat(splits), ISIC2016_CLASSES, problems)
@@ -224,9 +189,9 @@ def _read_isic2016(folder: Path) -> DatasetTable:
 def _read_isic2017(folder: Path) -> DatasetTable:
     problems, splits = [], []
     for published, split in (("Training", "train"), ("Validation", "val"), ("Test(_v2)?", "test")):
-        images = _find(folder, f"ISIC-2017_{published}_Data")
-        masks = _find(folder, f"ISIC-2017_{published}_Part1_GroundTruth")
-        path = _csv(folder, f"ISIC-2017_{published}_Part3_GroundTruth")
+        images = find_entry(folder, f"ISIC-2017_{published}_Data")
+        masks = find_entry(folder, f"ISIC-2017_{published}_Part1_GroundTruth")
+        path = find_table(folder, f"ISIC-2017_{published}_Part3_GroundTruth")
         labels = read_isic2017_labels(path, problems) if path else None
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
     return build_table("isic2017", folder, pd.concat(splits), ISIC2017_CLASSES, problems)
@@ -234,14 +199,14 @@ def _read_isic2017(folder: Path) -> DatasetTable:
 
 def ham_metadata(folder: Path) -> Path | None:
     """HAM10000's metadata in a folder, under any of its published names."""
-    return _csv(folder, "HAM10000_metadata")
+    return find_table(folder, "HAM10000_metadata")
 
 
 def _read_ham10000(folder: Path) -> DatasetTable:
     problems: list[str] = []
     labels = read_ham10000_metadata(ham_metadata(folder), problems)
     parts = [inner for inner in subfolders(folder) if re.match(r"ham10000_images", inner.name, re.IGNORECASE)]
-    images, masks = _with_masks(parts, _find(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
+    images, masks = _with_masks(parts, find_entry(folder, "HAM10000_segmentations_lesion_tschandl"), problems)
     rows = join(images, labels, problems, None, mask_path=masks)
     return build_table("ham10000", folder, rows, HAM_CLASSES, problems)
 
@@ -249,12 +214,12 @@ def _read_ham10000(folder: Path) -> DatasetTable:
 def _read_isic2018(folder: Path) -> DatasetTable:
     problems, splits = [], []
     for published, split in (("Training", "train"), ("Validation", "val"), ("Test", "test")):
-        images = _find(folder, f"ISIC2018_Task3_{published}_Input")
-        path = _csv(folder, f"ISIC2018_Task3_{published}_GroundTruth")
+        images = find_entry(folder, f"ISIC2018_Task3_{published}_Input")
+        path = find_table(folder, f"ISIC2018_Task3_{published}_GroundTruth")
         if images is None and path is None:
             continue
         labels = read_isic2018_labels(path, problems) if path else None
-        masks = _find(folder, "HAM10000_segmentations_lesion_tschandl")
+        masks = find_entry(folder, "HAM10000_segmentations_lesion_tschandl")
         splits.append(_challenge_split(folder, images, masks, labels, split, problems))
     rows = _with_lesion_ids(pd.concat(splits), folder, problems)
     if len(splits) == 1:  # the training set alone has no official test split
@@ -264,7 +229,7 @@ def _read_isic2018(folder: Path) -> DatasetTable:
 
 def _with_lesion_ids(rows: pd.DataFrame, folder: Path, problems: list[str]) -> pd.DataFrame:
     """Add lesion ids from HAM10000's metadata or the 2018 groupings, if one of the files is in the folder."""
-    path = ham_metadata(folder) or _csv(folder, "ISIC2018_Task3_Training_LesionGroupings")
+    path = ham_metadata(folder) or find_table(folder, "ISIC2018_Task3_Training_LesionGroupings")
     if path is None:
         problems.append(
             "no lesion ids, so images of one lesion may be in several splits: add HAM10000_metadata.csv or "
@@ -280,7 +245,7 @@ def _course_csv(folder: Path, split: str) -> Path | None:
     split_folders = [f for f in subfolders(folder) if _is_split_name(f)]
     nested = [f for outer in split_folders for f in subfolders(outer) if _is_split_name(f)]
     for place in [folder, *split_folders, *nested]:
-        if path := _csv(place, rf"{split}_labels?"):
+        if path := find_table(place, rf"{split}_labels?"):
             return path
     return None
 
@@ -296,7 +261,7 @@ def _course_files(folder: Path, problems: list[str]) -> dict[tuple[str, str], di
     Of several files with one id, one in a folder named after a split and less deep is used, see `images_by_id`.
     """
     paths: dict[tuple[str, str], list[Path]] = {}
-    names = {inner: inner.relative_to(folder).as_posix().lower() for inner in _tree(folder)}
+    names = {inner: inner.relative_to(folder).as_posix().lower() for inner in tree(folder)}
     order = sorted(names, key=lambda f: (not re.search("train|test", names[f]), names[f].count("/"), names[f]))
     for inner in order:
         name, files = names[inner], list_images(inner)
@@ -308,7 +273,7 @@ def _course_files(folder: Path, problems: list[str]) -> dict[tuple[str, str], di
         kind = "unpaired" if "unpaired" in name else "sketch" if re.search("sketch|contour", name) else "image"
         split = "test" if re.search("(^|[/_ -])test", name) else "train"
         paths.setdefault((split, kind), []).extend(files)
-    return {key: _by_id(found, problems) for key, found in paths.items()}
+    return {key: files_by_id(found, problems) for key, found in paths.items()}
 
 
 def _read_course(folder: Path) -> DatasetTable:
@@ -339,24 +304,27 @@ LAYOUTS = [
     ),
     Layout(
         "isic2016", "ISBI2016_ISIC_Part1_Training_Data/ or ISBI2016_ISIC_Part1_Test_Data/, Part3 label files",
-        lambda f: _find(f, r"ISBI2016_ISIC_Part[13]B?_(Training|Test)_Data") is not None, _read_isic2016,
+        lambda f: find_entry(f, r"ISBI2016_ISIC_Part[13]B?_(Training|Test)_Data") is not None, _read_isic2016,
     ),
     Layout(
         "isic2017", "ISIC-2017_Training_Data/, ISIC-2017_Training_Part3_GroundTruth.csv, or validation, or test",
-        lambda f: _find(f, r"ISIC-2017_(Training|Validation|Test(_v2)?)_Data") is not None, _read_isic2017,
+        lambda f: find_entry(f, r"ISIC-2017_(Training|Validation|Test(_v2)?)_Data") is not None, _read_isic2017,
     ),
     Layout(
         "ham10000", "HAM10000_metadata.csv and HAM10000_images_part_1/ (Dataverse, Kaggle)",
-        lambda f: ham_metadata(f) is not None and _find(f, r"HAM10000_images.*") is not None, _read_ham10000,
+        lambda f: ham_metadata(f) is not None and find_entry(f, r"HAM10000_images.*") is not None, _read_ham10000,
     ),
     Layout(
         "ham10000", "ISIC2018_Task3_Training_Input/ and ISIC2018_Task3_Training_GroundTruth.csv",
-        lambda f: _find(f, r"ISIC2018_Task3_(Training|Validation|Test)_Input") is not None, _read_isic2018,
+        lambda f: find_entry(f, r"ISIC2018_Task3_(Training|Validation|Test)_Input") is not None, _read_isic2018,
     ),
     Layout(
         "course", "Train_labels.csv with columns image,MEL,NV,BCC,AKIEC,BKL,DF,VASC, Train_data/, ..._sketch/Contours/",
         lambda f: _course_csv(f, "train") is not None, _read_course,
     ),
+    Layout("ph2", "PH2 Dataset images/IMD003/IMD003_Dermoscopic_Image/IMD003.bmp, PH2_dataset.txt", is_ph2, read_ph2),
+    Layout("derm7pt", "meta/meta.csv with columns diagnosis and derm, images/", is_derm7pt, read_derm7pt),
+    Layout("pad_ufes_20", "metadata.csv with columns img_id and diagnostic, images/", is_pad_ufes_20, read_pad_ufes_20),
     Layout(
         "folders", "two or more <class>/ folders of images, alone or inside Train/, Val/, Test/",
         lambda f: len({c.name for _, c in find_class_folders(f)}) > 1, read_folders,

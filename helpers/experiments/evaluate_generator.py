@@ -3,8 +3,8 @@ classifier of `train classifier`.
 
 A CGAN gets the sketches, labels and artifact flags of the split's images, a DCGAN their labels; both are evaluated on
 images that have a sketch. Two protocols: `natural`, up to 1,000 images in their natural class mix; `balanced`, up to 55
-per class. The floor is as many images of the training split. For our classifier, which was trained on that split, they
-come from the one of val and test that is not evaluated.
+per class. The floor is as many images of the training split. For our classifier and `skin`, which were trained on that
+split, they come from the one of val and test that is not evaluated.
 """
 
 from collections.abc import Iterable, Sequence
@@ -19,9 +19,16 @@ import pandas as pd
 from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
-from helpers.data.store import Store
+from helpers.data.store import SPLITS, Store
 from helpers.experiments.evaluation import Generate, load_generator, mean_row, open_store, to_table
-from helpers.metrics.extractors import FeatureExtractor, ImageSet, available_extractors, extract_array
+from helpers.metrics.extractors import (
+    TRAINED_HERE,
+    FeatureExtractor,
+    ImageSet,
+    available_extractors,
+    extract_array,
+    load_extractor,
+)
 from helpers.metrics.fidelity import (
     MIN_POSITION_IMAGES,
     label_accuracy,
@@ -30,9 +37,10 @@ from helpers.metrics.fidelity import (
     sketch_dice,
     structure_correlation,
 )
-from helpers.metrics.memorization import memorization, thumbnails
+from helpers.metrics.memorization import AUTHENTICITY, memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.models.artifacts import load_artifacts, predict_artifacts
+from helpers.models.checkpoint import check_held_out, read_checkpoint
 from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.segmenter import load_segmenter, segment
 
@@ -46,6 +54,8 @@ class GeneratorEvaluation:
     """Options of `evaluate generator`."""
 
     split: Literal["val", "test"] = "val"  # everything is chosen on val; test is scored once
+    extractor: str | None = None  # inception, skin, a network with ImageNet weights, NAME=FILE; default: all available
+    infinity: bool = False  # also the Fréchet distance extrapolated to infinitely many images
 
 
 @dataclass(frozen=True)
@@ -67,15 +77,22 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
 
     Label accuracy needs the checkpoint of `train classifier` (on the lesion alone: of `--lesion-only`), the Dice that
     of `train segmenter`, both in `cfg.outputs`; artifact rates the detector in `cfg.released`. Raises `DataError` if
-    the file is no generator, if its classes are not those of the data set or of the classifier, or for fewer than 10
-    images.
+    the file is no generator, if it was trained on lesions of the split, if its classes are not those of the data set or
+    of the classifier, or for fewer than 10 images.
     """
     generate, config = load_generator(checkpoint)
-    extractors, notes = available_extractors(cfg.outputs / "classifier" / "checkpoint.pt")
+    checkpoint_of_classifier = cfg.outputs / "classifier" / "checkpoint.pt"
+    extractors, notes = (
+        ([load_extractor(options.extractor)], [])
+        if options.extractor
+        else available_extractors(checkpoint_of_classifier)
+    )
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
+    trained_on = read_checkpoint(checkpoint)["extra_state"].get("trained_on", [])
+    check_held_out(checkpoint, trained_on, store, np.flatnonzero(store.splits != SPLITS.index(options.split)))
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
-        measured = distances(generated, extractors, cfg.features, notes)
+        measured = distances(generated, extractors, cfg.features, notes, options.infinity)
         for name in ("classifier", "classifier-lesion-only"):
             measured += label_accuracies(generated, cfg.outputs / name / "checkpoint.pt", notes)
         if config.style != "none":  # a DCGAN has no sketches
@@ -113,20 +130,27 @@ def take(batch: dict[str, np.ndarray], index: list[int] | slice) -> dict[str, np
 
 
 def distances(
-    generated: Generated, extractors: Sequence[FeatureExtractor], cache: Path, notes: list[str]
+    generated: Generated,
+    extractors: Sequence[FeatureExtractor],
+    cache: Path,
+    notes: list[str],
+    infinity: bool = False,
+    by_class: bool = True,
 ) -> list[dict]:
-    """Rows of `quality`, one per extractor, comparison, class and measure. Appends to `notes`."""
+    """Rows of `quality`, one per extractor, comparison, class (or none if not `by_class`) and measure. Appends to
+    `notes`."""
     store, batch, rows = generated.store, generated.batch, []
 
     def image_set(images: np.ndarray, labels: np.ndarray, name: str) -> ImageSet:
-        return ImageSet.from_array(images, [store.classes[k] for k in labels], name)
+        return ImageSet.from_array(images, [store.classes[k] for k in labels] if by_class else None, name)
 
     real = image_set(batch["images"], batch["labels"], generated.split)
     synthetic = image_set(generated.images, batch["labels"], "synthetic")
     for extractor in extractors:
-        source = "train" if extractor.name != "classifier" else {"val": "test", "test": "val"}[generated.split]
+        source = "train" if extractor.name not in TRAINED_HERE else {"val": "test", "test": "val"}[generated.split]
         floor = store.batch(sample_rows(store, source, generated.protocol, generated.rows), ("images", "labels"))
-        measured = quality(real, synthetic, [extractor], image_set(floor["images"], floor["labels"], source), cache)
+        others = image_set(floor["images"], floor["labels"], source)
+        measured = quality(real, synthetic, [extractor], others, cache, infinity)
         rows += a_row_per_measure(measured.table)
         notes += [f"{generated.protocol}: {note}" for note in measured.notes]
     return rows
@@ -238,7 +262,7 @@ def copies(
     features = {e.name: [extract_array(images, e, cache).values for images in sets] for e in extractors}
     for name, arrays in (features | {"pixels": [thumbnails(images) for images in sets]}).items():
         result = memorization(*arrays)
-        notes.append(f"copies by {name}: {result}")
+        notes += [f"copies by {name}: {result}", AUTHENTICITY]
         row = {"extractor": name, "compared": "synthetic", "n": len(result.distances), "n_real": len(result.held_out)}
         yield row | {"measure": "copies", "value": result.copies, "real": 0.01}  # by definition
         yield row | {"measure": "authenticity", "value": result.authenticity, "real": result.held_out_authenticity}

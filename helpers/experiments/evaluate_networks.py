@@ -6,8 +6,8 @@ these scores are optimistic; use `test` once.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -15,22 +15,51 @@ import numpy as np
 import pandas as pd
 from scipy.special import softmax
 
-from helpers.config import DATASETS, Config, display_path, get_config
+from helpers.config import EXTERNAL, Config, display_path
 from helpers.data.files import DataError, atomic_file
-from helpers.data.layouts import ARTIFACTS
+from helpers.data.layouts import ARTIFACTS, open_dataset
 from helpers.data.store import Store
 from helpers.data.tables import read_own_table
 from helpers.experiments.evaluation import difference_row, load_generator, mean_row, open_store, to_table
 from helpers.metrics.classification import calibration_error
 from helpers.metrics.fidelity import label_accuracy
-from helpers.metrics.prediction_tables import predict_cross_dataset, predict_table, probabilities, score_table
+from helpers.metrics.prediction_tables import (
+    SharedClasses,
+    check_not_trained_on,
+    classifier_inputs,
+    predict_cross_dataset,
+    predict_table,
+    probabilities,
+    score_table,
+)
 from helpers.metrics.segmentation_scores import score_images
 from helpers.models.artifacts import average_precisions, load_artifacts, predict_artifacts, read_flags
-from helpers.models.classifier import Classifier, ClassifierConfig, load_classifier, predict_logits, predict_proba
+from helpers.models.classifier import (
+    Classifier,
+    ClassifierConfig,
+    hide_surroundings,
+    load_classifier,
+    predict,
+    predict_logits,
+    predict_proba,
+)
 from helpers.models.segmenter import load_segmenter
 
 MEASURES = ("jaccard", "thresholded_jaccard", "dice", "sensitivity", "specificity", "hd95")  # hd95 in pixels
-CLASS_MAP = {"SK": "BKL"}  # ISIC 2017's class counts as HAM10000's
+Split = Literal["val", "test", "all"]
+
+
+def select_rows(store: Store, split: Split | None, needs: Sequence[str]) -> tuple[np.ndarray, str, list[str]]:
+    """Rows of a split that have everything in `needs`, see `Store.rows`; the split's name, by default "val", "all" of
+    an external set; and how many images lack what, as notes. Raises `DataError` if there is no row."""
+    name = split or ("all" if store.name in EXTERNAL else "val")
+    part = None if name == "all" else name
+    rows, lacking = store.rows(part), {need: len(store.rows(part)) - len(store.rows(part, [need])) for need in needs}
+    notes = [f"left out: {count} of {len(rows)} images have no {need}" for need, count in lacking.items() if count]
+    if not len(selected := store.rows(part, needs)):
+        raise DataError(f"{store.name} has no images with a {' and a '.join(needs)} in {name}")
+    return selected, name, notes
+
 
 # --------------------------------------------------------------------------------------------------------- segmenter
 
@@ -39,7 +68,7 @@ CLASS_MAP = {"SK": "BKL"}  # ISIC 2017's class counts as HAM10000's
 class SegmenterEvaluation:
     """Options of `evaluate segmenter`."""
 
-    split: Literal["val", "test"] = "val"  # everything is chosen on val; test is scored once
+    split: Split | None = None  # default: val, on which everything is chosen; of an external set all
     csv: Path | None = None  # file to write, with the scores of every image
     against: Path | None = None  # such a file of another checkpoint: adds the paired difference of the Jaccard index
 
@@ -48,13 +77,14 @@ def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg
     """Table of mean scores with intervals (over lesions), the Jaccard index of every class, and the paired difference
     to the scores in `options.against`.
 
-    Raises `DataError` if the file is no segmenter, if no image has a mask, or if `options.against` lacks an image.
+    Raises `DataError` if the file is no segmenter, if it was trained on one of these images or lesions, if no image has
+    a mask, or if `options.against` lacks an image.
     """
     segmenter, config = load_segmenter(checkpoint)
     store = open_store(cfg, config.size, crop="none")
-    images = store.table.iloc[store.rows(options.split, needs=["mask"])]
-    if not len(images):
-        raise DataError(f"{store.name} has no masks in {options.split} to compare with")
+    image_rows, split, notes = select_rows(store, options.split, ["mask"])
+    check_not_trained_on(segmenter, store, image_rows)
+    images = store.table.iloc[image_rows]
     start = time.perf_counter()
     scores = score_images(segmenter, images)
     seconds = time.perf_counter() - start
@@ -69,8 +99,8 @@ def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg
     if options.csv:
         with atomic_file(options.csv) as temporary:
             scores.to_csv(temporary, index=False)
-    time_taken = f"{options.split}, N {len(scores)}, {seconds:.0f} s including reading and scoring"
-    return to_table(rows, [store, config, time_taken])
+    time_taken = f"{split}, N {len(scores)}, {seconds:.0f} s including reading and scoring"
+    return to_table(rows, [store, config, time_taken], [*notes, *store.problems])
 
 
 def read_jaccard(file: Path, image_ids: pd.Series) -> pd.Series:
@@ -94,40 +124,55 @@ def read_jaccard(file: Path, image_ids: pd.Series) -> pd.Series:
 class ClassifierEvaluation:
     """Options of `evaluate classifier`."""
 
-    split: Literal["val", "test"] = "val"  # everything is chosen on val; test is scored once
-    across: str | None = None  # score a split of this data set instead, by the classes that both have
-    across_root: Path | None = None  # folder of the data set `across`; default: data/<across>
+    split: Split | None = None  # default: val, on which everything is chosen; of an external set all
     cgan: Path | None = None  # generator of the synthetic images; default: the one of `train cgan`
 
 
 def evaluate_classifier(checkpoint: str | Path, options: ClassifierEvaluation, cfg: Config) -> pd.DataFrame:
-    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, and if
-    there is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
+    """Table of scores with intervals (over lesions), the calibration error before and after temperature scaling, the
+    coverage and accuracy at the confidence threshold, the fraction of images unlike the training images, and if there
+    is a generator the accuracy on real and generated images of the same sketches, and the gap between them.
 
-    With `options.across` only the scores, on that data set. Raises `DataError` if the file is no classifier, if it was
-    trained on one of these images or lesions, if labels are missing or classes differ, `ValueError` for an unknown data
-    set.
+    On a data set that lacks some of the classifier's classes only the scores, by the classes that both have. A
+    classifier of lesions alone sees the original masks. Raises `DataError` if the file is no classifier, if it was
+    trained on one of these images or lesions, if labels are missing or fewer than two classes are shared.
     """
     classifier, config = load_classifier(checkpoint)
-    cfg = other_dataset(cfg, options.across, options.across_root) if options.across else cfg
-    store = open_store(cfg, config.size, classes=() if options.across else config.classes)
-    header = [store, f"{config.arch} from {classifier.backbone.init}, {config.size} px, {options.split}"]
-    image_rows = store.rows(options.split, needs=["label"])
-    if options.across:
-        return to_table(scores(predict_cross_dataset(classifier, store, image_rows, CLASS_MAP)), header)
+    dataset = open_dataset(cfg)
+    has_all_classes = set(config.classes) <= set(dataset.classes)
+    store = open_store(cfg, config.size, classes=config.classes if has_all_classes else ())
+    needs = ["label", "mask"] if config.lesion_only else ["label"]
+    image_rows, split, notes = select_rows(store, options.split, needs)
+    header = [store, f"{config.arch} from {classifier.backbone.init}, {config.size} px, {split}"]
+    if not has_all_classes:
+        table = scores(predict_cross_dataset(classifier, store, image_rows))
+        line, left_out = describe_shared_classes(classifier, store, image_rows)
+        return to_table(table, [*header, line], [*notes, *left_out, *store.problems])
+    if others := len(dataset.table) - len(dataset.subset(list(config.classes)).table):
+        notes.append(f"left out: {others} images of {dataset.name} have none of the classifier's classes")
     predictions = predict_table(classifier, store, image_rows)
     rows = [*scores(predictions), *calibration(classifier, store, image_rows, probabilities(predictions))]
+    rows += selective(classifier, store, image_rows, predictions["group"], notes)
     generator = options.cgan or cfg.outputs / "cgan" / "checkpoint.pt"
-    if not options.cgan and not generator.is_file():
-        return to_table(rows, header, [f"no synthetic images: there is no {display_path(generator)}"])
-    return to_table([*rows, *real_against_synthetic(classifier, config, store, options.split, generator)], header)
+    if options.cgan or generator.is_file():
+        rows += real_against_synthetic(classifier, config, store, split, generator)
+    else:
+        notes.append(f"no synthetic images: there is no {display_path(generator)}")
+    return to_table(rows, header, [*notes, *store.problems])
 
 
-def other_dataset(cfg: Config, name: str, data_root: Path | None) -> Config:
-    """The config with another data set and its folder. Raises `ValueError` for an unknown name."""
-    if name not in DATASETS:
-        raise ValueError(f"the data set must be one of {', '.join(DATASETS)}, got {name!r}")
-    return replace(cfg, dataset=name, data_root=get_config(name, data_root).data_root)
+def describe_shared_classes(classifier: Classifier, store: Store, rows: np.ndarray) -> tuple[str, list[str]]:
+    """Which classes are scored, with the data set's names at these rows where they differ, and a note of how many
+    images of which other classes are left out."""
+    shared, present = SharedClasses.of(classifier.classes, store.classes), np.unique(store.labels[rows])
+    names = []
+    for k, name in enumerate(shared.names):
+        theirs = [store.classes[label] for label in present if shared.labels[label] == k]
+        names.append(name if theirs == [name] else f"{name} ({', '.join(theirs) or 'no image'})")
+    line = f"classes of both: {', '.join(names)}; the classifier has {' '.join(classifier.classes)}"
+    counts = np.bincount(store.labels[rows], minlength=len(store.classes)) * (shared.labels < 0)
+    others = ", ".join(f"{store.classes[k]} {counts[k]}" for k in np.flatnonzero(counts))
+    return line, [f"left out: {counts.sum()} images of other diagnoses ({others})"] if others else []
 
 
 def scores(predictions: pd.DataFrame) -> Iterator[dict]:
@@ -141,7 +186,8 @@ def scores(predictions: pd.DataFrame) -> Iterator[dict]:
 
 def calibration(classifier: Classifier, store: Store, rows: np.ndarray, calibrated: np.ndarray) -> list[dict]:
     """Rows of the calibration error with and without temperature scaling, and of the temperature."""
-    labels, uncalibrated = store.labels[rows], softmax(predict_logits(classifier, store.images[rows]), axis=1)
+    logits, labels = predict_logits(classifier, classifier_inputs(classifier, store, rows)), store.labels[rows]
+    uncalibrated = softmax(logits, axis=1)
     values = {
         "calibration_error_before": calibration_error(uncalibrated, labels),
         "calibration_error": calibration_error(calibrated, labels),
@@ -150,8 +196,32 @@ def calibration(classifier: Classifier, store: Store, rows: np.ndarray, calibrat
     return [{"measure": name, "value": value, "n": len(rows)} for name, value in values.items()]
 
 
+def selective(
+    classifier: Classifier, store: Store, rows: np.ndarray, groups: pd.Series, notes: list[str]
+) -> Iterator[dict]:
+    """Rows of the confidence threshold, of the coverage and the accuracy at it (selective classification), and of how
+    often an image is called unlike the training images. What the classifier lacks goes to `notes`."""
+    if len(rows) < 2:
+        notes.append("no coverage: an interval needs at least 2 images")
+        return
+    predictions = predict(classifier, store.images[rows])
+    if predictions.unsure is None:
+        notes.append("no coverage: the classifier has no confidence threshold")
+    else:
+        kept, correct = ~predictions.unsure, predictions.probabilities.argmax(axis=1) == store.labels[rows]
+        confidence = classifier.confidence
+        yield {"measure": "confidence_threshold", "value": confidence.threshold, "n": confidence.n}
+        yield mean_row("coverage", kept, groups)
+        if kept.sum() > 1:
+            yield mean_row("accuracy_at_coverage", correct[kept], groups[kept])
+    if predictions.unlike is None:
+        notes.append("no rate of unlike images: the classifier has no feature statistics")
+    else:
+        yield mean_row("unlike_rate", predictions.unlike, groups)
+
+
 def real_against_synthetic(
-    classifier: Classifier, config: ClassifierConfig, store: Store, split: str, generator: Path
+    classifier: Classifier, config: ClassifierConfig, store: Store, split: Split, generator: Path
 ) -> list[dict]:
     """Rows of the label accuracy, overall and as mean over classes, on the split's real images that have a sketch and
     on images generated from these sketches, and of the gap. Raises `DataError` if the generator has another size or
@@ -160,9 +230,12 @@ def real_against_synthetic(
     if (gan_config.size, gan_config.classes) != (config.size, config.classes):
         raise DataError(f"the generator must have size {config.size} and classes {config.classes}, got "
                         f"{gan_config.size} and {gan_config.classes}")  # fmt: skip
-    sketch_rows, rows = store.rows(split, needs=["label", "sketch"]), []
+    needs = ["label", "sketch", "mask"] if config.lesion_only else ["label", "sketch"]
+    (sketch_rows, _, _), rows = select_rows(store, split, needs), []
     batch = store.batch(sketch_rows)
     sets, labels = {"real": batch["images"], "synthetic": generate(batch, 0)}, batch["labels"]
+    if config.lesion_only:
+        sets = {name: hide_surroundings(images, batch["masks"]) for name, images in sets.items()}
     correct = {name: label_accuracy(predict_proba(classifier, images), labels) for name, images in sets.items()}
     lesions = store.table["lesion_id"].fillna(store.table["image_id"]).iloc[sketch_rows]
     for name, hits in correct.items():

@@ -24,7 +24,8 @@ from helpers.data.files import atomic_file
 RESULTS = ROOT / "outputs" / "results"
 MAX_SETTINGS = 5
 FIGURE_DPI = 80  # keeps a figure below 300 KB
-MACHINE_OPTIONS = ("--out", "--data-root", "--across-root", "--csv")  # whose folders say nothing to others
+# Their folders say nothing to others.
+MACHINE_OPTIONS = ("--out", "--data-root", "--extra-root", "--csv")
 
 
 @dataclass(frozen=True)

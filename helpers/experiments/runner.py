@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from torch import nn
 from tqdm.auto import tqdm
 
 from helpers.config import display_path
@@ -21,6 +22,7 @@ from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store, fit_config
 from helpers.data.tables import read_own_table
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
+from helpers.models.checkpoint import read_checkpoint
 from helpers.models.gan import fit_style
 
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
@@ -96,6 +98,37 @@ def seconds_of(train: Callable, *args: Any) -> float:
     start = time.perf_counter()
     train(*args)
     return time.perf_counter() - start
+
+
+def training_facts(checkpoint: Path, network: nn.Module) -> dict:
+    """What a training cost: `parameters` of the network, `steps` up to the last checkpoint, `images_per_second` without
+    validation, and `seconds` with it, of all processes that continued it."""
+    saved = read_checkpoint(checkpoint)
+    return {
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "steps": saved["step"],
+        "images_per_second": saved["step"] * saved["train_config"]["batch_size"]
+        / (saved["seconds"] - saved.get("validation_seconds", 0.0)),
+        "seconds": saved["seconds"],
+    }  # fmt: skip
+
+
+def to_wide(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
+    """Table of networks for reading, a row per network, from `rows` with a row per network and measure: `keys`, `init`,
+    `value n low high` and `training_facts`."""
+    table = []
+    for key, part in rows.groupby(list(keys), sort=False):
+        first = part.iloc[0]
+        row = dict(zip(keys, key, strict=True)) | {
+            "init": first["init"],
+            "parameters": f"{first['parameters'] / 1e6:.2f} M",
+        }
+        row |= {"steps": int(first["steps"]), "seconds": round(first["seconds"])}
+        row |= {"images/s": f"{first['images_per_second']:.1f}"}
+        values = zip(part["measure"], part["value"], part["low"], part["high"], strict=True)
+        row |= {name.replace("_", " "): f"{value:.3f} ({low:.3f} to {high:.3f})" for name, value, low, high in values}
+        table.append(row | {"N": int(first["n"])})
+    return pd.DataFrame(table).set_index(list(keys))
 
 
 def check_fractions(fractions: Sequence[float]) -> None:

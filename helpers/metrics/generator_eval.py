@@ -25,6 +25,12 @@ NUM_LATENTS = 8  # images per sketch for the diversity
 MAX_DIVERSITY_SKETCHES = 20
 
 
+def linear_probe(features: np.ndarray, labels: np.ndarray) -> Pipeline:
+    """Logistic regression of `labels (N,)` on `features (N, D)`, with all classes of equal weight."""
+    regression = LogisticRegression(max_iter=300, class_weight="balanced")
+    return make_pipeline(StandardScaler(), regression).fit(features, labels)
+
+
 class GeneratorEval:
     """Evaluation of generators on the same val sketches with their labels: as in the data set, with hand-drawn lines,
     and some of them with several latents."""
@@ -48,8 +54,7 @@ class GeneratorEval:
 
     def _fit_label_classifier(self, rows: np.ndarray) -> Pipeline:
         features = self.features(np.array(self.store.images[rows]), self.cache)
-        regression = LogisticRegression(max_iter=300, class_weight="balanced")
-        return make_pipeline(StandardScaler(), regression).fit(features.values, self.store.labels[rows])
+        return linear_probe(features.values, self.store.labels[rows])
 
     def features(self, images: np.ndarray, cache: Path | None = None) -> Features:
         """Features of images `uint8 (N, S, S, 3)`."""

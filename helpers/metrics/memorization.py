@@ -10,6 +10,10 @@ import cv2
 import numpy as np
 from sklearn.neighbors import NearestNeighbors
 
+AUTHENTICITY = (
+    "authenticity: the fraction of images that are farther from their nearest training image than that image is from "
+    "its own nearest neighbor; copies lower it, blurred or odd images raise it, so compare with held-out real images"
+)
 THUMBNAIL = 32  # pixels per side of the images whose pixels are compared
 
 
@@ -22,10 +26,8 @@ class Memorization:
     held_out: np.ndarray  # (M,) distances of held-out real images
     limit: float  # 1st percentile of `held_out`
     copies: float  # fraction of synthetic images at or below `limit`; 0.01 for held-out images by definition
-    # Fraction that is farther from its nearest training image than that image is from its own nearest neighbor
-    # (Alaa et al., arXiv 2102.08921).
-    authenticity: float
-    held_out_authenticity: float
+    authenticity: float  # fraction in [0, 1], see `memorization`
+    held_out_authenticity: float  # of the held-out images
 
     def closest(self, count: int = 8) -> np.ndarray:
         """Rows of the `count` synthetic images nearest to a training image, nearest first."""
@@ -43,6 +45,11 @@ class Memorization:
 
 def memorization(synthetic: np.ndarray, train: np.ndarray, held_out: np.ndarray) -> Memorization:
     """Compare distances to the training images, from features or `thumbnails`: `(N, D)`, `(T, D)`, `(M, D)`.
+
+    Authenticity (Alaa et al., arXiv 2102.08921): an image is authentic if it is farther from its nearest training image
+    than that one is from its own nearest neighbor among the training images. A copy is not; of real images about half
+    to two thirds are, so the value of held-out images is the reference, not 1. A value far below it means copies, one
+    above it only that the images lie farther from the training images than real ones do: noise has authenticity 1.
 
     Raises `ValueError` for fewer than two training images.
     """

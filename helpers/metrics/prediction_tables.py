@@ -1,16 +1,19 @@
 """Predicted class probabilities of real images as a table with a row per image, and the scores of such tables."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import wraps
 
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from torch import nn
 
+from helpers.data.diagnoses import our_class
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.metrics import classification
-from helpers.models.classifier import Classifier, predict_logits, predict_proba
+from helpers.models.classifier import Classifier, hide_surroundings, predict_logits, predict_proba
 
 
 def predict_table(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
@@ -24,30 +27,56 @@ def predict_table(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.
         raise DataError(f"classifier and {store.name} must have the same classes, got {' '.join(classifier.classes)} "
                         f"and {' '.join(store.classes)}")  # fmt: skip
     check_test_rows(classifier, store, rows)
-    return _as_table(store, rows, store.labels[rows], predict_proba(classifier, store.images[rows]), store.classes)
+    p = predict_proba(classifier, classifier_inputs(classifier, store, rows))
+    return _as_table(store, rows, store.labels[rows], p, store.classes)
 
 
-def predict_cross_dataset(
-    classifier: Classifier, store: Store, rows: np.ndarray, class_map: dict[str, str] | None = None
-) -> pd.DataFrame:
+@dataclass(frozen=True)
+class SharedClasses:
+    """Classes that a classifier and a data set both have, by `our_class`: `names` (S of them), the index of the name of
+    each of the classifier's classes in `columns`, and of each of the data set's in `labels`, -1 where it is not shared.
+    A class that several names mean, such as NV by common and atypical nevus, has the name of `our_class`."""
+
+    names: list[str]
+    columns: np.ndarray
+    labels: np.ndarray
+
+    @classmethod
+    def of(cls, classifier_classes: Sequence[str], store_classes: Sequence[str]) -> "SharedClasses":
+        ours, theirs = [our_class(c) for c in classifier_classes], [our_class(c) for c in store_classes]
+        shared = [name for name in dict.fromkeys(ours) if name in theirs]
+        columns, labels = (np.array([shared.index(c) if c in shared else -1 for c in x], int) for x in (ours, theirs))
+        own = {name: c for c, name in zip(classifier_classes, ours, strict=True) if ours.count(name) == 1}
+        return cls([own.get(name, name) for name in shared], columns, labels)
+
+
+def predict_cross_dataset(classifier: Classifier, store: Store, rows: np.ndarray) -> pd.DataFrame:
     """Calibrated probabilities for `rows` of a data set with other classes, in the columns of `predict_table`.
 
-    Only the classes that both have are used: images of other classes are left out, and probabilities sum to 1 over the
-    shared ones. `class_map` renames the store's classes, such as {"SK": "BKL"}.
+    Only the `SharedClasses` are used: images of other classes are left out, and probabilities sum to 1 over the shared
+    ones.
 
     Raises `DataError` if fewer than two classes are shared, if the classifier was trained on one of these images or
     lesions, or if a label is missing.
     """
     check_test_rows(classifier, store, rows)
-    names = [(class_map or {}).get(name, name) for name in store.classes]
-    shared = [name for name in classifier.classes if name in names]
-    if len(shared) < 2:
+    shared = SharedClasses.of(classifier.classes, store.classes)
+    if len(shared.names) < 2:
         raise DataError(f"classifier and {store.name} must share at least two classes, got "
-                        f"{' '.join(classifier.classes)} and {' '.join(names)}")  # fmt: skip
-    labels = np.array([shared.index(name) if name in shared else -1 for name in names])[store.labels[rows]]
+                        f"{' '.join(classifier.classes)} and {' '.join(store.classes)}")  # fmt: skip
+    labels = shared.labels[store.labels[rows]]
     rows, labels = rows[labels >= 0], labels[labels >= 0]
-    logits = predict_logits(classifier, store.images[rows])[:, [classifier.classes.index(name) for name in shared]]
-    return _as_table(store, rows, labels, softmax(logits / classifier.temperature, axis=1), shared)
+    logits = predict_logits(classifier, classifier_inputs(classifier, store, rows))[:, shared.columns >= 0]
+    p = softmax(logits / classifier.temperature, axis=1)  # (N, shared columns), of which some may be of one class
+    p = p @ np.eye(len(shared.names))[shared.columns[shared.columns >= 0]]  # (N, S)
+    return _as_table(store, rows, labels, p, shared.names)
+
+
+def classifier_inputs(classifier: Classifier, store: Store, rows: np.ndarray) -> np.ndarray:
+    """The images at `rows` of a store, `uint8 (N, S, S, 3)`; with gray surroundings for a classifier that was trained
+    on such images, which needs rows that have a mask."""
+    images = store.images[rows]
+    return hide_surroundings(images, store.masks[rows]) if classifier.lesion_only else images
 
 
 def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray, classes: Sequence[str]):
@@ -57,14 +86,18 @@ def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray,
     return pd.DataFrame(columns).reset_index(drop=True)
 
 
-def check_test_rows(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
-    """Raise `DataError` if the classifier was trained on one of these images or on another image of their lesions, if
-    there are no rows, or if a label is missing."""
-    leaked = store.rows_in(classifier.trained_on, rows)
+def check_not_trained_on(network: nn.Module, store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` if a loaded network was trained on one of these images or on another image of their lesions."""
+    leaked = store.rows_in(network.trained_on, rows)
     if len(leaked):
-        examples = ", ".join(store.table["image_id"].iloc[leaked[:5]])
-        raise DataError(f"the lesions of {len(leaked)} test images are in the classifier's training set ({examples}): "
+        examples, name = ", ".join(store.table["image_id"].iloc[leaked[:5]]), type(network).__name__.lower()
+        raise DataError(f"the lesions of {len(leaked)} test images are in the {name}'s training set ({examples}): "
                         "test it on others")  # fmt: skip
+
+
+def check_test_rows(classifier: Classifier, store: Store, rows: np.ndarray) -> None:
+    """Raise `DataError` as `check_not_trained_on` does, if there are no rows, or if a label is missing."""
+    check_not_trained_on(classifier, store, rows)
     if not len(rows) or (store.labels[rows] < 0).any():
         unlabeled = int((store.labels[rows] < 0).sum())
         raise DataError(f"{store.name}: need labeled test images, got {len(rows)} images, {unlabeled} without label")
@@ -85,6 +118,7 @@ def _of_table(measure: classification.Measure) -> Callable[[pd.DataFrame, np.nda
     return measure_table
 
 
+accuracy = _of_table(classification.accuracy)
 balanced_accuracy = _of_table(classification.balanced_accuracy)
 auc = _of_table(classification.auc)
 average_precision = _of_table(classification.average_precision)

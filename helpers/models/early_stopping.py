@@ -3,7 +3,7 @@
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from helpers.models.trainer import TrainTask
 
@@ -32,6 +32,10 @@ class ValidatedTask(TrainTask):
         """The score on `val` under `score_name`, and what else to keep with the best weights."""
         raise NotImplementedError
 
+    def statistics(self, network: nn.Module) -> dict[str, Tensor]:
+        """Further tensors to keep with the best weights, computed for these only."""
+        return {}
+
     def validate(self, ema_models: dict[str, nn.Module], step: int) -> bool:
         """Score the EMA weights and keep them if they are the best so far; True if training should stop."""
         (network,) = ema_models.values()
@@ -42,7 +46,7 @@ class ValidatedTask(TrainTask):
         score = results.pop(self.score_name)
         if score > max(scores, default=-1):
             weights = {name: weight.cpu().clone() for name, weight in network.state_dict().items()}
-            self.extra_state |= results | {"best_state_dict": weights}
+            self.extra_state |= results | {"best_state_dict": weights | self.statistics(network)}
         self.extra_state["checked_at"].append(step)
         scores.append(score)
         return len(scores) - 1 - int(np.argmax(scores)) >= self.patience

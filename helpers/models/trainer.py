@@ -199,9 +199,11 @@ def _log_losses(history: dict[str, list[float]], bar: tqdm, writer: Any | None, 
 def _checkpoint(task: TrainTask, state: "TrainState", out: Path, accelerator: Accelerator) -> None:
     """Validate and write the checkpoint, on the main process; all processes stop if the validation says so."""
     if accelerator.is_main_process:
+        started = time.monotonic()
         task.on_checkpoint(state.ema_models, out, state.step)
         if task.validate(state.ema_models, state.step):
             accelerator.set_trigger()
+        state.validation_seconds += time.monotonic() - started
     state.stopped = accelerator.check_trigger()  # the same on all processes
     if accelerator.is_main_process:
         write_state(state.state_dict(), out)
@@ -239,6 +241,7 @@ class TrainState:
         self.task, self.networks, self.accelerator, self.train_config = task, networks, accelerator, train_config
         self.step, self.history, self.loss_sums, self.loss_count, self.stopped = 0, {"step": []}, {}, 0, False
         self.started, self.seconds_before = time.monotonic(), 0.0  # start of this process's part, seconds before it
+        self.validation_seconds = 0.0  # part of `seconds`: samples and scores at checkpoints
         self.ema_models = {name: copy.deepcopy(networks[name]).eval().requires_grad_(False) for name in task.ema_names}
 
     def seconds(self) -> float:
@@ -284,6 +287,7 @@ class TrainState:
             "loss_count": self.loss_count,
             "stopped": self.stopped,
             "seconds": self.seconds(),
+            "validation_seconds": self.validation_seconds,
             "extra_state": getattr(self.task, "extra_state", {}),
             "networks": {name: network.state_dict() for name, network in self.networks.items()},
             "ema_models": {name: model.state_dict() for name, model in self.ema_models.items()},
@@ -306,6 +310,7 @@ class TrainState:
                     raise TypeError(f"{name} is of another type")
             if self.accelerator.scaler and saved["scaler"]:  # empty after another precision
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
+            self.validation_seconds = float(saved.get("validation_seconds", 0.0))  # unfinished trainings may lack it
         except Exception as error:  # foreign states of optimizers cause errors of any kind
             raise ValueError(f"{path} was written by another version: delete it or choose another folder") from error
         extra_state = getattr(self.task, "extra_state", {})

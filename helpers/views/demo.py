@@ -43,6 +43,11 @@ NO_SEGMENTER = "The lesion is not outlined: no weights of a segmenter are availa
 PROBABILITY_NOTE = """The bars show calibrated probabilities for the central square of the image. The classifier can
 only choose among these diagnoses, which need not be those that images are generated for, and it is often wrong. In the
 heatmap, yellow marks the regions that support the most probable diagnosis."""
+UNSURE = "**Unsure: the highest probability is below {:.2f}, the classifier's threshold.**"
+UNLIKE = """**This image is unlike the dermoscopic images that the classifier was trained on: do not use the
+probabilities.**"""
+NO_THRESHOLD = "This classifier has no threshold below which it is unsure."
+NO_STATISTICS = "It does not recognize images unlike those it was trained on."
 MAX_IMAGES, MAX_ZIP_IMAGES, MAX_QUEUE, MAX_VARIATION = 8, 100, 100, 1.5
 # The sketch pad starts without a selected tool, and the first stroke would be lost.
 SELECT_BRUSH_JS = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
@@ -162,8 +167,16 @@ class Handlers:
         if analysis.outside_fraction > 0.2:
             sentences.append("**Part of it is outside the central square: probabilities and sketch ignore that part.**")
         if analysis.probabilities:
-            sentences.append(PROBABILITY_NOTE)
+            sentences += [*self.abstentions(analysis), PROBABILITY_NOTE]
         return " ".join(sentences)
+
+    def abstentions(self, analysis: Analysis) -> list[str]:
+        """Sentences on whether to use the probabilities of an analyzed photo."""
+        sentences = [NO_THRESHOLD] if analysis.unsure is None else []
+        sentences += [NO_STATISTICS] if analysis.unlike is None else []
+        if analysis.unsure:
+            sentences.append(UNSURE.format(self.predictor.networks["classifier"].confidence.threshold))
+        return [*sentences, UNLIKE] if analysis.unlike else sentences
 
     def send_to_canvas(self, path: str | None) -> tuple[dict, gr.Tabs]:
         """Canvas with the sketch of an analyzed photo, and the tab with the canvas."""

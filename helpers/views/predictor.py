@@ -27,7 +27,7 @@ from helpers.data.files import (
 from helpers.data.layouts import image_files
 from helpers.data.sketches import contour, deform, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
-from helpers.models.classifier import load_classifier, predict_proba
+from helpers.models.classifier import hide_surroundings, load_classifier, predict
 from helpers.models.gan import load_gan
 from helpers.models.gradcam import grad_cam
 from helpers.models.sampling import sample, sample_variations
@@ -141,6 +141,8 @@ class Analysis:
     probabilities: dict[str, float]  # by class name, calibrated
     heatmap: np.ndarray | None  # uint8 (S, S, 3), central square with the Grad-CAM of the most probable class
     sketch: np.ndarray | None  # uint8 (S, S) in {0, 255}, input for the CGAN; None without a lesion in the square
+    unsure: bool | None = None  # the top probability is below the classifier's threshold; None if it has none
+    unlike: bool | None = None  # the central square is unlike the training images; None if that is not known
 
 
 class Predictor:
@@ -228,23 +230,33 @@ class Predictor:
             mask = np.zeros(shown.shape[:2], np.uint8)
             if "segmenter" in self.networks:  # the networks' inputs come from the image as it was read
                 (mask,) = segment(self.networks["segmenter"], [image], [mask.shape])
-            probabilities, heatmap = self.classify_with_heatmap(image)
+            probabilities, heatmap, flags = self.classify_with_heatmap(image, mask)
         sketch = None
         if "cgan" in self.networks and center_crop(mask).any():
             sketch = contour((resize(255 * mask, StoreConfig(self.size)) > 127).astype(np.uint8))
         outside = 1 - center_crop(mask).sum() / max(mask.sum(), 1) if mask.any() else 0.0
-        return Analysis(overlay(shown, mask), float(mask.mean()), float(outside), probabilities, heatmap, sketch)
+        fractions = float(mask.mean()), float(outside)
+        return Analysis(overlay(shown, mask), *fractions, probabilities, heatmap, sketch, **flags)
 
-    def classify_with_heatmap(self, image: np.ndarray) -> tuple[dict[str, float], np.ndarray | None]:
-        """Class probabilities of the central square of `image uint8 (H, W, 3)`, and that square `uint8 (S, S, 3)` with
-        the Grad-CAM of the most probable class; empty and None without a classifier."""
+    def classify_with_heatmap(
+        self, image: np.ndarray, mask: np.ndarray
+    ) -> tuple[dict[str, float], np.ndarray | None, dict[str, bool]]:
+        """Class probabilities of the central square of `image uint8 (H, W, 3)`; that square `uint8 (S, S, 3)` with the
+        Grad-CAM of the most probable class; and the flags of `Predictions` that are known. Empty and None without a
+        classifier. One that was trained on lesions alone sees nothing outside `mask uint8 (H', W')` in {0, 1}, which
+        has the image's shape or is smaller."""
         if "classifier" not in self.networks:
-            return {}, None
+            return {}, None, {}
         classifier = self.networks["classifier"]
         square = resize(image, StoreConfig(classifier.size))
-        (probs,) = predict_proba(classifier, square[None])
-        heat = grad_cam(classifier, square, int(probs.argmax()))
-        return dict(zip(self.classes["classifier"], map(float, probs), strict=True)), heatmap_overlay(square, heat)
+        if classifier.lesion_only:
+            square = hide_surroundings(square, resize(255 * mask, StoreConfig(classifier.size)) > 127)
+        predictions = predict(classifier, square[None])
+        (probs,) = predictions.probabilities
+        heatmap = heatmap_overlay(square, grad_cam(classifier, square, int(probs.argmax())))
+        named = {"unsure": predictions.unsure, "unlike": predictions.unlike}
+        flags = {name: bool(flag[0]) for name, flag in named.items() if flag is not None}
+        return dict(zip(self.classes["classifier"], map(float, probs), strict=True)), heatmap, flags
 
 
 def heatmap_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

@@ -1,0 +1,221 @@
+"""Experiments whose results can be published in `outputs/results`. Each resumes where it stopped."""
+
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import ClassVar
+
+import pandas as pd
+import tyro
+from matplotlib.figure import Figure
+
+from helpers.config import display_path
+from helpers.data.files import atomic_file
+from helpers.data.store import Store
+from helpers.experiments import backbones, extractors, kid_scale, real_vs_generated, segmenters
+from helpers.experiments.evaluation import load_generator
+from helpers.experiments.results import FIGURE_DPI, Page, publish
+from helpers.experiments.runner import to_wide
+from helpers.metrics.extractors import load_extractor
+from helpers.models.gan import load_gan
+from helpers.models.trainer import TrainConfig
+from helpers.shell.base import DataCommand, Flat, find_checkpoint
+from helpers.shell.experiments import ExperimentCommand, write_csv
+from helpers.views import plots
+
+VAL_LIMIT = "val also chose the weights, so the scores are optimistic, those of all networks alike"
+SEED_LIMIT = "one training of each network: the intervals do not include the variance of training"
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedCommand(ExperimentCommand):
+    """An experiment with a page of results."""
+
+    publish: bool = False  # write csv, page and figure to outputs/results
+
+    def report(self, name: str, store: Store, rows: pd.DataFrame, page: Page) -> None:
+        """Print the page's table and verdict, write the rows as CSV, and publish both if asked to."""
+        print(f"{store}\n\n{page.table.to_string(na_rep='')}\n")
+        print("\n".join(page.verdict))
+        write_csv(rows, self.folder(name) / "table.csv", index=False)
+        if self.publish:
+            print_paths(publish(f"{name}-{self.config().dataset}-{store.config.size}", rows, page))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealVsGenerated(PublishedCommand):
+    """Scores of classifiers trained on real images, on real test images and on images generated from their sketches."""
+
+    preset: ClassVar = "real_vs_generated"
+    settings: Flat[real_vs_generated.RealVsGeneratedExperiment]
+    cgan: Path | None = None  # generator; default: the one of `train cgan`, else the released one
+
+    def run(self) -> int:
+        generator = find_checkpoint("cgan", self.cgan, self.config())
+        _, config = load_gan(generator)
+        store = self.store(config.size, config.style, classes=config.classes)
+        print(f"generator: {display_path(generator)}")
+        out = self.folder("real-vs-generated")
+        results = real_vs_generated.real_vs_generated_experiment(store, self.settings, generator, out)
+        rows = real_vs_generated.score_rows(results, self.settings.latent_seed).assign(
+            generator=display_path(generator)
+        )
+        self.report("real-vs-generated", store, rows, self.page(store, generator, results, rows))
+        return 0
+
+    def page(self, store: Store, generator: Path, results: pd.DataFrame, rows: pd.DataFrame) -> Page:
+        """The page of results."""
+        settings, init = self.settings, results["arm"].iloc[0]
+        figure = plots.confusion(real_vs_generated.confusion_matrices(results), store.classes)
+        return Page(
+            question="Does a classifier of real images recognize generated ones?",
+            settings=[
+                data_line(store),
+                f"classifier: {settings.arch}, {training_line(settings.train)}, seeds {settings.seeds}",
+                f"generator: {display_path(generator)}; one latent per sketch, seed {settings.latent_seed}",
+                "generated images have the sketch, label and artifact flags of a real test image",
+            ],
+            table=real_vs_generated.to_columns(rows),
+            verdict=[*real_vs_generated.verdicts(rows), *real_vs_generated.not_run(results, settings.arch)],
+            limits=[
+                "the intervals are over lesions: they do not include the variance of training",
+                "a generator that shows its classes more clearly than real images do has a gap below 0",
+            ],
+            figure=figure,
+            caption=f"Confusion matrices, {settings.arch} from {init}, seed {results['seed'].iloc[0]}",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbones(PublishedCommand):
+    """Balanced accuracy and AUC on val of several networks after equally many steps."""
+
+    preset: ClassVar = "backbones"
+    settings: Flat[backbones.BackboneExperiment]
+
+    def run(self) -> int:
+        settings = self.settings
+        store = self.store(settings.classifier.size, classes=settings.classifier.classes)
+        rows = backbones.backbone_experiment(store, settings, self.folder("backbones"))
+        halved = [f"{name} half of them" for name in backbones.HALF_STEPS if name in settings.archs]
+        page = Page(
+            question="Which classification network is best after equally many steps?",
+            settings=[
+                data_line(store),
+                "; ".join([training_line(settings.train), *halved]),
+                f"seed {settings.train.seed}",
+            ],
+            table=to_wide(rows, ["arch"]),
+            verdict=[best_sentence(rows, "balanced_accuracy", ["arch"])],
+            limits=[VAL_LIMIT, SEED_LIMIT],
+            figure=interval_figure(rows, ["arch"]),
+            caption="Scores on val with 95 % intervals over lesions",
+        )
+        self.report("backbones", store, rows, page)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segmenters(PublishedCommand):
+    """Mean Jaccard index on val of several networks after equally many steps."""
+
+    preset: ClassVar = "segmenters"
+    settings: Flat[segmenters.SegmenterExperiment]
+
+    def run(self) -> int:
+        settings, keys = self.settings, ["arch", "encoder"]
+        store = self.store(settings.segmenter.size, crop="none")
+        rows = segmenters.segmenter_experiment(store, settings, self.folder("segmenters"))
+        page = Page(
+            question="Which segmentation network is best after equally many steps?",
+            settings=[data_line(store), training_line(settings.train), f"seed {settings.train.seed}"],
+            table=to_wide(rows, keys),
+            verdict=[best_sentence(rows, "jaccard", keys)],
+            limits=[VAL_LIMIT, SEED_LIMIT],
+            figure=interval_figure(rows, keys),
+            caption="Mean Jaccard index on val with 95 % intervals over lesions",
+        )
+        self.report("segmenters", store, rows, page)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Extractors(DataCommand):
+    """KID, Fréchet distance, precision and recall of one generator by every extractor that is available."""
+
+    checkpoint: tyro.conf.Positional[Path | None] = None  # of a generator; default: as in `generate`
+    options: Flat[extractors.ExtractorComparison] = field(default_factory=extractors.ExtractorComparison)
+    publish: bool = False  # write outputs/results/extractors-DATASET-SIZE.*
+
+    def run(self) -> int:
+        cfg = self.config()
+        checkpoint = find_checkpoint("cgan", self.checkpoint, cfg)
+        table = extractors.compare_extractors(checkpoint, self.options, cfg)
+        page = extractors.to_page(table, checkpoint, cfg.dataset)
+        print(page.table.to_string(), *page.verdict, sep="\n")
+        if self.publish:
+            size = load_generator(checkpoint)[1].size
+            print_paths(publish(f"extractors-{cfg.dataset}-{size}", table, page))
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class KidScale(DataCommand):
+    """Generated images, damaged until they have a given KID; no image of a patient is shown."""
+
+    checkpoint: Path | None = None  # of a generator; default: as in `generate`
+    extractor: str = "mobilenet_v2"  # see `evaluate folders`
+    options: Flat[kid_scale.KidScale] = field(default_factory=kid_scale.KidScale)
+    out: Path | None = None  # PNG file of the figure; default: outputs/.../kid-scale.png
+    publish: bool = False  # write outputs/results/kid-scale.*
+
+    def run(self) -> int:
+        started, cfg = time.perf_counter(), self.config()
+        checkpoint = find_checkpoint("cgan", self.checkpoint, cfg)
+        generate, config = load_generator(checkpoint)
+        store = self.store(config.size, config.style, classes=config.classes)
+        table, shown = kid_scale.kid_scale(generate, store, load_extractor(self.extractor), self.options)
+        table = table.assign(seconds=(time.perf_counter() - started) / len(table), seed=self.options.seed)
+        page = kid_scale.to_page(table, shown, display_path(checkpoint), cfg.dataset)
+        print(page.table.to_string(), *page.verdict, sep="\n")
+        out = self.out or cfg.outputs / "kid-scale.png"
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(out) as temporary:
+            page.figure.savefig(temporary, format="png", dpi=FIGURE_DPI, bbox_inches="tight")
+        print_paths([out, *(publish("kid-scale", table, page) if self.publish else [])])
+        return 0
+
+
+def print_paths(paths: list[Path]) -> None:
+    """A line for each file that was written."""
+    print(*map(display_path, paths), sep="\n")
+
+
+def data_line(store: Store) -> str:
+    """Data set, size and splits; says so if the images are phantoms."""
+    return f"data: {store!r}" + " (synthetic phantoms, not photographs)" * (store.name == "phantoms")
+
+
+def training_line(train: TrainConfig) -> str:
+    """Length of the training."""
+    return f"at most {train.steps} steps of {train.batch_size} images, fewer if val stops improving"
+
+
+def best_sentence(rows: pd.DataFrame, measure: str, keys: list[str]) -> str:
+    """Which network is best by a measure, and which others it does not differ from: those whose value lies inside its
+    interval."""
+    rows = rows[rows["measure"] == measure].assign(name=lambda table: table[keys].agg(" ".join, axis=1))
+    best = rows.loc[rows["value"].idxmax()]
+    close = rows[(rows["value"] >= best["low"]) & (rows["name"] != best["name"])]["name"]
+    others = f"; within its interval: {', '.join(close)}" if len(close) else "; no other is within its interval"
+    value = f"{best['value']:.3f}, {best['low']:.3f} to {best['high']:.3f}, N {best['n']}"
+    return f"By {measure.replace('_', ' ')} {best['name']} is best ({value}){others}."
+
+
+def interval_figure(rows: pd.DataFrame, keys: list[str]) -> Figure:
+    """A chart per measure, a line per network."""
+    charts = {}
+    for row in rows.to_dict("records"):
+        name = "\n".join(row[key] for key in keys)
+        charts.setdefault(row["measure"].replace("_", " "), {})[name] = [row[k] for k in ("value", "low", "high")]
+    return plots.intervals(charts, "score on val")
