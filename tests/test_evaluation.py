@@ -175,6 +175,34 @@ def test_evaluate_generator_trained_on_the_split_raises(cfg, phantom_store, extr
     assert len(evaluate_generator(tmp_path / "checkpoint.pt", GeneratorEvaluation("test"), cfg))
 
 
+def test_evaluate_generator_extractor_option_and_authenticity_are_explained(cfg, outputs, monkeypatch):
+    loaded = FeatureExtractor("skin", MeanPoolExtractor())
+    monkeypatch.setattr(generator_module, "load_extractor", lambda name: {"skin": loaded}[name])
+    monkeypatch.setattr(generator_module, "DIVERSITY_SKETCHES", 4)
+    options = GeneratorEvaluation(extractor="skin", infinity=True)
+    table = evaluate_generator(outputs / "cgan" / "checkpoint.pt", options, cfg)
+    assert set(table["extractor"].dropna()) == {"skin", "pixels"}
+    assert sum(note.startswith("authenticity: the fraction of images") for note in table.attrs["notes"]) == 1
+    assert any("no fd_infinity: the extrapolation needs 100 images" in note for note in table.attrs["notes"])
+
+
+@pytest.mark.parametrize(("name", "source"), [("pool", "train"), ("skin", "test"), ("classifier", "test")])
+def test_distances_floor_of_extractors_trained_here_is_held_out(phantom_store, tmp_path, monkeypatch, name, source):
+    def record(store, split: str, *rest) -> np.ndarray:
+        splits.append(split)
+        return sample_rows(store, split, *rest)
+
+    generated = generator_module.sample_images(lambda batch, seed: batch["images"], phantom_store, "val", "natural")
+    splits = []
+    monkeypatch.setattr(generator_module, "sample_rows", record)
+    num_logits = 4 if name == "classifier" else 0
+    rows = generator_module.distances(generated, [FeatureExtractor(name, MeanPoolExtractor(), num_logits)], tmp_path,
+                                      [], by_class=False)  # fmt: skip
+    assert splits == [source] and {row["class"] for row in rows} == {"all"}
+    scores = [row for row in rows if row["measure"] == "classifier_score" and row["compared"] == "synthetic"]
+    assert len(scores) == (name == "classifier") and all(row["floor"] >= 1 for row in scores)
+
+
 def test_evaluate_generator_of_a_dcgan_has_no_measure_of_sketches(cfg, phantom_store, extractor, tmp_path):
     config = dcgan_config(64, classes=tuple(phantom_store.classes), base_channels=8)
     train_gan(phantom_store, config, tmp_path, TrainConfig(1, 4))

@@ -46,9 +46,9 @@ def assert_equals_torch_fidelity(extractor: FeatureExtractor, weights: Path, tmp
     fid = frechet(synthetic.values, real.values)
     assert fid > 1 and fid == pytest.approx(expected["frechet_inception_distance"], rel=1e-3)
     distance = kid(synthetic.values, real.values)
-    assert distance == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3, abs=1e-3)
+    assert distance == pytest.approx(expected["kernel_inception_distance_mean"], rel=1e-3)
     score = inception_score(synthetic.logits)
-    assert score > 1.001 and score == pytest.approx(expected["inception_score_mean"], rel=1e-3)
+    assert score > 1.001 and score - 1 == pytest.approx(expected["inception_score_mean"] - 1, rel=1e-3)
 
 
 def test_fid_kid_and_is_with_rescaled_random_weights_equal_torch_fidelity(tmp_path):

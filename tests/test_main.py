@@ -22,6 +22,7 @@ from helpers.__main__ import COMMANDS, main
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.store import Store
+from helpers.experiments.results import publish
 from helpers.metrics.extractors import FeatureExtractor, load_extractor
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.gan import GANConfig, load_gan
@@ -402,6 +403,40 @@ def test_train_skin_takes_a_second_data_set_and_export_writes_the_extractor(phan
     assert {f"ISIC_{k:07d}" for k in range(10)} & set(load_skin(checkpoint)[0].trained_on)
     assert main(["export", "skin", "--checkpoint", str(checkpoint), "--out", str(file)]) == 0
     assert load_extractor(f"skin={file}").name == "skin"
+
+
+def test_experiments_on_extractors_write_figure_and_published_pages(
+    trained, phantoms, root, tmp_path, smoke, monkeypatch, capsys
+):
+    pool = FeatureExtractor("mobilenet_v2", MeanPoolExtractor())
+
+    def load_one(names: list[str]) -> tuple[list, dict]:
+        return ([pool], {}) if names == ["mobilenet_v2"] else ([], {names[0]: "no weights"})
+
+    monkeypatch.setattr("helpers.experiments.extractors.load_extractors", load_one)
+    monkeypatch.setattr("helpers.shell.experiments.load_extractor", lambda name: pool)
+    monkeypatch.setattr("helpers.shell.experiments.publish", lambda *a: publish(*a, folder=tmp_path))
+    data = ["--data-root", str(phantoms), "--publish"]
+    assert main(["experiment", "extractors", str(trained), *data]) == 0
+    output = capsys.readouterr().out
+    assert "not run: no weights" in output and "Only mobilenet_v2 was run: KID" in output
+    out = tmp_path / "scale.png"
+    arguments = ["--checkpoint", str(trained), "--num-images", "12", "--out", str(out), *data]
+    assert main(["experiment", "kid-scale", *arguments]) == 0
+    assert out.is_file() and (tmp_path / "kid-scale.png").is_file()
+    size = load_gan(trained)[1].size
+    assert {f"extractors-phantoms-{size}.md", "kid-scale.csv"} <= {path.name for path in tmp_path.iterdir()}
+
+
+def test_evaluate_extractor_prints_kid_by_damage_and_the_decision(phantoms, smoke, monkeypatch, capsys):
+    pool = FeatureExtractor("pool", MeanPoolExtractor())
+    for name in ("load_extractor", "random_extractor"):
+        monkeypatch.setattr(f"helpers.experiments.evaluate_extractor.{name}", lambda _: pool)
+    assert main(["evaluate", "extractor", "pool", "--data-root", str(phantoms)]) == 0
+    output = capsys.readouterr().out
+    assert "strength 1.00" in output and output.splitlines()[-1] == "! pool is NOT accepted", (
+        "random weights are as good"
+    )
 
 
 def test_train_in_a_folder_with_a_checkpoint_of_other_data_fails(tmp_path, smoke, capsys):

@@ -27,8 +27,8 @@ def jpeg(images: np.ndarray, strength: float) -> np.ndarray:
     """JPEG compression down to quality 1."""
     quality = round(100 * (MIN_JPEG_QUALITY / 100) ** strength)
     options = [cv2.IMWRITE_JPEG_QUALITY, quality]
-    files = (cv2.imencode(".jpg", image, options)[1] for image in images)
-    return np.stack([cv2.imdecode(file, cv2.IMREAD_COLOR) for file in files])
+    files = (cv2.imencode(".jpg", cv2.cvtColor(image, cv2.COLOR_RGB2BGR), options)[1] for image in images)
+    return np.stack([cv2.cvtColor(cv2.imdecode(file, cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB) for file in files])
 
 
 def color(images: np.ndarray, strength: float) -> np.ndarray:
