@@ -27,8 +27,9 @@ from PIL import Image
 from helpers.config import ROOT, get_config
 from helpers.data.files import DataError
 from helpers.phantoms.photo import render
-from helpers.views import demo, uploads
-from helpers.views.demo import Handlers, build_page, canvas_with, launch_page, sketch_from_canvas
+from helpers.views import demo, handlers, uploads
+from helpers.views.demo import build_page, launch_page
+from helpers.views.handlers import Handlers, canvas_with, sketch_from_canvas
 from helpers.views.predictor import Predictor, example_sketches
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
@@ -61,7 +62,7 @@ def read_gallery(gallery: list[dict]) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize(
-    "canvas", [None, demo.EMPTY_CANVAS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}]
+    "canvas", [None, handlers.EMPTY_CANVAS, {"composite": Image.new("RGBA", (256, 256), (0, 0, 0, 0))}]
 )
 def test_sketch_from_canvas_empty_raises(canvas):
     with pytest.raises(DataError, match="drawing is empty"):
@@ -71,20 +72,20 @@ def test_sketch_from_canvas_empty_raises(canvas):
 def test_canvas_with_a_sketch_gives_that_sketch_back():
     for sketch in example_sketches(128):
         canvas = canvas_with(sketch)
-        assert canvas["composite"].size == (demo.CANVAS, demo.CANVAS) and len(canvas["layers"]) == 1
+        assert canvas["composite"].size == (handlers.CANVAS, handlers.CANVAS) and len(canvas["layers"]) == 1
         assert np.array_equal(sketch_from_canvas(canvas, 128), sketch)
 
 
 def test_generate_clips_count_seed_and_variation(predictor):
-    handlers = Handlers(predictor)
-    canvas = canvas_with(handlers.examples[0])
-    assert len(handlers.generate(canvas, "MEL", 1.0, 10_000, 0)[0]) == demo.MAX_IMAGES
-    assert len(handlers.generate(canvas, "MEL", 1.0, -5, -7)[0]) == 1
-    clipped, largest = (handlers.generate(canvas, "MEL", v, 1, 0)[0] for v in (1e9, demo.MAX_VARIATION))
+    events = Handlers(predictor)
+    canvas = canvas_with(events.examples[0])
+    assert len(events.generate(canvas, "MEL", 1.0, 10_000, 0)[0]) == handlers.MAX_IMAGES
+    assert len(events.generate(canvas, "MEL", 1.0, -5, -7)[0]) == 1
+    clipped, largest = (events.generate(canvas, "MEL", v, 1, 0)[0] for v in (1e9, handlers.MAX_VARIATION))
     assert np.array_equal(clipped, largest)
     with pytest.raises(DataError, match="got wart"):
-        handlers.generate(canvas, "wart", 1.0, 1, 0)
-    assert len(handlers.sample_without_sketch("SK", 1_000, 5)) == demo.MAX_IMAGES
+        events.generate(canvas, "wart", 1.0, 1, 0)
+    assert len(events.sample_without_sketch("SK", 1_000, 5)) == handlers.MAX_IMAGES
 
 
 def test_class_choices_are_those_of_each_network_with_display_names(predictor):
@@ -97,15 +98,15 @@ def test_class_choices_are_those_of_each_network_with_display_names(predictor):
 def test_describe_without_a_segmenter_does_not_claim_that_there_is_no_lesion(predictor):
     without = Predictor({name: path for name, path in predictor.weights.items() if name != "segmenter"})
     text = Handlers(without).describe(without.analyze(render(1, 4)[0]))
-    assert demo.NO_SEGMENTER in text and demo.NO_LESION not in text and demo.PROBABILITY_NOTE in text
+    assert handlers.NO_SEGMENTER in text and handlers.NO_LESION not in text and handlers.PROBABILITY_NOTE in text
 
 
 def test_handlers_without_a_file_ask_for_one(predictor):
-    handlers = Handlers(predictor)
+    events = Handlers(predictor)
     for handler, message in (
-        (handlers.upload, "Choose a file"),
-        (handlers.analyze, "Choose or take a photo"),
-        (handlers.send_to_canvas, "no sketch yet"),
+        (events.upload, "Choose a file"),
+        (events.analyze, "Choose or take a photo"),
+        (events.send_to_canvas, "no sketch yet"),
     ):
         with pytest.raises(DataError, match=message):
             handler(None)

@@ -22,10 +22,11 @@ from helpers.config import ROOT
 from helpers.data.files import DataError
 from helpers.data.sketches import contour
 from helpers.phantoms.photo import render
-from helpers.views import demo, guard, uploads
+from helpers.views import demo, guard, handlers, uploads
 from helpers.views import predictor as predictor_module
-from helpers.views.demo import build_page, free_port, launch_page, number
+from helpers.views.demo import build_page, free_port, launch_page
 from helpers.views.guard import Guard
+from helpers.views.handlers import number
 from helpers.views.predictor import Predictor
 
 HOSTILE = ["<img src=x onerror=window.hacked=1>", "</script><script>window.hacked=1</script>"]
@@ -135,7 +136,7 @@ def answer_of(api: httpx.Client, api_name: str, data: list) -> str:
 @pytest.mark.parametrize("api_name", API_NAMES)
 def test_api_answers_unusable_arguments_with_a_sentence(page, api, api_name, monkeypatch):
     examples, black = predictor_module.example_sketches(128, 2), np.zeros((8, 8, 3), np.uint8)
-    monkeypatch.setattr(demo, "sketch_from_canvas", lambda *_: examples[0])
+    monkeypatch.setattr(handlers, "sketch_from_canvas", lambda *_: examples[0])
     monkeypatch.setattr(predictor_module, "example_sketches", lambda *_: examples)
     monkeypatch.setattr(predictor_module, "sample", lambda _, __, labels, *___: np.stack([black] * len(labels)))
     monkeypatch.setattr(predictor_module, "sample_variations", lambda *args: np.stack([black] * len(args[-1])))
@@ -181,7 +182,7 @@ def test_answers_lie_in_folders_that_cannot_be_guessed_or_listed(api):
     assert re.fullmatch(rf"{uploads.PREFIX}{os.getpid()}-\w{{8,}}", Path(uploads.UPLOAD_DIR).name)
     (first,), (second,) = (api.post("gradio_api/upload", files={"files": ("a.txt", text)}).json() for text in "ab")
     assert all(re.fullmatch(r"[0-9a-f]{64}", Path(path).parent.name) for path in (first, second))
-    zips = {demo.write_zip({}, "MEL") for _ in range(2)}
+    zips = {handlers.write_zip({}, "MEL") for _ in range(2)}
     assert len({Path(path).parent for path in zips}) == 2
     for folder in (uploads.UPLOAD_DIR, Path(first).parent, *(Path(path).parent for path in zips)):
         answer = api.get(f"gradio_api/file={folder}")
@@ -194,7 +195,7 @@ def test_answers_lie_in_folders_that_cannot_be_guessed_or_listed(api):
 def test_hostile_class_names_stay_inside_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "UPLOAD_DIR", str(tmp_path))
     for name in (*HOSTILE, "../../x", "a/b", "", "é"):
-        file = Path(demo.write_zip({}, name))
+        file = Path(handlers.write_zip({}, name))
         assert file.parent.parent == tmp_path and file.is_file()
 
 
@@ -209,7 +210,7 @@ def test_browser_shows_hostile_class_names_as_text(predictor, monkeypatch):
     }
     hostile.classes["segmenter"] = [f"`{HOSTILE[0]}`"]
     app = build_page(hostile)
-    monkeypatch.setattr(demo, "sketch_from_canvas", lambda *_: np.zeros((128, 128), np.uint8))
+    monkeypatch.setattr(handlers, "sketch_from_canvas", lambda *_: np.zeros((128, 128), np.uint8))
     try:
         address = launch_page(app, quiet=True)
         with sync_api.sync_playwright() as playwright:
