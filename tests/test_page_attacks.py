@@ -30,7 +30,16 @@ from helpers.views.handlers import number
 from helpers.views.predictor import Predictor
 
 HOSTILE = ["<img src=x onerror=window.hacked=1>", "</script><script>window.hacked=1</script>"]
-API_NAMES = ("generate", "generate_more", "upload", "make_zip", "sample_without_sketch", "analyze")
+API_NAMES = (
+    "generate",
+    "generate_more",
+    "regenerate",
+    "compare",
+    "upload",
+    "make_zip",
+    "sample_without_sketch",
+    "analyze",
+)
 
 
 @pytest.fixture(scope="module")
@@ -139,12 +148,12 @@ def test_api_answers_unusable_arguments_with_a_sentence(page, api, api_name, mon
     monkeypatch.setattr(handlers, "sketch_from_canvas", lambda *_: examples[0])
     monkeypatch.setattr(predictor_module, "example_sketches", lambda *_: examples)
     monkeypatch.setattr(predictor_module, "sample", lambda _, __, labels, *___: np.stack([black] * len(labels)))
-    monkeypatch.setattr(predictor_module, "sample_variations", lambda *args: np.stack([black] * len(args[-1])))
+    monkeypatch.setattr(predictor_module, "sample_variations", lambda *args: np.stack([black] * len(args[4])))
     (function,) = (f for f in page.fns.values() if f.api_name == api_name)
-    usable = {"Diagnosis": "MEL", "Variation": 1.0, "Images": 1, "Seed": 0}
-    data = [usable.get(block.label) for block in function.inputs]
+    usable = {"Diagnosis": "MEL", "Second diagnosis": "NV", "Tone": 1.0, "Structure": 1.0, "Images": 1, "Seed": 0}
+    data = [usable.get(block.label) for block in function.inputs if not block.stateful]
     values = [float("nan"), "text", None]
-    if api_name not in ("generate_more", "make_zip"):  # their components are those of `generate`
+    if api_name not in ("generate_more", "make_zip", "compare"):  # their components are those of `generate`
         values += [float("inf"), 1e9, [1], {"path": 1}]
     calls = [[*data[:k], value, *data[k + 1 :]] for k in range(len(data)) for value in values]
     for arguments in (*calls, [], [*data, 1]):
@@ -155,6 +164,19 @@ def test_api_answers_unusable_arguments_with_a_sentence(page, api, api_name, mon
             assert str(ROOT) not in answer and uploads.UPLOAD_DIR not in answer, arguments
         else:
             assert "event: complete" in answer, (arguments, answer)
+
+
+def test_regenerate_answers_unusable_positions_and_editors_with_a_sentence(predictor):
+    events = handlers.Handlers(predictor)
+    settings = events.settings(events.examples[0], "MEL", [], 1, 1, 2, 0)
+    painted = {"composite": Image.new("RGB", (9, 7), handlers.REGION_COLOR)}
+    for position in (float("nan"), float("inf"), 1e9, 3, "1", [1]):
+        with pytest.raises(DataError, match="The image must be"):
+            events.regenerate(settings, position, painted, 0)
+    for new_seed in (float("nan"), "1"):
+        with pytest.raises(DataError, match="The seed must be a number"):
+            events.regenerate(settings, 1, painted, new_seed)
+    assert events.regenerate(settings, None, painted, float("inf"))[1] == 2**31
 
 
 def test_number_clips_and_refuses_what_is_not_a_number():

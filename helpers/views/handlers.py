@@ -11,7 +11,7 @@ from zipfile import ZipFile
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageColor
 
 from helpers.data.files import DataError, atomic_file
 from helpers.data.sketches import mask_from_sketch, parse_drawing
@@ -31,9 +31,22 @@ heatmap, yellow marks the regions that support the most probable diagnosis."""
 UNSURE = "**Unsure: the highest probability is below {:.2f}, the classifier's threshold.**"
 UNLIKE = """**This image is unlike the dermoscopic images that the classifier was trained on: do not use the
 probabilities.**"""
+HEAT = "**{:.0f} % of the heat lies inside the lesion.**"
 NO_THRESHOLD = "This classifier has no threshold below which it is unsure."
 NO_STATISTICS = "It does not recognize images unlike those it was trained on."
-MAX_IMAGES, MAX_ZIP_IMAGES, MAX_VARIATION = 8, 100, 1.5
+NO_SETTINGS = "There is no image to change yet: generate images first."
+MAX_IMAGES, MAX_ZIP_IMAGES, MAX_TONE = 8, 100, 1.5
+REGION_COLOR = "#00c8ff"  # of the brush that marks a region; no generated image has it
+MAX_COLOR_DISTANCE = 80  # of a painted pixel from it, Euclidean in RGB of 0 to 255
+ARTIFACT_NAMES = {
+    "dark_corner": "dark corner",
+    "hair": "hair",
+    "gel_border": "gel border",
+    "gel_bubble": "gel bubbles",
+    "ruler": "ruler",
+    "ink": "ink",
+    "patches": "color patches",
+}
 
 
 def sketch_from_canvas(canvas: dict | None, size: int) -> np.ndarray:
@@ -41,6 +54,28 @@ def sketch_from_canvas(canvas: dict | None, size: int) -> np.ndarray:
     for an empty pad."""
     composite = (canvas or EMPTY_CANVAS)["composite"]
     return parse_drawing(Image.new("RGB", (size, size), "white") if composite is None else composite, size)
+
+
+def region_from_editor(editor: dict | None, size: int) -> np.ndarray:
+    """Where the image in the editor is painted over in `REGION_COLOR`: `uint8 (size, size)` in {0, 1}. Raises
+    `DataError` if it is nowhere."""
+    composite = (editor or EMPTY_CANVAS)["composite"] or Image.new("RGB", (CANVAS, CANVAS))
+    colors = np.asarray(composite.convert("RGB").resize((CANVAS, CANVAS), Image.Resampling.NEAREST), np.float32)
+    marked = np.linalg.norm(colors - ImageColor.getrgb(REGION_COLOR), axis=2) < MAX_COLOR_DISTANCE
+    if not marked.any():
+        raise DataError("Paint over a part of the image first.")
+    return (cv2.resize(marked.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
+
+
+def editor_with(image: np.ndarray) -> dict:
+    """Value of an image editor with `image uint8 (S, S, 3)`, enlarged to the canvas."""
+    background = Image.fromarray(image).resize((CANVAS, CANVAS), Image.Resampling.BICUBIC)
+    return {"background": background, "layers": [], "composite": background}
+
+
+def caption(class_name: str, artifacts: list[str]) -> str:
+    """Diagnosis and artifacts in words."""
+    return " with ".join(filter(None, [display_name(class_name), ", ".join(ARTIFACT_NAMES[x] for x in artifacts)]))
 
 
 def canvas_with(sketch: np.ndarray) -> dict:
@@ -74,35 +109,94 @@ class Handlers:
         self.predictor = predictor
         self.examples = example_sketches(predictor.size)
 
-    def generate(
-        self, canvas: dict | None, class_name: str, variation: float, count: float, seed: float
-    ) -> tuple[list[np.ndarray], str]:
-        """Images of the drawing and a class, and the path of a zip with images, sketch and (for a closed outline)
-        mask."""
-        sketch, seed = sketch_from_canvas(canvas, self.predictor.size), clip_seed(seed)
-        variation = number(variation, "The variation", 0, MAX_VARIATION)
-        images = self.predictor.sample(sketch, class_name, clip_count(count, MAX_IMAGES), variation, seed)
-        files = {f"{file_name(class_name)}-{seed}-{k + 1}": image for k, image in enumerate(images)}
+    def settings(
+        self,
+        sketch: np.ndarray,
+        class_name: str,
+        artifacts: list[str] | None,
+        tone: float,
+        structure: float,
+        count: float,
+        seed: float,
+    ) -> dict:
+        """Arguments of `Predictor.sample` from the values of components."""
+        return {
+            "sketch": sketch,
+            "class_name": class_name,
+            "artifacts": artifacts or [],
+            "tone": number(tone, "The tone", 0, MAX_TONE),
+            "structure": number(structure, "The structure", 0, 1),
+            "count": clip_count(count, MAX_IMAGES),
+            "seed": clip_seed(seed),
+        }
+
+    def sample(self, settings: dict) -> tuple[list[np.ndarray], str, str, dict]:
+        """Images, the path of a zip with images, sketch and (for a closed outline) mask, the seed as text, and the
+        settings."""
+        images = self.predictor.sample(**settings)
+        name, seed, sketch = file_name(settings["class_name"]), settings["seed"], settings["sketch"]
+        files = {f"{name}-{seed}-{k + 1}": image for k, image in enumerate(images)}
         mask = mask_from_sketch(sketch)
         files |= {"sketch": sketch} | ({} if mask is None else {"mask": 255 * mask})
-        return images, write_zip(files, class_name)
+        return images, write_zip(files, name), str(seed), settings
 
-    def generate_more(
-        self, canvas: dict | None, class_name: str, variation: float, count: float, seed: float
-    ) -> tuple[list[np.ndarray], str, int]:
-        """`generate` with the next seed; images, zip and that seed."""
+    def generate(self, canvas: dict | None, *values) -> tuple[list[np.ndarray], str, str, dict]:
+        """`sample` of the drawing and the values of `settings`."""
+        return self.sample(self.settings(sketch_from_canvas(canvas, self.predictor.size), *values))
+
+    def generate_more(self, canvas: dict | None, *values) -> tuple[list[np.ndarray], str, str, dict, int]:
+        """`generate` with the next seed, which is returned as well."""
+        *others, seed = values
         seed = clip_seed(seed) + 1
-        return *self.generate(canvas, class_name, variation, count, seed), seed
+        return *self.generate(canvas, *others, seed), seed
+
+    def generate_example(self, selected: gr.SelectData, *values) -> tuple:
+        """Canvas with the example that was clicked, and `sample` of it and the values of `settings`."""
+        sketch = self.examples[selected.index]
+        return canvas_with(sketch), *self.sample(self.settings(sketch, *values))
+
+    def select_image(self, settings: dict | None, selected: gr.SelectData) -> tuple[int, dict]:
+        """Number, from 1, of the image that was clicked, and the editor with it."""
+        return selected.index + 1, self.edit(settings, selected.index + 1)
+
+    def edit(self, settings: dict | None, position: float) -> dict:
+        """Editor with the image at a position, from 1, of the last ones."""
+        return editor_with(self.changed_image(settings, position, np.zeros((self.predictor.size,) * 2, np.uint8)))
+
+    def regenerate(
+        self, settings: dict | None, position: float, editor: dict | None, new_seed: float
+    ) -> tuple[np.ndarray, int]:
+        """The image at a position, from 1, of the last ones, changed where the editor is painted over; and the next
+        seed."""
+        region, new_seed = region_from_editor(editor, self.predictor.size), clip_seed(new_seed)
+        return self.changed_image(settings, position, region, new_seed), new_seed + 1
+
+    def changed_image(
+        self, settings: dict | None, position: float, region: np.ndarray, new_seed: int = 0
+    ) -> np.ndarray:
+        """`Predictor.regenerate` of the image at a position, from 1."""
+        if settings is None:
+            raise DataError(NO_SETTINGS)
+        index = int(number(position, "The image", 1, MAX_IMAGES)) - 1
+        return self.predictor.regenerate(**settings, index=index, region=region, new_seed=new_seed)
+
+    def compare(self, canvas: dict | None, *values) -> tuple[list, list]:
+        """Images with captions of the drawing and the values of `settings`, and with another diagnosis and other
+        artifacts, the last two values."""
+        sketch = sketch_from_canvas(canvas, self.predictor.size)
+        class_name, artifacts, *others, other_class, other_artifacts = values
+        rows = []
+        for name, flags in ((class_name, artifacts), (other_class, other_artifacts)):
+            settings = self.settings(sketch, name, flags, *others)
+            images = self.predictor.sample(**settings)
+            rows.append([(image, caption(name, settings["artifacts"])) for image in images])
+        return tuple(rows)
 
     def upload(self, path: str | None) -> dict:
         """Canvas with the drawing or mask of a file."""
         if path is None:
             raise DataError("Choose a file first.")
         return canvas_with(read_drawing(path, self.predictor.size))
-
-    def select_example(self, selected: gr.SelectData) -> dict:
-        """Canvas with the example that was clicked."""
-        return canvas_with(self.examples[selected.index])
 
     def sample_without_sketch(self, class_name: str, count: float, seed: float) -> list[np.ndarray]:
         """Images of a class by the DCGAN."""
@@ -148,6 +242,8 @@ class Handlers:
             sentences.append("**Part of it is outside the central square: probabilities and sketch ignore that part.**")
         if analysis.probabilities:
             sentences += [*self.abstentions(analysis), PROBABILITY_NOTE]
+        if analysis.heat_inside is not None:
+            sentences.append(HEAT.format(100 * analysis.heat_inside))
         return " ".join(sentences)
 
     def abstentions(self, analysis: Analysis) -> list[str]:

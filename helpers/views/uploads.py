@@ -101,6 +101,8 @@ def fast_png(component: gr.Image | gr.Gallery) -> gr.Image | gr.Gallery:
     postprocess = component.postprocess
 
     def path_of(value):
+        if isinstance(value, tuple):  # image, caption
+            return path_of(value[0]), value[1]
         if not isinstance(value, np.ndarray):
             return value
         file = Path(tempfile.mkdtemp(dir=UPLOAD_DIR)) / "image.png"
