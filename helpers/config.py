@@ -93,7 +93,8 @@ def display_path(path: str | Path) -> str:
 
 # Import names that differ from pip's, and packages that a notebook in Colab does not need or must not replace.
 IMPORT_NAMES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn"}
-NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "pytest-xdist", "playwright", "ruff"}
+TESTING = {"nbval", "pytest", "pytest-xdist", "playwright", "axe-playwright-python", "ruff"}
+NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", *TESTING}
 
 
 def missing_requirements() -> list[str]:

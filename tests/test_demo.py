@@ -8,6 +8,7 @@ import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
+from io import BytesIO
 from pathlib import Path
 from threading import Event
 from types import SimpleNamespace
@@ -433,8 +434,8 @@ def browser():
         browser.close()
 
 
-def open_page(browser, address: str):
-    page = browser.new_page(viewport={"width": 1280, "height": 900})
+def open_page(browser, address: str, width: int = 1280):
+    page = browser.new_page(viewport={"width": width, "height": 900})
     page.set_default_timeout(60_000)
     page.goto(address)
     page.get_by_label("Brush Size").wait_for()  # the brush is selected
@@ -483,6 +484,123 @@ def test_browser_draw_generate_analyze_and_reuse_the_sketch(address, browser, fi
     page.wait_for_function(ALL_LOADED)
     page.screenshot(path=figures / "08_again.png")
     assert page.get_by_text("drawing is empty").count() == 0
+    page.close()
+
+
+def open_example(browser, address: str, width: int = 1280):
+    """The page with the second example and its images."""
+    page = open_page(browser, address, width)
+    page.get_by_role("button", name="Thumbnail 2 of 5").click()
+    page.get_by_role("button", name="Thumbnail 4 of 4").wait_for()
+    return page
+
+
+def image_at(page, selector: str) -> np.ndarray:
+    """The image of an element, once it is loaded."""
+    page.locator(selector).wait_for()
+    address = page.locator(selector).get_attribute("src")
+    return np.array(Image.open(BytesIO(httpx.get(address).content)).convert("RGB"))
+
+
+def test_browser_example_generates_and_a_painted_part_is_regenerated(address, browser, predictor):
+    page = open_example(browser, address)
+    settings = (example_sketches(128)[1], "MEL", 4)
+    images, seed = predictor.sample(*settings), page.locator("label", has_text="Seed of these images")
+    assert seed.locator("input, textarea").input_value() == "0" and seed.get_by_label("Copy").is_visible()
+    assert np.array_equal(image_at(page, "[aria-label='Thumbnail 2 of 4'] img"), images[1])
+    page.get_by_role("button", name="Regenerate a part").click()
+    page.get_by_role("button", name="Regenerate this part").wait_for()
+    page.get_by_role("button", name="Thumbnail 2 of 4").first.click()
+    page.wait_for_function("document.querySelectorAll('canvas').length == 2")
+    page.get_by_label("Brush Size").nth(1).wait_for()
+    assert page.get_by_label("Number of the image").input_value() == "2"
+    page.locator("canvas").nth(1).scroll_into_view_if_needed()
+    page.wait_for_timeout(1_000)  # the page scrolls smoothly
+    box = page.locator("canvas").nth(1).bounding_box()
+    center = np.array([box["x"] + box["width"] / 2, box["y"] + box["height"] / 2])
+    reach = np.array([30, 0])
+    page.mouse.move(*(center - reach))
+    page.mouse.down()
+    page.mouse.move(*(center + reach), steps=5)
+    page.mouse.up()
+    page.get_by_role("button", name="Regenerate this part").click()
+    changed = (image_at(page, ".block:has-text('Changed image') img") != images[1]).any(axis=2)
+    rows, columns = (np.flatnonzero(changed.any(axis=axis)) for axis in (1, 0))
+    assert 5 < np.ptp(rows) < 40 and 20 < np.ptp(columns) < 70, "a stroke across the middle"
+    assert abs(rows.mean() - 64) < 10 and abs(columns.mean() - 64) < 10
+    assert page.get_by_label("Seed of the part").input_value() == "1"
+    page.get_by_role("button", name="Generate more").click()
+    page.wait_for_function("document.querySelectorAll('canvas').length == 2")
+    seed.locator("input, textarea").evaluate("e => new Promise(f => setInterval(() => e.value == '1' && f(), 100))")
+    page.get_by_role("button", name="Regenerate this part").click()
+    page.get_by_text("Paint over a part of the image first").first.wait_for()
+    page.close()
+
+
+def test_browser_compare_shows_both_rows_with_their_artifacts(address, browser):
+    page = open_example(browser, address)
+    page.get_by_role("button", name="Compare").first.click()
+    page.get_by_label("vascular lesion").nth(1).check()
+    page.get_by_label("ruler").nth(1).check()
+    page.get_by_role("button", name="Compare").last.click()
+    page.get_by_text("vascular lesion with ruler").nth(3).wait_for()
+    assert page.locator("figcaption, .caption-label").filter(has_text=re.compile("^melanoma$")).count() == 4
+    page.wait_for_function(ALL_LOADED)
+    page.close()
+
+
+def open_all(page) -> None:
+    """Open every part of the tab."""
+    for name in ("Regenerate a part", "Compare", "Many images with masks", "Without a sketch"):
+        page.get_by_role("button", name=name).first.click()
+    page.get_by_role("button", name="Make a zip file").wait_for()
+
+
+def test_browser_page_fits_a_phone(address, browser, figures):
+    page = open_example(browser, address, width=390)
+    open_all(page)
+    page.get_by_role("button", name="Thumbnail 1 of 4").first.click()
+    page.get_by_label("Brush Size").nth(1).wait_for()
+    for tab in ("Generate", "Analyze"):
+        page.get_by_role("tab", name=tab).click()
+        page.wait_for_timeout(500)
+        page.screenshot(path=figures / f"08_phone_{tab.lower()}.png", full_page=True)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+        for control in page.locator("button:visible, input:visible, textarea:visible, canvas:visible").all():
+            box = control.bounding_box()
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 391, control.evaluate("e => e.outerHTML.slice(0, 200)")
+    page.close()
+
+
+# Gradio names the empty box of an output although its role is not given; nothing outside it can add one.
+AXE_EXCEPTIONS = {"aria-prohibited-attr": ".empty"}
+
+
+def serious_violations(page, axe) -> list[str]:
+    """What axe-core finds serious or critical, without `AXE_EXCEPTIONS`."""
+    found = []
+    for violation in axe.run(page).response["violations"]:
+        exception = AXE_EXCEPTIONS.get(violation["id"])
+        for node in violation["nodes"]:
+            if violation["impact"] in ("serious", "critical") and not (exception and exception in node["target"][-1]):
+                found.append(f"{violation['id']}: {node['html'][:200]}")
+    return found
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+def test_browser_page_passes_axe(address, browser, tmp_path, width):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    Image.fromarray(render(0, 12, size=300)[0]).save(tmp_path / "photo.png")
+    page = open_example(browser, address, width)
+    open_all(page)
+    page.get_by_role("button", name="Compare").last.click()
+    page.locator(".caption-label").nth(7).wait_for()
+    assert serious_violations(page, axe) == []
+    page.get_by_role("tab", name="Analyze").click()
+    page.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
+    page.get_by_role("button", name="Analyze", exact=True).click()
+    page.get_by_text("of the image").first.wait_for()
+    assert serious_violations(page, axe) == []
     page.close()
 
 
