@@ -50,7 +50,7 @@ ARTIFACT_NAMES = {
 
 
 def sketch_from_canvas(canvas: dict | None, size: int) -> np.ndarray:
-    """The sketch `uint8 (size, size)` in {0, 255} on the sketch pad. Raises `DataError` as `parse_drawing` does, also
+    """The sketch `uint8 (size, size)` in {0, 255} on the canvas. Raises `DataError` as `parse_drawing` does, also
     for an empty pad."""
     composite = (canvas or EMPTY_CANVAS)["composite"]
     return parse_drawing(Image.new("RGB", (size, size), "white") if composite is None else composite, size)
@@ -79,7 +79,7 @@ def caption(class_name: str, artifacts: list[str]) -> str:
 
 
 def canvas_with(sketch: np.ndarray) -> dict:
-    """Value of a sketch pad with the sketch `uint8 (S, S)` in {0, 255} as its drawing, so that pen and eraser work on
+    """Value of the canvas with the sketch `uint8 (S, S)` in {0, 255} as its drawing, so that pen and eraser work on
     it."""
     lines = cv2.resize(sketch, (CANVAS, CANVAS), interpolation=cv2.INTER_NEAREST)
     ink = Image.fromarray(np.dstack([np.zeros((CANVAS, CANVAS, 3), np.uint8), lines]), "RGBA")

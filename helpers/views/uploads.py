@@ -115,8 +115,8 @@ def fast_png(component: gr.Image | gr.Gallery) -> gr.Image | gr.Gallery:
     return component
 
 
-def composite_only(component: gr.Sketchpad) -> gr.Sketchpad:
-    """Make the sketch pad open only the composite of a drawing, after a check of its size, and hold at most
+def composite_only(component: gr.ImageEditor) -> gr.ImageEditor:
+    """Make the editor open only the composite of a drawing, after a check of its size, and hold at most
     `MAX_CANVASES` drawings in memory."""
     preprocess_all, accept_all = component.preprocess, component.accept_blobs
 
