@@ -17,8 +17,9 @@ from helpers.config import ROOT, get_config
 
 # Import names that differ from pip's, and packages that a notebook in Colab does not need or must not replace.
 IMPORT_NAMES = {"opencv-python-headless": "cv2", "pillow": "PIL", "scikit-learn": "sklearn"}
-NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", "nbval", "pytest", "pytest-xdist", "playwright", "ruff"}
-NOT_IN_COLAB |= {"onnx", "onnxscript", "onnxruntime"}
+TESTING = {"nbval", "pytest", "pytest-xdist", "playwright", "axe-playwright-python", "ruff"}
+TESTING |= {"onnx", "onnxscript", "onnxruntime"}
+NOT_IN_COLAB = {"torch", "torchvision", "numpy", "jupyter", *TESTING}
 DRIVE = Path("/content/drive")
 KEPT = ("checkpoint.pt", "history.json", "*.csv", "plan.json")  # copied to Drive and back
 

@@ -451,9 +451,11 @@ def bench_page() -> None:
     def request(client: httpx.Client, count: int, seed: int) -> None:
         (path,) = client.post("upload", files={"files": ("canvas.png", png.getvalue())}).json()
         canvas = {"background": None, "layers": [], "composite": {"path": path, "meta": {"_type": "gradio.FileData"}}}
-        event = client.post("call/generate", json={"data": [canvas, name, 1.0, count, seed]}).json()["event_id"]
+        event = client.post("call/generate", json={"data": [canvas, name, [], 1.0, 1.0, count, seed]}).json()[
+            "event_id"
+        ]
         answer = client.get(f"call/generate/{event}").text
-        gallery, _ = json.loads(answer.split("data: ", 1)[1])
+        gallery, *_ = json.loads(answer.split("data: ", 1)[1])
         images = [client.get(f"file={entry['image']['path']}") for entry in gallery]
         assert len(images) == count and all(image.status_code == 200 for image in images)
 

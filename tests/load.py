@@ -95,9 +95,9 @@ def call(client: httpx.Client, api_name: str, *data) -> str:
 def generate(client: httpx.Client, sketch: bytes, class_name: str, seed: int) -> None:
     """Four images, downloaded like a browser does."""
     canvas = {"background": None, "layers": [], "composite": upload(client, "canvas.png", sketch)}
-    answer = call(client, "generate", canvas, class_name, 1.0, 4, seed)
+    answer = call(client, "generate", canvas, class_name, [], 1.0, 1.0, 4, seed)
     assert "event: complete" in answer, answer
-    gallery, _ = json.loads(answer.rsplit("data: ", 1)[1])
+    gallery, *_ = json.loads(answer.rsplit("data: ", 1)[1])
     for entry in gallery:
         client.get(f"file={entry['image']['path']}").raise_for_status()
 

@@ -29,7 +29,7 @@ from helpers.models.gan import load_gan
 from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
 from helpers.phantoms.photo import render
-from helpers.views.demo import NO_STATISTICS, NO_THRESHOLD, UNLIKE, Handlers
+from helpers.views.handlers import NO_STATISTICS, NO_THRESHOLD, UNLIKE, Handlers
 from helpers.views.predictor import Predictor
 
 RELEASED = get_config().released

@@ -22,14 +22,24 @@ from helpers.config import ROOT
 from helpers.data.files import DataError
 from helpers.data.sketches import contour
 from helpers.phantoms.photo import render
-from helpers.views import demo, guard, uploads
+from helpers.views import demo, guard, handlers, uploads
 from helpers.views import predictor as predictor_module
-from helpers.views.demo import build_page, free_port, launch_page, number
+from helpers.views.demo import build_page, free_port, launch_page
 from helpers.views.guard import Guard
+from helpers.views.handlers import number
 from helpers.views.predictor import Predictor
 
 HOSTILE = ["<img src=x onerror=window.hacked=1>", "</script><script>window.hacked=1</script>"]
-API_NAMES = ("generate", "generate_more", "upload", "make_zip", "sample_without_sketch", "analyze")
+API_NAMES = (
+    "generate",
+    "generate_more",
+    "regenerate",
+    "compare",
+    "upload",
+    "make_zip",
+    "sample_without_sketch",
+    "analyze",
+)
 
 
 @pytest.fixture(scope="module")
@@ -135,15 +145,15 @@ def answer_of(api: httpx.Client, api_name: str, data: list) -> str:
 @pytest.mark.parametrize("api_name", API_NAMES)
 def test_api_answers_unusable_arguments_with_a_sentence(page, api, api_name, monkeypatch):
     examples, black = predictor_module.example_sketches(128, 2), np.zeros((8, 8, 3), np.uint8)
-    monkeypatch.setattr(demo, "sketch_from_canvas", lambda *_: examples[0])
+    monkeypatch.setattr(handlers, "sketch_from_canvas", lambda *_: examples[0])
     monkeypatch.setattr(predictor_module, "example_sketches", lambda *_: examples)
     monkeypatch.setattr(predictor_module, "sample", lambda _, __, labels, *___: np.stack([black] * len(labels)))
-    monkeypatch.setattr(predictor_module, "sample_variations", lambda *args: np.stack([black] * len(args[-1])))
+    monkeypatch.setattr(predictor_module, "sample_variations", lambda *args: np.stack([black] * len(args[4])))
     (function,) = (f for f in page.fns.values() if f.api_name == api_name)
-    usable = {"Diagnosis": "MEL", "Variation": 1.0, "Images": 1, "Seed": 0}
-    data = [usable.get(block.label) for block in function.inputs]
+    usable = {"Diagnosis": "MEL", "Second diagnosis": "NV", "Tone": 1.0, "Structure": 1.0, "Images": 1, "Seed": 0}
+    data = [usable.get(block.label) for block in function.inputs if not block.stateful]
     values = [float("nan"), "text", None]
-    if api_name not in ("generate_more", "make_zip"):  # their components are those of `generate`
+    if api_name not in ("generate_more", "make_zip", "compare"):  # their components are those of `generate`
         values += [float("inf"), 1e9, [1], {"path": 1}]
     calls = [[*data[:k], value, *data[k + 1 :]] for k in range(len(data)) for value in values]
     for arguments in (*calls, [], [*data, 1]):
@@ -154,6 +164,19 @@ def test_api_answers_unusable_arguments_with_a_sentence(page, api, api_name, mon
             assert str(ROOT) not in answer and uploads.UPLOAD_DIR not in answer, arguments
         else:
             assert "event: complete" in answer, (arguments, answer)
+
+
+def test_regenerate_answers_unusable_positions_and_editors_with_a_sentence(predictor):
+    events = handlers.Handlers(predictor)
+    settings = events.settings(events.examples[0], "MEL", [], 1, 1, 2, 0)
+    painted = {"composite": Image.new("RGB", (9, 7), handlers.REGION_COLOR)}
+    for position in (float("nan"), float("inf"), 1e9, 3, "1", [1]):
+        with pytest.raises(DataError, match="The image must be"):
+            events.regenerate(settings, position, painted, 0)
+    for new_seed in (float("nan"), "1"):
+        with pytest.raises(DataError, match="The seed must be a number"):
+            events.regenerate(settings, 1, painted, new_seed)
+    assert events.regenerate(settings, None, painted, float("inf"))[1] == 2**31
 
 
 def test_number_clips_and_refuses_what_is_not_a_number():
@@ -181,7 +204,7 @@ def test_answers_lie_in_folders_that_cannot_be_guessed_or_listed(api):
     assert re.fullmatch(rf"{uploads.PREFIX}{os.getpid()}-\w{{8,}}", Path(uploads.UPLOAD_DIR).name)
     (first,), (second,) = (api.post("gradio_api/upload", files={"files": ("a.txt", text)}).json() for text in "ab")
     assert all(re.fullmatch(r"[0-9a-f]{64}", Path(path).parent.name) for path in (first, second))
-    zips = {demo.write_zip({}, "MEL") for _ in range(2)}
+    zips = {handlers.write_zip({}, "MEL") for _ in range(2)}
     assert len({Path(path).parent for path in zips}) == 2
     for folder in (uploads.UPLOAD_DIR, Path(first).parent, *(Path(path).parent for path in zips)):
         answer = api.get(f"gradio_api/file={folder}")
@@ -194,7 +217,7 @@ def test_answers_lie_in_folders_that_cannot_be_guessed_or_listed(api):
 def test_hostile_class_names_stay_inside_the_folder(tmp_path, monkeypatch):
     monkeypatch.setattr(uploads, "UPLOAD_DIR", str(tmp_path))
     for name in (*HOSTILE, "../../x", "a/b", "", "é"):
-        file = Path(demo.write_zip({}, name))
+        file = Path(handlers.write_zip({}, name))
         assert file.parent.parent == tmp_path and file.is_file()
 
 
@@ -209,7 +232,7 @@ def test_browser_shows_hostile_class_names_as_text(predictor, monkeypatch):
     }
     hostile.classes["segmenter"] = [f"`{HOSTILE[0]}`"]
     app = build_page(hostile)
-    monkeypatch.setattr(demo, "sketch_from_canvas", lambda *_: np.zeros((128, 128), np.uint8))
+    monkeypatch.setattr(handlers, "sketch_from_canvas", lambda *_: np.zeros((128, 128), np.uint8))
     try:
         address = launch_page(app, quiet=True)
         with sync_api.sync_playwright() as playwright:

@@ -21,6 +21,7 @@ from helpers.views.predictor import (
     predict_folder,
     read_drawing,
     read_photo,
+    share_inside,
 )
 
 # -------------------------------------------------------------------------------------------------------------- files
@@ -81,7 +82,7 @@ def test_display_name_of_unknown_class_is_the_class():
     assert display_name("MEL") == "melanoma" and display_name("wart") == "wart"
 
 
-def test_sample_depends_on_seed_class_and_variation(predictor):
+def test_sample_depends_on_seed_class_tone_and_structure(predictor):
     (sketch, *_) = example_sketches(predictor.size)
     images = predictor.sample(sketch, "MEL", count=3, seed=5)
     assert [image.shape for image in images] == [(128, 128, 3)] * 3 and images[0].dtype == np.uint8
@@ -89,9 +90,51 @@ def test_sample_depends_on_seed_class_and_variation(predictor):
     assert np.array_equal(repeated, images[:2]), "the first images of a seed do not depend on the count"
     assert not np.array_equal(images[0], predictor.sample(sketch, "MEL", count=1, seed=6)[0])
     assert not np.array_equal(images[0], predictor.sample(sketch, "VASC", count=1, seed=5)[0])
-    first, second = predictor.sample(sketch, "MEL", count=2, variation=0, seed=5)
+    first, second = predictor.sample(sketch, "MEL", count=2, tone=0, seed=5, structure=0)
     assert np.array_equal(first, second)
     assert np.abs(images[0].astype(float) - images[1]).mean() > 10, "the latent changes the image"
+    tones, structures = ({"tone": 1, "structure": 0}, {"tone": 0, "structure": 1})
+    for settings in (tones, structures):
+        first, second = predictor.sample(sketch, "MEL", count=2, seed=5, **settings)
+        assert np.abs(first.astype(float) - second).mean() > 1, settings
+
+
+def test_sample_artifacts_change_the_image_and_unknown_ones_raise_with_the_known_ones(predictor):
+    (sketch, *_) = example_sketches(predictor.size)
+    plain, dark = (np.stack(predictor.sample(sketch, "NV", 8, artifacts=names)) for names in ([], ["dark_corner"]))
+    assert dark[:, :12, :12].mean() < plain[:, :12, :12].mean() - 5, "the corner is darker"
+    with pytest.raises(DataError, match=r"must be of dark_corner, hair, .*, patches, got wig, 7"):
+        predictor.sample(sketch, "NV", 1, artifacts=["hair", "wig", 7])
+
+
+def test_sample_artifacts_of_a_generator_that_knows_none_raise(predictor, monkeypatch):
+    monkeypatch.setattr(predictor.networks["cgan"], "num_artifacts", 0)
+    with pytest.raises(DataError, match="cannot add artifacts: it was not conditioned on them"):
+        predictor.sample(example_sketches(predictor.size)[0], "NV", 1, artifacts=["hair"])
+
+
+@pytest.mark.parametrize("index", [0, 2])
+def test_regenerate_changes_the_region_of_one_image_only(predictor, index):
+    region = np.zeros((predictor.size, predictor.size), np.uint8)
+    region[40:90, 40:90] = 1
+    settings = (example_sketches(predictor.size)[1], "MEL", 3, 0.7, 5, 0.6, ["hair"])
+    original = predictor.sample(*settings)[index]
+    first, second, again = (
+        predictor.regenerate(*settings, index=index, region=region, new_seed=seed) for seed in (0, 1, 0)
+    )
+    for image in (first, second):
+        changed = (image != original).any(axis=2)
+        assert not changed[region == 0].any() and changed[region == 1].mean() > 0.9
+    assert np.array_equal(first, again) and not np.array_equal(first, second)
+    same_seed = predictor.regenerate(*settings, index=index, region=region, new_seed=5 + index)
+    assert not np.array_equal(same_seed, original), "also with the seed of the image itself"
+
+
+def test_regenerate_of_an_image_that_is_none_of_them_raises(predictor):
+    region = np.ones((predictor.size, predictor.size), np.uint8)
+    for index in (-1, 2):
+        with pytest.raises(DataError, match=f"must be one of 1 to 2, got {index + 1}"):
+            predictor.regenerate(example_sketches(predictor.size)[0], "MEL", 2, index=index, region=region)
 
 
 def test_sample_of_unknown_class_raises_with_the_known_ones(predictor):
@@ -105,7 +148,7 @@ def test_predictor_with_only_a_cgan_explains_how_to_get_a_dcgan_and_analyzes_not
         cgan_only.sample_without_sketch("MEL")
     analysis = cgan_only.analyze(render(0, 3)[0])
     assert (analysis.lesion_fraction, analysis.outside_fraction, analysis.probabilities) == (0, 0, {})
-    assert analysis.heatmap is None and analysis.sketch is None
+    assert analysis.heatmap is None and analysis.sketch is None and analysis.heat_inside is None
 
 
 def test_synthetic_pairs_of_phantoms_match_their_masks_and_differ(predictor):
@@ -147,7 +190,7 @@ def test_analyze_gives_outline_probabilities_heatmap_and_sketch(predictor):
     assert abs(analysis.lesion_fraction - mask.mean()) < 0.15 and analysis.outside_fraction == 0
     assert list(analysis.probabilities) == ["MEL", "SK", "NV"]
     assert sum(analysis.probabilities.values()) == pytest.approx(1, abs=1e-5)
-    assert analysis.heatmap.shape == (128, 128, 3)
+    assert analysis.heatmap.shape == (128, 128, 3) and 0 < analysis.heat_inside <= 1
     assert analysis.sketch.shape == (128, 128) and set(np.unique(analysis.sketch)) == {0, 255}
 
 
@@ -168,6 +211,24 @@ def test_heatmap_overlay_changes_only_warm_pixels():
     heat[0, 0] = 1
     result = heatmap_overlay(image, heat)
     assert np.array_equal(result[1:], image[1:]) and result[0, 0, 0] > 180 > result[0, 0, 2]
+
+
+def test_share_inside_is_the_share_of_the_heat_and_none_without_heat_or_mask():
+    heat, inside = np.zeros((4, 4), np.float32), np.zeros((4, 4), bool)
+    heat[0], heat[3, 0], inside[0, :2] = 1, 1, True
+    assert share_inside(heat, inside) == pytest.approx(2 / 5)
+    assert share_inside(heat, ~inside) == pytest.approx(3 / 5)
+    assert share_inside(heat, ~inside & inside) is None and share_inside(0 * heat, inside) is None
+
+
+def test_heat_inside_is_that_of_the_mask_in_the_central_square(predictor):
+    image, mask = render(1, 4, size=200)
+    wide = np.concatenate([image[:, :1].repeat(100, axis=1), image, image[:, -1:].repeat(100, axis=1)], axis=1)
+    wide_mask = np.pad(mask, ((0, 0), (100, 100)))
+    (_, _, square), (_, _, whole) = (predictor.classify_with_heatmap(*x) for x in ((image, mask), (wide, wide_mask)))
+    assert whole["heat_inside"] == pytest.approx(square["heat_inside"])
+    assert predictor.classify_with_heatmap(image, 1 - 0 * mask)[2]["heat_inside"] == 1
+    assert predictor.classify_with_heatmap(image, 0 * mask)[2]["heat_inside"] is None
 
 
 def test_predict_folder_gives_a_row_per_readable_image_and_the_other_files_as_problems(predictor, tmp_path):

@@ -6,8 +6,16 @@ import torch
 
 from helpers.data.store import UNKNOWN
 from helpers.models.gan import GANConfig, dcgan_config
-from helpers.models.networks import BaseGenerator
-from helpers.models.sampling import make_preview, sample, sample_batch, sample_variations, slerp
+from helpers.models.networks import BaseGenerator, random_noise
+from helpers.models.sampling import (
+    make_preview,
+    mixed_noise,
+    sample,
+    sample_batch,
+    sample_variations,
+    seeded_noise,
+    slerp,
+)
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 SMALL = GANConfig(64, CLASSES, base_channels=8)
@@ -158,3 +166,75 @@ def test_sample_variations_equals_sample_of_every_latent_and_leaves_the_random_s
     assert torch.equal(torch.random.get_rng_state(), state)
     for image, latent, seed in zip(images, latents.split(1), (5, 5, 9), strict=True):
         assert np.array_equal(image, sample(generator, circle()[None], [2], seed, latent)[0])
+
+
+def variations(generator: BaseGenerator, structure: float = 1.0, seeds=(5, 6, 9), **kwargs) -> np.ndarray:
+    """Three images that differ in their random maps only."""
+    latents = torch.zeros(len(seeds), generator.z_dim)
+    return sample_variations(generator, circle(), 2, latents, list(seeds), structure, **kwargs)
+
+
+def test_sample_variations_structure_zero_repeats_the_first_image_and_more_moves_away_from_it():
+    generator = conditioned_generator()
+    full, none = variations(generator), variations(generator, 0.0)
+    assert all(np.array_equal(image, full[0]) for image in none)
+    strengths = (0.2, 0.5, 0.8, 1.0)
+    images = [variations(generator, s).astype(int) for s in strengths]
+    assert all(np.array_equal(image[0], full[0]) for image in images), "the first image has its own maps"
+    distances = [np.abs(image[1:] - full[0]).mean() for image in images]
+    assert distances[0] > 0 and distances == sorted(distances)
+    assert np.array_equal(variations(generator, 0.5, seeds=(5, 5))[1], full[0]), "equal seeds have equal maps"
+
+
+def test_mixed_noise_is_standard_normal_and_correlated_with_its_own_maps():
+    x = torch.zeros(1, 1, 200, 200)
+    own, first = (seeded_noise(seed, "cpu")(x, 2) for seed in (1, 2))
+    mixed = mixed_noise(lambda *_: first, lambda *_: own, 0.6)(x, 2)
+    assert mixed.std().item() == pytest.approx(1, abs=0.02)
+    assert (mixed * own).mean().item() == pytest.approx(0.6, abs=0.02)
+    assert (mixed * first).mean().item() == pytest.approx(0.8, abs=0.02)
+    torch.manual_seed(1)
+    assert torch.equal(own, random_noise(x, 2))
+
+
+def test_sample_variations_artifacts_are_those_of_sample():
+    generator, latent = conditioned_generator(), torch.zeros(1, CONDITIONED.z_dim)
+    (image,) = sample_variations(generator, circle(), 2, latent, [5], artifacts=HAIR[0])
+    assert np.array_equal(image, sample(generator, circle()[None], [2], 5, latent, artifacts=HAIR)[0])
+    assert not np.array_equal(image, sample(generator, circle()[None], [2], 5, latent)[0])
+
+
+def test_sample_variations_keep_returns_the_kept_region_exactly_and_changes_the_rest():
+    generator, keep = conditioned_generator(), np.zeros((64, 64), np.uint8)
+    keep[:, :32] = 1
+    for structure in (0.0, 0.5, 1.0):
+        original = variations(generator, structure)
+        changed = variations(generator, structure, keep=keep, new_seed=77)
+        assert np.array_equal(changed[:, :, :32], original[:, :, :32])
+        assert np.abs(changed[:, :, 36:].astype(int) - original[:, :, 36:]).mean() > 1
+        assert np.array_equal(changed, variations(generator, structure, keep=keep, new_seed=77))
+        assert not np.array_equal(changed, variations(generator, structure, keep=keep, new_seed=78))
+        assert np.array_equal(original, variations(generator, structure, keep=np.ones_like(keep), new_seed=77))
+
+
+def test_sample_variations_keep_with_latent_equals_sample_keep():
+    generator, keep = conditioned_generator(), np.zeros((64, 64), np.uint8)
+    keep[:, :32] = 1
+    latent = torch.ones(1, CONDITIONED.z_dim)
+    (image,) = sample_variations(generator, circle(), 2, latent, [5], keep=keep, new_seed=8)
+    expected = sample(generator, circle()[None], [2], 8, latent, keep=keep[None], keep_seed=5)
+    assert np.array_equal(image, expected[0])
+
+
+def test_sample_variations_unusable_arguments_raise():
+    generator = conditioned_generator()
+    for structure in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ValueError, match="structure must be from 0 to 1"):
+            variations(generator, structure)
+    with pytest.raises(ValueError, match=r"artifacts must be \(1, 7\), got \(1, 3\)"):
+        variations(generator, artifacts=HAIR[0, :3])
+    with pytest.raises(ValueError, match="keep must have the shape of the images"):
+        variations(generator, keep=np.ones((32, 32)))
+    plain = replace(CONDITIONED, artifacts=False).generator().eval().requires_grad_(False)
+    with pytest.raises(ValueError, match="was not conditioned on artifacts"):
+        variations(plain, artifacts=HAIR[0])

@@ -1,6 +1,8 @@
 """Images of a trained generator: sampling, regenerating a part, interpolation, preview grids."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -57,25 +59,71 @@ def sample(
                 rng.manual_seed(seed)
             part = slice(start, start + batch_size)
             args = _generator_inputs(generator, sketches, labels, latents, artifacts, part)
-            image = generator(*args) if keep is None else _regenerate(generator, args, keep[part], rng)
+            image = generator(*args) if keep is None else _regenerate(partial(generator, *args), keep[part], rng)
             images.append(to_uint8(image))
     return np.concatenate(images)
 
 
 @torch.inference_mode()
 def sample_variations(
-    generator: Generator, sketch: np.ndarray, label: int, latents: Tensor, seeds: Sequence[int]
+    generator: Generator,
+    sketch: np.ndarray,
+    label: int,
+    latents: Tensor,
+    seeds: Sequence[int],
+    structure: float = 1.0,
+    artifacts: np.ndarray | None = None,
+    keep: np.ndarray | None = None,
+    new_seed: int = 0,
 ) -> np.ndarray:
-    """Generate `uint8 (N, H, W, 3)` from one sketch `uint8 (H, W)` in {0, 255} and one label, with `latents (N, Z)` and
-    the random maps of `seeds (N,)`: the images of N calls of `sample`, but the sketch is encoded once."""
+    """Generate `uint8 (N, H, W, 3)` from one sketch `uint8 (H, W)` in {0, 255}, one label and `artifacts (7,)` in
+    {0, 1} (None: all 0), with `latents (N, Z)` and the random maps of `seeds (N,)`.
+
+    `structure` s in [0, 1]: the random maps are sqrt(1 - s^2) * maps of the first seed + s * maps of the image's own
+    seed, so that they stay standard normal. At 1 these are the images of N calls of `sample`, but the sketch is encoded
+    once; at 0 all have the maps of the first image.
+
+    `keep (H, W)` in {0, 1}: pixels with 1 are those of the call without it. The others get random maps of `new_seed`,
+    which must differ from `seeds`.
+
+    Raises `ValueError` as `sample` does, and for another `structure`.
+    """
+    if not 0 <= structure <= 1:
+        raise ValueError(f"structure must be from 0 to 1, got {structure}")
+    arrays = [None if x is None else np.asarray(x)[None] for x in (sketch, artifacts, keep)]
+    _check_inputs(generator, arrays[0], [label], latents[:1], *arrays[1:])
     device, maps, images = next(generator.parameters()).device, None, []
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        for latent, seed in zip(latents.split(1), seeds, strict=True):
-            args = _generator_inputs(generator, sketch[None], [label], latent, None, slice(None))
-            maps = generator.encode(args[0], None, random_noise) if maps is None else maps
-            torch.manual_seed(seed)
-            images.append(to_uint8(generator(*args, maps=maps)))
+    for latent, seed in zip(latents.split(1), seeds, strict=True):
+        args = _generator_inputs(generator, arrays[0], [label], latent, arrays[1], slice(None))
+        maps = generator.encode(args[0], None, random_noise) if maps is None else maps
+        forward = partial(generator, *args, maps=maps)
+        noise = seeded_noise(seed, device)
+        if seed != seeds[0]:
+            noise = mixed_noise(seeded_noise(seeds[0], device), noise, structure)
+        rng = torch.Generator(device).manual_seed(new_seed)
+        image = forward(noise=noise) if keep is None else _regenerate(forward, arrays[2], rng, noise)
+        images.append(to_uint8(image))
     return np.concatenate(images)
+
+
+def seeded_noise(seed: int, device: torch.device | str) -> Noise:
+    """Standard normal maps: those of `random_noise` after `torch.manual_seed(seed)`."""
+    rng = torch.Generator(device).manual_seed(seed)
+
+    def noise(x: Tensor, channels: int) -> Tensor:
+        return torch.randn(len(x), channels, *x.shape[2:], generator=rng, device=x.device, dtype=x.dtype)
+
+    return noise
+
+
+def mixed_noise(first: Noise, own: Noise, weight: float) -> Noise:
+    """Standard normal maps whose correlation with those of `own` is `weight` in [0, 1], and else are those of
+    `first`."""
+
+    def noise(x: Tensor, channels: int) -> Tensor:
+        return math.sqrt(1 - weight**2) * first(x, channels) + weight * own(x, channels)
+
+    return noise
 
 
 def _generator_inputs(generator: BaseGenerator, sketches, labels, latents: Tensor, artifacts, part: slice) -> list:
@@ -89,23 +137,27 @@ def _generator_inputs(generator: BaseGenerator, sketches, labels, latents: Tenso
     return args
 
 
-def _regenerate(generator: BaseGenerator, args: list, keep: np.ndarray, rng: torch.Generator) -> Tensor:
-    """An image inside `keep (B, H, W)`, and outside of it another one that differs in the random maps there."""
+def _regenerate(
+    forward: Callable[..., Tensor], keep: np.ndarray, rng: torch.Generator, noise: Noise = random_noise
+) -> Tensor:
+    """The image of `forward(noise=noise)` inside `keep (B, H, W)`, and outside of it another one that differs in the
+    random maps there."""
     mask = torch.as_tensor(np.array(keep), dtype=torch.float32, device=rng.device)[:, None]  # (B, 1, H, W)
-    recorder = NoiseRecorder()
-    original = generator(*args, noise=recorder)
-    changed = generator(*args, noise=recorder.replay(mask, rng))
+    recorder = NoiseRecorder(noise)
+    original = forward(noise=recorder)
+    changed = forward(noise=recorder.replay(mask, rng))
     return torch.where(mask > 0, original, changed)
 
 
 class NoiseRecorder:
-    """Records the generator's noise maps, so that a second pass can reuse them where a mask is 1."""
+    """Records the maps of `noise`, so that a second pass can reuse them where a mask is 1."""
 
-    def __init__(self):
+    def __init__(self, noise: Noise = random_noise):
+        self.noise = noise
         self.maps: list[Tensor] = []
 
     def __call__(self, x: Tensor, channels: int) -> Tensor:
-        self.maps.append(random_noise(x, channels))
+        self.maps.append(self.noise(x, channels))
         return self.maps[-1]
 
     def replay(self, mask: Tensor, rng: torch.Generator) -> Noise:

@@ -309,10 +309,10 @@ class Demo(Command):
 
     def run(self) -> int:
         from helpers.views import demo  # gradio takes seconds to import
-        from helpers.views.predictor import LOADERS, Predictor, find_weights
+        from helpers.views.predictor import METHODS, Predictor, find_weights
 
         port = demo.free_port(self.port)  # before the weights are loaded
-        predictor = Predictor(find_weights(self.config(), {method: getattr(self, method) for method in LOADERS}))
+        predictor = Predictor(find_weights(self.config(), {method: getattr(self, method) for method in METHODS}))
         print(predictor)
         for signum in (signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM)):  # a normal exit deletes the uploads
             signal.signal(signum, lambda *_: sys.exit(0))

@@ -2,13 +2,13 @@
 
 import math
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import ClassVar, Literal
 
 import numpy as np
 import tyro
 from accelerate import PartialState
+from torch import nn
 
 from helpers.config import display_path, get_config
 from helpers.data.files import DataError
@@ -21,28 +21,20 @@ from helpers.metrics.extractors import load_extractor
 from helpers.models.artifacts import (
     ArtifactConfig,
     ensure_artifacts,
-    load_artifacts,
     read_flags,
     read_ids,
     train_artifacts,
 )
 from helpers.models.checkpoint import export_weights
-from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
+from helpers.models.classifier import ClassifierConfig, train_classifier
 from helpers.models.device import peak_memory
-from helpers.models.gan import GANConfig, grown_config, load_gan, train_gan
-from helpers.models.segmenter import SegmenterConfig, baseline_config, load_segmenter, train_segmenter
-from helpers.models.simclr import SkinConfig, load_skin, train_skin
+from helpers.models.gan import GANConfig, grown_config, train_gan
+from helpers.models.hub import LOADERS
+from helpers.models.onnx_export import export_onnx
+from helpers.models.segmenter import SegmenterConfig, baseline_config, train_segmenter
+from helpers.models.simclr import SkinConfig, train_skin
 from helpers.models.trainer import TrainConfig
 from helpers.shell.base import Command, DataCommand, DatasetName, Flat, check_outputs, print_problems
-
-LOADERS = {
-    "cgan": load_gan,
-    "dcgan": partial(load_gan, sketch=False),
-    "segmenter": load_segmenter,
-    "classifier": load_classifier,
-    "artifacts": load_artifacts,
-    "skin": load_skin,
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,6 +221,7 @@ class Export(Command):
     checkpoint: Path | None = None  # default: the one of `train METHOD`
     out: Path | None = None  # file; default: data/released/METHOD.safetensors
     license: str | None = None  # of the training data, for the file's header
+    onnx: bool = False  # an ONNX file instead, for programs without PyTorch; default: METHOD.onnx beside the checkpoint
     all_networks: bool = False  # also encoder and discriminator, to continue the training of a GAN
 
     def run(self) -> int:
@@ -237,10 +230,20 @@ class Export(Command):
         if not checkpoint.exists():
             raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {self.method}` "
                             "writes it")  # fmt: skip
-        LOADERS[self.method](checkpoint)  # raises if the checkpoint is of another method
+        network, _ = LOADERS[self.method](checkpoint)  # raises if the checkpoint is of another method
+        if self.onnx:
+            return self.write_onnx(network, checkpoint)
         file = self.out or cfg.released / f"{self.method}.safetensors"
         check_outputs([file], [checkpoint])
         export_weights(checkpoint, file, self.all_networks, self.license)
         print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; "
               "write a model card next to it: training data, license, measured quality")  # fmt: skip
+        return 0
+
+    def write_onnx(self, network: nn.Module, checkpoint: Path) -> int:
+        """Write the ONNX file; returns the exit status."""
+        file = self.out or checkpoint.with_name(f"{self.method}.onnx")
+        check_outputs([file], [checkpoint])
+        export_onnx(network, file)
+        print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; inputs: helpers/models/onnx_export.py")
         return 0

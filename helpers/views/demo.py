@@ -1,209 +1,51 @@
 """The web page: generate images from a drawing and a diagnosis, or analyze a photo.
 
-`predictor.py` holds the networks, `uploads.py` the limits on uploads; this file holds the components and their events.
+`handlers.py` holds what its events do, `predictor.py` the networks, `uploads.py` the limits on uploads; this file holds
+the components.
 """
 
 import html
-import math
+import inspect
 import os
-import re
 import socket
-import tempfile
 from pathlib import Path
-from zipfile import ZipFile
-
-import cv2
-import numpy as np
-from PIL import Image
 
 from helpers.config import ROOT, display_path
-from helpers.data.files import DataError, atomic_file
-from helpers.data.sketches import mask_from_sketch, parse_drawing
+from helpers.data.files import DataError
 from helpers.views import uploads  # before gradio
 from helpers.views.guard import guarded
-from helpers.views.predictor import (
-    Analysis,
-    Predictor,
-    display_name,
-    example_sketches,
-    read_drawing,
-    read_photo,
+from helpers.views.handlers import (
+    ARTIFACT_NAMES,
+    CANVAS,
+    MAX_IMAGES,
+    MAX_TONE,
+    MAX_ZIP_IMAGES,
+    REGION_COLOR,
+    Handlers,
 )
-from helpers.views.uploads import composite_only, encode_png, fast_png, raw_path, show_errors
+from helpers.views.predictor import Predictor, display_name
+from helpers.views.uploads import composite_only, fast_png, raw_path, show_errors
 
 import gradio as gr  # isort: skip
 
 NOTICE = """# Sketch2Lesion
 Draw the outline of a skin lesion and choose a diagnosis: a neural network generates images of such a lesion.
 **For teaching and research. Nothing here is a medical diagnosis, and no generated image shows a real person.**"""
-CANVAS = 256  # pixels per side
-EMPTY_CANVAS = {"background": None, "layers": [], "composite": None}
-NO_LESION = "No lesion was found in this image."
-NO_SEGMENTER = "The lesion is not outlined: no weights of a segmenter are available."
-PROBABILITY_NOTE = """The bars show calibrated probabilities for the central square of the image. The classifier can
-only choose among these diagnoses, which need not be those that images are generated for, and it is often wrong. In the
-heatmap, yellow marks the regions that support the most probable diagnosis."""
-UNSURE = "**Unsure: the highest probability is below {:.2f}, the classifier's threshold.**"
-UNLIKE = """**This image is unlike the dermoscopic images that the classifier was trained on: do not use the
-probabilities.**"""
-NO_THRESHOLD = "This classifier has no threshold below which it is unsure."
-NO_STATISTICS = "It does not recognize images unlike those it was trained on."
-MAX_IMAGES, MAX_ZIP_IMAGES, MAX_QUEUE, MAX_VARIATION = 8, 100, 100, 1.5
-# The sketch pad starts without a selected tool, and the first stroke would be lost.
-SELECT_BRUSH_JS = """() => { setTimeout(() => document.querySelector('button[aria-label="Brush"]')?.click(), 500) }"""
-
-
-def sketch_from_canvas(canvas: dict | None, size: int) -> np.ndarray:
-    """The sketch `uint8 (size, size)` in {0, 255} on the sketch pad. Raises `DataError` as `parse_drawing` does, also
-    for an empty pad."""
-    composite = (canvas or EMPTY_CANVAS)["composite"]
-    return parse_drawing(Image.new("RGB", (size, size), "white") if composite is None else composite, size)
-
-
-def canvas_with(sketch: np.ndarray) -> dict:
-    """Value of a sketch pad with the sketch `uint8 (S, S)` in {0, 255} as its drawing, so that pen and eraser work on
-    it."""
-    lines = cv2.resize(sketch, (CANVAS, CANVAS), interpolation=cv2.INTER_NEAREST)
-    ink = Image.fromarray(np.dstack([np.zeros((CANVAS, CANVAS, 3), np.uint8), lines]), "RGBA")
-    white = Image.new("RGBA", ink.size, "white")
-    return {"background": white, "layers": [ink], "composite": Image.alpha_composite(white, ink)}
-
-
-def write_zip(images: dict[str, np.ndarray], name: str) -> str:
-    """Write `images` (by path without suffix) as PNGs into `<name>.zip` in the upload folder; returns its path."""
-    file = Path(tempfile.mkdtemp(dir=uploads.UPLOAD_DIR)) / f"{file_name(name)}.zip"
-    with atomic_file(file) as temporary, ZipFile(temporary, "w") as archive:
-        for stem, image in images.items():
-            archive.writestr(f"{stem}.png", encode_png(image))
-    return str(file)
-
-
-def file_name(text: str) -> str:
-    """Text, of a class name for example, as a part of a file name."""
-    return re.sub(r"[^\w.-]", "_", text)
-
-
-# ---------------------------------------------------------------------------------------------------------- handlers
-
-
-class Handlers:
-    """Event handlers of the page: component values in, component values out. They raise `DataError` for inputs that
-    cannot be used; numbers beyond their limits are clipped."""
-
-    def __init__(self, predictor: Predictor):
-        self.predictor = predictor
-        self.examples = example_sketches(predictor.size)
-
-    def generate(
-        self, canvas: dict | None, class_name: str, variation: float, count: float, seed: float
-    ) -> tuple[list[np.ndarray], str]:
-        """Images of the drawing and a class, and the path of a zip with images, sketch and (for a closed outline)
-        mask."""
-        sketch, seed = sketch_from_canvas(canvas, self.predictor.size), clip_seed(seed)
-        variation = number(variation, "The variation", 0, MAX_VARIATION)
-        images = self.predictor.sample(sketch, class_name, clip_count(count, MAX_IMAGES), variation, seed)
-        files = {f"{file_name(class_name)}-{seed}-{k + 1}": image for k, image in enumerate(images)}
-        mask = mask_from_sketch(sketch)
-        files |= {"sketch": sketch} | ({} if mask is None else {"mask": 255 * mask})
-        return images, write_zip(files, class_name)
-
-    def generate_more(
-        self, canvas: dict | None, class_name: str, variation: float, count: float, seed: float
-    ) -> tuple[list[np.ndarray], str, int]:
-        """`generate` with the next seed; images, zip and that seed."""
-        seed = clip_seed(seed) + 1
-        return *self.generate(canvas, class_name, variation, count, seed), seed
-
-    def upload(self, path: str | None) -> dict:
-        """Canvas with the drawing or mask of a file."""
-        if path is None:
-            raise DataError("Choose a file first.")
-        return canvas_with(read_drawing(path, self.predictor.size))
-
-    def select_example(self, selected: gr.SelectData) -> dict:
-        """Canvas with the example that was clicked."""
-        return canvas_with(self.examples[selected.index])
-
-    def sample_without_sketch(self, class_name: str, count: float, seed: float) -> list[np.ndarray]:
-        """Images of a class by the DCGAN."""
-        return self.predictor.sample_without_sketch(class_name, clip_count(count, MAX_IMAGES), clip_seed(seed))
-
-    def make_zip(
-        self,
-        canvas: dict | None,
-        class_name: str,
-        use_sketch: bool,
-        count: float,
-        seed: float,
-        progress=gr.Progress(),  # noqa: B008
-    ) -> str:
-        """Path of a zip with `count` images and masks; their shapes vary the drawing, or phantoms if not
-        `use_sketch`."""
-        sketch = sketch_from_canvas(canvas, self.predictor.size) if use_sketch else None
-        count, files = clip_count(count, MAX_ZIP_IMAGES), {}
-        pairs = self.predictor.synthetic_pairs(class_name, count, clip_seed(seed), sketch)
-        for k, (image, mask) in enumerate(progress.tqdm(pairs, total=count)):
-            name = f"{file_name(class_name)}_{k + 1:03d}"
-            files |= {f"images/{name}": image, f"masks/{name}": 255 * mask}
-        return write_zip(files, f"{count}-{class_name}")
-
-    def analyze(self, path: str | None) -> tuple:
-        """Outlined image, text, probabilities by display name, heatmap and sketch (black on white) of a photo."""
-        if path is None:
-            raise DataError("Choose or take a photo first.")
-        analysis = self.predictor.analyze(read_photo(path))
-        probabilities = {display_name(name): value for name, value in analysis.probabilities.items()}
-        sketch = None if analysis.sketch is None else 255 - analysis.sketch
-        return analysis.image, self.describe(analysis), probabilities, analysis.heatmap, sketch
-
-    def describe(self, analysis: Analysis) -> str:
-        """Text under an analyzed photo."""
-        if "segmenter" not in self.predictor.networks:
-            sentences = [NO_SEGMENTER]
-        elif analysis.lesion_fraction:
-            sentences = [f"The lesion covers **{100 * analysis.lesion_fraction:.1f} %** of the image."]
-        else:
-            sentences = [NO_LESION]
-        if analysis.outside_fraction > 0.2:
-            sentences.append("**Part of it is outside the central square: probabilities and sketch ignore that part.**")
-        if analysis.probabilities:
-            sentences += [*self.abstentions(analysis), PROBABILITY_NOTE]
-        return " ".join(sentences)
-
-    def abstentions(self, analysis: Analysis) -> list[str]:
-        """Sentences on whether to use the probabilities of an analyzed photo."""
-        sentences = [NO_THRESHOLD] if analysis.unsure is None else []
-        sentences += [NO_STATISTICS] if analysis.unlike is None else []
-        if analysis.unsure:
-            sentences.append(UNSURE.format(self.predictor.networks["classifier"].confidence.threshold))
-        return [*sentences, UNLIKE] if analysis.unlike else sentences
-
-    def send_to_canvas(self, path: str | None) -> tuple[dict, gr.Tabs]:
-        """Canvas with the sketch of an analyzed photo, and the tab with the canvas."""
-        if path is None:
-            raise DataError("There is no sketch yet: analyze a photo with a lesion in its central square first.")
-        return canvas_with(read_drawing(path, self.predictor.size)), gr.Tabs(selected="generate")
-
-
-def number(value: float | None, name: str, low: float, high: float) -> float:
-    """A number from the page or the API within [low, high]; `low` for an empty field. Raises `DataError` if it is none,
-    which `name` begins."""
-    if not isinstance(value, int | float | None) or (value is not None and math.isnan(value)):
-        raise DataError(f"{name} must be a number from {low} to {high}, got {value}.")
-    return min(max(value or 0, low), high)
-
-
-def clip_count(count: float | None, high: int) -> int:
-    """A number of images within [1, high]. Raises `DataError` as `number` does."""
-    return int(number(count, "The number of images", 1, high))
-
-
-def clip_seed(seed: float | None) -> int:
-    """A seed within [0, 2**31 - 1]; 0 for an empty field. Raises `DataError` as `number` does."""
-    return int(number(seed, "The seed", 0, 2**31 - 1))
-
-
-# -------------------------------------------------------------------------------------------------------------- page
+MAX_QUEUE, MAX_SESSIONS = 100, 1_000  # visitors who wait, and whose last settings are kept
+GRADIO_6 = "buttons" in inspect.signature(gr.Textbox.__init__).parameters
+COPY_BUTTON = {"buttons": ["copy"]} if GRADIO_6 else {"show_copy_button": True}
+# The canvas starts without a selected tool, and the first stroke would be lost.
+SELECT_BRUSH_JS = """() => { const timer = setInterval(() => {
+    const brush = document.querySelector('button[aria-label="Brush"]')
+    if (brush) { brush.click(); clearInterval(timer) }
+}, 500) }"""
+# Gradio's gray and orange have too little contrast (WCAG 2, 1.4.3), and its galleries are too wide for a phone.
+STYLE = """<style>
+:root:not(:has(.dark)) { --body-text-color-subdued: #5f5f68; --color-accent: #c2410c }
+:root, .dark { --button-primary-background-fill: #c2410c; --button-primary-background-fill-hover: #9a3412;
+    --button-primary-text-color: white; --button-primary-text-color-hover: white }
+.grid-wrap .grid-container { grid-template-columns: repeat(var(--grid-cols), minmax(0, 1fr)) }
+</style>"""
 
 
 def build_page(predictor: Predictor) -> gr.Blocks:
@@ -211,6 +53,7 @@ def build_page(predictor: Predictor) -> gr.Blocks:
     predictor.network("cgan")
     handlers = Handlers(predictor)
     with gr.Blocks(title="Sketch2Lesion") as page:
+        gr.HTML(STYLE, padding=False)
         gr.Markdown(NOTICE)
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
@@ -236,27 +79,28 @@ def class_choices(predictor: Predictor, method: str) -> list[tuple[str, str]]:
     return [(display_name(name), name) for name in predictor.classes.get(method, [])]
 
 
-def generate_tab(handlers: Handlers) -> gr.Sketchpad:
+def generate_tab(handlers: Handlers) -> gr.ImageEditor:
     """Components and events of the tab that generates images; returns its canvas."""
-    choices = class_choices(handlers.predictor, "cgan")
     with gr.Row():
         with gr.Column():
-            canvas = sketch_input(handlers)
+            canvas, examples = sketch_input(handlers)
         with gr.Column():
-            class_name = gr.Radio(choices, value=choices[0][1], label="Diagnosis")
-            with gr.Row():
-                variation = gr.Slider(0, MAX_VARIATION, 1, step=0.1, label="Variation")
-                count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
-                seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+            settings = settings_inputs(handlers)
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary")
                 more = gr.Button("Generate more")
             images = fast_png(gr.Gallery(label="Generated images", columns=4, height=340, object_fit="contain"))
+            shown_seed = gr.Textbox(label="Seed of these images", interactive=False, **COPY_BUTTON)
             save = gr.DownloadButton("Save images, sketch and mask")
-    inputs = [canvas, class_name, variation, count, seed]
-    shared = {"inputs": inputs, "concurrency_id": "network"}
-    generate.click(show_errors(handlers.generate), outputs=[images, save], api_name="generate", **shared)
-    more.click(show_errors(handlers.generate_more), outputs=[images, save, seed], api_name="generate_more", **shared)
+    class_name, *_, seed = settings
+    last = gr.State()  # the settings of the images
+    outputs, inputs = [images, save, shown_seed, last], [canvas, *settings]
+    shared = {"concurrency_id": "network"}
+    generate.click(show_errors(handlers.generate), inputs, outputs, api_name="generate", **shared)
+    more.click(show_errors(handlers.generate_more), inputs, [*outputs, seed], api_name="generate_more", **shared)
+    examples.select(show_errors(handlers.generate_example), settings, [canvas, *outputs], api_name=False, **shared)
+    region_section(handlers, images, last)
+    compare_section(handlers, inputs)
     with gr.Row():
         zip_section(handlers, canvas, class_name, seed)
         if "dcgan" in handlers.predictor.networks:
@@ -264,21 +108,94 @@ def generate_tab(handlers: Handlers) -> gr.Sketchpad:
     return canvas
 
 
-def sketch_input(handlers: Handlers) -> gr.Sketchpad:
-    """Canvas, examples and file upload; returns the canvas."""
-    canvas = composite_only(
-        gr.Sketchpad(
+def settings_inputs(handlers: Handlers) -> list[gr.components.Component]:
+    """Components with the values of `Handlers.settings`, in its order."""
+    choices = class_choices(handlers.predictor, "cgan")
+    class_name = gr.Radio(choices, value=choices[0][1], label="Diagnosis")
+    artifacts = artifact_input(handlers, "Artifacts")
+    with gr.Row():
+        tone = gr.Slider(0, MAX_TONE, 1, step=0.1, label="Tone", info="How much the colors of the images differ")
+        structure = gr.Slider(0, 1, 1, step=0.1, label="Structure", info="How much their patterns differ")
+    with gr.Row():
+        count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
+        seed = gr.Number(0, precision=0, minimum=0, label="Seed")
+    return [class_name, artifacts, tone, structure, count, seed]
+
+
+def artifact_input(handlers: Handlers, label: str) -> gr.CheckboxGroup:
+    """Check boxes for the artifacts, hidden if the generator was not conditioned on them."""
+    choices = [(shown, name) for name, shown in ARTIFACT_NAMES.items()]
+    return gr.CheckboxGroup(choices, label=label, visible=bool(handlers.predictor.network("cgan").num_artifacts))
+
+
+def region_section(handlers: Handlers, images: gr.Gallery, last: gr.State) -> None:
+    """Components and events to regenerate a part of one of the images, whose settings are `last`."""
+    with gr.Accordion("Regenerate a part", open=False):
+        gr.Markdown("Click one of the generated images, paint over a part of it here, and regenerate that part.")
+        with gr.Row():
+            editor = paint_editor(
+                label="Image: paint over a part", brush=gr.Brush(14, [REGION_COLOR], color_mode="fixed")
+            )
+            with gr.Column():
+                with gr.Row():
+                    position = gr.Number(1, precision=0, minimum=1, maximum=MAX_IMAGES, label="Number of the image")
+                    new_seed = gr.Number(0, precision=0, minimum=0, label="Seed of the part")
+                regenerate = gr.Button("Regenerate this part", variant="primary")
+                changed = fast_png(gr.Image(label="Changed image", height=300, interactive=False))
+    shared = {"concurrency_id": "network"}
+    images.select(show_errors(handlers.select_image), last, [position, editor], api_name=False, **shared)
+    position.input(show_errors(handlers.edit), [last, position], editor, api_name=False, **shared)
+    images.change(None, None, editor, js="() => null")
+    inputs = [last, position, editor, new_seed]
+    regenerate.click(show_errors(handlers.regenerate), inputs, [changed, new_seed], api_name="regenerate", **shared)
+
+
+def compare_section(handlers: Handlers, inputs: list[gr.components.Component]) -> None:
+    """Components and events to compare two diagnoses and artifacts. `inputs`: of `Handlers.generate`."""
+    choices = class_choices(handlers.predictor, "cgan")
+    with gr.Accordion("Compare", open=False):
+        gr.Markdown("The same drawing, seed and sliders with the diagnosis and artifacts above, and with these:")
+        class_name = gr.Radio(choices, value=choices[1 % len(choices)][1], label="Second diagnosis")
+        artifacts = artifact_input(handlers, "Second artifacts")
+        compare = gr.Button("Compare", variant="primary")
+        with gr.Row():
+            rows = [
+                fast_png(gr.Gallery(label=label, columns=2, object_fit="contain", height="auto"))
+                for label in ("With the settings above", "With the second diagnosis and artifacts")
+            ]
+    compare.click(
+        show_errors(handlers.compare),
+        [*inputs, class_name, artifacts],
+        rows,
+        api_name="compare",
+        concurrency_id="network",
+    )
+
+
+def paint_editor(**options) -> gr.ImageEditor:
+    """A square canvas of fixed size with pen and eraser, without layers and uploads, and with limits on size and
+    number."""
+    return composite_only(
+        gr.ImageEditor(
             type="pil",
             canvas_size=(CANVAS, CANVAS),
             fixed_canvas=True,
             layers=False,
             sources=[],
+            transforms=[],
             height=400,
-            brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed"),
-            label="Canvas: draw an outline (pen and eraser on the left, undo at the top)",
+            **options,
         )
     )
-    gallery = gr.Gallery(
+
+
+def sketch_input(handlers: Handlers) -> tuple[gr.ImageEditor, gr.Gallery]:
+    """Canvas, examples and file upload; returns the first two."""
+    canvas = paint_editor(
+        label="Canvas: draw an outline",
+        brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed"),
+    )
+    examples = gr.Gallery(
         [255 - sketch for sketch in handlers.examples],
         label="Or start from an example",
         columns=5,
@@ -286,13 +203,12 @@ def sketch_input(handlers: Handlers) -> gr.Sketchpad:
         allow_preview=False,
         interactive=False,
     )
-    file = gr.File(label="Or upload a sketch or a mask", file_types=["image"], height=110)
-    gallery.select(handlers.select_example, None, canvas, api_name=False)
+    file = gr.File(label="Or upload a sketch or a mask", file_types=["image"], height=150)
     file.upload(show_errors(handlers.upload), file, canvas, api_name="upload")
-    return canvas
+    return canvas, examples
 
 
-def zip_section(handlers: Handlers, canvas: gr.Sketchpad, class_name: gr.Radio, seed: gr.Number) -> None:
+def zip_section(handlers: Handlers, canvas: gr.ImageEditor, class_name: gr.Radio, seed: gr.Number) -> None:
     """Components and events to download many images with masks."""
     with gr.Accordion("Many images with masks, for training", open=False):
         use_sketch = gr.Checkbox(True, label="Vary the outline on the canvas (otherwise outlines of phantoms)")
@@ -326,7 +242,7 @@ def dcgan_section(handlers: Handlers, seed: gr.Number) -> None:
         )
 
 
-def analyze_tab(handlers: Handlers, canvas: gr.Sketchpad, tabs: gr.Tabs) -> None:
+def analyze_tab(handlers: Handlers, canvas: gr.ImageEditor, tabs: gr.Tabs) -> None:
     """Components and events of the tab that analyzes a photo."""
     with gr.Row():
         with gr.Column():
@@ -374,6 +290,7 @@ def launch_page(
             quiet=quiet,
             max_file_size=uploads.MAX_BYTES,
             ssr_mode=False,
+            state_session_capacity=MAX_SESSIONS,
             app_kwargs=guarded(host_names=host_names, any_host=hosted, framed=framed),
         )
     except OSError as error:

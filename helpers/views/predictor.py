@@ -1,9 +1,8 @@
 """What the page and notebook 8 do, without the page: a drawing and a diagnosis give images; a photo gives lesion,
 probabilities, heatmap and sketch. Does not import gradio."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from threading import Lock
 
@@ -28,14 +27,14 @@ from helpers.data.files import (
 from helpers.data.layouts import image_files
 from helpers.data.sketches import contour, fill, mask_from_sketch, parse_drawing
 from helpers.data.store import StoreConfig, resize
-from helpers.models.classifier import hide_surroundings, load_classifier, predict
-from helpers.models.gan import load_gan
+from helpers.models.classifier import hide_surroundings, predict
 from helpers.models.gradcam import grad_cam
+from helpers.models.hub import LOADERS
 from helpers.models.sampling import sample, sample_variations
-from helpers.models.segmenter import is_uniform, load_segmenter, segment
+from helpers.models.segmenter import is_uniform, segment
 from helpers.models.weights import fuse_batchnorm
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import render
+from helpers.phantoms.photo import ARTIFACTS, render
 from helpers.views.plots import overlay
 
 DISPLAY_NAMES = {
@@ -48,12 +47,7 @@ DISPLAY_NAMES = {
     "DF": "dermatofibroma",
     "VASC": "vascular lesion",
 }
-LOADERS = {
-    "cgan": load_gan,
-    "segmenter": load_segmenter,
-    "classifier": load_classifier,
-    "dcgan": partial(load_gan, sketch=False),
-}
+METHODS = ("cgan", "segmenter", "classifier", "dcgan")  # of the networks that the page uses
 MIN_SIDE = 16  # of an upload, in pixels
 # All threads share PyTorch's random generator. While a page is open, train in another process.
 LOCK = Lock()
@@ -66,10 +60,10 @@ def display_name(class_name: str) -> str:
 
 
 def find_weights(cfg: Config, checkpoints: dict[str, Path | None] | None = None) -> dict[str, Path]:
-    """Paths by method: for each of `LOADERS` the given checkpoint, else the released weights in `cfg.released`. Methods
+    """Paths by method: for each of `METHODS` the given checkpoint, else the released weights in `cfg.released`. Methods
     with neither are left out. Raises `DataError` if a given checkpoint does not exist."""
     weights = {}
-    for method in LOADERS:
+    for method in METHODS:
         checkpoint, released = (checkpoints or {}).get(method), cfg.released / f"{method}.safetensors"
         if checkpoint and not Path(checkpoint).exists():
             raise DataError(
@@ -144,6 +138,7 @@ class Analysis:
     sketch: np.ndarray | None  # uint8 (S, S) in {0, 255}, input for the CGAN; None without a lesion in the square
     unsure: bool | None = None  # the top probability is below the classifier's threshold; None if it has none
     unlike: bool | None = None  # the central square is unlike the training images; None if that is not known
+    heat_inside: float | None = None  # share of the heat, in [0, 1], inside the lesion; None without either
 
 
 class Predictor:
@@ -181,20 +176,71 @@ class Predictor:
             raise DataError(f"The diagnosis must be one of {', '.join(self.classes[method])}, got {class_name}.")
         return self.classes[method].index(class_name)
 
-    def sample(
-        self, sketch: np.ndarray, class_name: str, count: int = 4, variation: float = 1.0, seed: int = 0
-    ) -> list[np.ndarray]:
-        """Generate `count` images `uint8 (S, S, 3)` of a sketch `(S, S)` in {0, 255} and a class.
+    def artifact_flags(self, names: Sequence[str]) -> np.ndarray | None:
+        """Flags `(7,)` in {0, 1} of these artifacts, None without any. Raises `DataError` for another name, or if the
+        CGAN was not conditioned on artifacts."""
+        if unknown := [str(name) for name in names if name not in ARTIFACTS]:
+            raise DataError(f"The artifacts must be of {', '.join(ARTIFACTS)}, got {', '.join(unknown)}.")
+        if names and not self.network("cgan").num_artifacts:
+            raise DataError("This generator cannot add artifacts: it was not conditioned on them.")
+        return np.array([name in names for name in ARTIFACTS], np.uint8) if names else None
 
-        `variation` scales the latent: at 0 all images are equal, 1 is the distribution of training, above 1 is outside
-        it. The first images of a seed do not depend on `count`. Raises `DataError` as `label` does.
+    def sample(
+        self,
+        sketch: np.ndarray,
+        class_name: str,
+        count: int = 4,
+        tone: float = 1.0,
+        seed: int = 0,
+        structure: float = 1.0,
+        artifacts: Sequence[str] = (),
+    ) -> list[np.ndarray]:
+        """Generate `count` images `uint8 (S, S, 3)` of a sketch `(S, S)` in {0, 255}, a class and the names of
+        artifacts.
+
+        `tone` scales the latent, which acts on all pixels alike: 1 is the distribution of training, above 1 is outside
+        it. `structure` in [0, 1] is how much the random maps differ, see `sample_variations`. With both at 0 all images
+        are equal. The first images of a seed do not depend on `count`. Raises `DataError` as `label` and
+        `artifact_flags` do.
         """
-        generator, label = self.network("cgan"), self.label("cgan", class_name)
-        rng = torch.Generator().manual_seed(seed)
-        latents = variation * torch.stack([torch.randn(generator.z_dim, generator=rng) for _ in range(count)])
-        noise_seeds = [seed + (k if variation else 0) for k in range(count)]
+        label, flags = self.label("cgan", class_name), self.artifact_flags(artifacts)
+        latents, seeds = self._random_inputs(count, tone, seed)
         with LOCK:
-            return list(sample_variations(generator, sketch, label, latents, noise_seeds))
+            return list(sample_variations(self.networks["cgan"], sketch, label, latents, seeds, structure, flags))
+
+    def regenerate(
+        self,
+        sketch: np.ndarray,
+        class_name: str,
+        count: int = 4,
+        tone: float = 1.0,
+        seed: int = 0,
+        structure: float = 1.0,
+        artifacts: Sequence[str] = (),
+        *,
+        index: int,
+        region: np.ndarray,
+        new_seed: int = 0,
+    ) -> np.ndarray:
+        """Image `index` of `sample` with these settings, `uint8 (S, S, 3)`: equal outside `region (S, S)` in {0, 1},
+        with other random maps inside it; another one for every `new_seed`. Raises `DataError` as `sample` does, and for
+        an `index` outside [0, count)."""
+        if not 0 <= index < count:
+            raise DataError(f"The image must be one of 1 to {count}, got {index + 1}.")
+        label, flags = self.label("cgan", class_name), self.artifact_flags(artifacts)
+        latents, seeds = self._random_inputs(count, tone, seed)
+        latents, seeds = latents[[0, index]], [seeds[0], seeds[index]]  # the first one is part of `structure`
+        new_seed = 2**32 - 1 - new_seed  # never one of `seeds`
+        with LOCK:
+            return sample_variations(
+                self.networks["cgan"], sketch, label, latents, seeds, structure, flags, 1 - region, new_seed
+            )[-1]
+
+    def _random_inputs(self, count: int, tone: float, seed: int) -> tuple[torch.Tensor, list[int]]:
+        """Latents (N, Z) and seeds of the random maps (N,)."""
+        rng = torch.Generator().manual_seed(seed)
+        latents = [torch.randn(self.networks["cgan"].z_dim, generator=rng) for _ in range(count)]
+        return tone * torch.stack(latents), [seed + k for k in range(count)]
 
     def sample_without_sketch(self, class_name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
         """Generate `count` images `uint8 (S, S, 3)` of a class with the DCGAN. Raises `DataError` as `label` does."""
@@ -231,33 +277,40 @@ class Predictor:
             mask = np.zeros(shown.shape[:2], np.uint8)
             if "segmenter" in self.networks:  # the networks' inputs come from the image as it was read
                 (mask,) = segment(self.networks["segmenter"], [image], [mask.shape])
-            probabilities, heatmap, flags = self.classify_with_heatmap(image, mask)
+            probabilities, heatmap, facts = self.classify_with_heatmap(image, mask)
         sketch = None
         if "cgan" in self.networks and center_crop(mask).any():
             sketch = contour((resize(255 * mask, StoreConfig(self.size)) > 127).astype(np.uint8))
         outside = 1 - center_crop(mask).sum() / max(mask.sum(), 1) if mask.any() else 0.0
         fractions = float(mask.mean()), float(outside)
-        return Analysis(overlay(shown, mask), *fractions, probabilities, heatmap, sketch, **flags)
+        return Analysis(overlay(shown, mask), *fractions, probabilities, heatmap, sketch, **facts)
 
     def classify_with_heatmap(
         self, image: np.ndarray, mask: np.ndarray
-    ) -> tuple[dict[str, float], np.ndarray | None, dict[str, bool]]:
+    ) -> tuple[dict[str, float], np.ndarray | None, dict[str, bool | float]]:
         """Class probabilities of the central square of `image uint8 (H, W, 3)`; that square `uint8 (S, S, 3)` with the
-        Grad-CAM of the most probable class; and the flags of `Predictions` that are known. Empty and None without a
-        classifier. One that was trained on lesions alone sees nothing outside `mask uint8 (H', W')` in {0, 1}, which
-        has the image's shape or is smaller."""
+        Grad-CAM of the most probable class; and those of the fields `unsure unlike heat_inside` of `Analysis` that are
+        known. Empty and None without a classifier. One that was trained on lesions alone sees nothing outside
+        `mask uint8 (H', W')` in {0, 1}, which has the image's shape or is smaller."""
         if "classifier" not in self.networks:
             return {}, None, {}
         classifier = self.networks["classifier"]
-        square = resize(image, StoreConfig(classifier.size))
+        square, inside = (resize(x, StoreConfig(classifier.size)) for x in (image, 255 * mask))
         if classifier.lesion_only:
-            square = hide_surroundings(square, resize(255 * mask, StoreConfig(classifier.size)) > 127)
+            square = hide_surroundings(square, inside > 127)
         predictions = predict(classifier, square[None])
         (probs,) = predictions.probabilities
-        heatmap = heatmap_overlay(square, grad_cam(classifier, square, int(probs.argmax())))
+        heat = grad_cam(classifier, square, int(probs.argmax()))
         named = {"unsure": predictions.unsure, "unlike": predictions.unlike}
-        flags = {name: bool(flag[0]) for name, flag in named.items() if flag is not None}
-        return dict(zip(self.classes["classifier"], map(float, probs), strict=True)), heatmap, flags
+        facts = {name: bool(flag[0]) for name, flag in named.items() if flag is not None}
+        facts["heat_inside"] = share_inside(heat, inside > 127)
+        named_probs = dict(zip(self.classes["classifier"], map(float, probs), strict=True))
+        return named_probs, heatmap_overlay(square, heat), facts
+
+
+def share_inside(heat: np.ndarray, inside: np.ndarray) -> float | None:
+    """The share, in [0, 1], of `heat (H, W)` >= 0 where `inside bool (H, W)`; None if one of them is 0 everywhere."""
+    return float(heat[inside].sum() / heat.sum()) if inside.any() and heat.any() else None
 
 
 def heatmap_overlay(image: np.ndarray, heat: np.ndarray) -> np.ndarray:

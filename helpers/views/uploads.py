@@ -101,6 +101,8 @@ def fast_png(component: gr.Image | gr.Gallery) -> gr.Image | gr.Gallery:
     postprocess = component.postprocess
 
     def path_of(value):
+        if isinstance(value, tuple):  # image, caption
+            return path_of(value[0]), value[1]
         if not isinstance(value, np.ndarray):
             return value
         file = Path(tempfile.mkdtemp(dir=UPLOAD_DIR)) / "image.png"
@@ -113,8 +115,8 @@ def fast_png(component: gr.Image | gr.Gallery) -> gr.Image | gr.Gallery:
     return component
 
 
-def composite_only(component: gr.Sketchpad) -> gr.Sketchpad:
-    """Make the sketch pad open only the composite of a drawing, after a check of its size, and hold at most
+def composite_only(component: gr.ImageEditor) -> gr.ImageEditor:
+    """Make the editor open only the composite of a drawing, after a check of its size, and hold at most
     `MAX_CANVASES` drawings in memory."""
     preprocess_all, accept_all = component.preprocess, component.accept_blobs
 
