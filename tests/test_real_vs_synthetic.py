@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from helpers.data.files import DataError
+from helpers.experiments import arms as arms_module
+from helpers.experiments import generators
 from helpers.experiments import real_vs_synthetic as module
-from helpers.experiments import synthetic as sources_module
 from helpers.experiments.real_vs_synthetic import RealVsSyntheticExperiment, real_vs_synthetic_experiment
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.metrics.prediction_tables import balanced_accuracy, probabilities, recalls_by_arm
@@ -33,7 +34,7 @@ def test_real_vs_synthetic_experiment_tests_every_arm_on_every_test_image(phanto
     test = phantom_store.table.iloc[phantom_store.rows("test", needs=["label"])]
     assert set(results["image_id"]) == set(test["image_id"]) and probabilities(results).sum(axis=1) == pytest.approx(1)
     counts = results.groupby(["arm", "seed"]).size()
-    assert len(counts) == 12 and (counts == len(test)).all() and not list(tmp_path.glob("work-*"))
+    assert len(counts) == 18 and (counts == len(test)).all() and not list(tmp_path.glob("work-*"))
     table = summary(results, balanced_accuracy).loc[0.5]["balanced accuracy"]
     recalls = recalls_by_arm(results).loc["50%"]
     assert table.to_dict() == pytest.approx(recalls.mean(axis=1).to_dict()), "mean recall, mean over seeds"
@@ -47,7 +48,7 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
 ):
     trained_with, gan_rows, rows = {}, [], fraction_of_rows(phantom_store, 0.5)
 
-    def fit_classifier(sources, config, out, train_config, ids):
+    def fit_classifier(sources, config, out, train_config, ids, init_from):
         trained_with[out.name] = (sources, config, train_config, ids)
         raise StopIteration
 
@@ -56,24 +57,30 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
             with pytest.raises(StopIteration):
                 arm(0.5, 1, tmp_path / name)
 
-    train_gan = sources_module.train_gan
-    monkeypatch.setattr(sources_module, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
+    def train_gan(*args, **kwargs):
+        gan_rows.append(args[4])
+        return train(*args, **kwargs)
+
+    train = generators.train_gan
+    monkeypatch.setattr(generators, "train_gan", train_gan)
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
     monkeypatch.setattr(module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
     real_vs_synthetic_experiment(phantom_store, experiment, tmp_path)
-    with_augmentation = ["real + augmentation", "class-weighted", "real + synthetic + augmentation"]
+    with_augmentation = ["real + augmentation", "class-weighted", "real + synthetic + augmentation", "filtered"]
+    with_augmentation += ["artifacts balanced", "pretraining"]
     assert set(trained_with) == {"real", *with_augmentation, "real + synthetic", "synthetic only"}
     for name, (sources, config, train_config, data) in trained_with.items():
-        assert train_config == replace(experiment.train, seed=1)
+        assert train_config == replace(experiment.train, seed=1, steps=1 if name == "pretraining" else 2)
         augmented = (
             experiment.classifier
             if name in with_augmentation
-            else replace(experiment.classifier, **sources_module.NO_AUGMENTATION)
+            else replace(experiment.classifier, **arms_module.NO_AUGMENTATION)
         )
         assert config == replace(augmented, balance="loss" if name == "class-weighted" else "sampling")
         assert data == training_data(phantom_store, rows)
-        real, synthetic = name != "synthetic only", "synthetic" in name
+        real = name not in ("synthetic only", "pretraining")
+        synthetic = "synthetic" in name or name in ("filtered", "artifacts balanced", "pretraining")
         assert len(sources) == real + synthetic
         if real:
             assert sources[0].images is phantom_store.images and np.array_equal(sources[0].rows, rows)
