@@ -10,6 +10,7 @@ from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.experiments import arms, generators
 from helpers.experiments import segmentation as module
+from helpers.experiments.generators import ALL_ARMS
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.experiments.segmentation import SegmentationExperiment, segmentation_experiment
 from helpers.metrics import segmentation_scores as metrics
@@ -81,7 +82,7 @@ def test_score_images_of_an_untrained_segmenter_is_low(phantom_store):
 
 
 def test_segmentation_experiment_tests_every_arm_on_every_test_image(phantom_store, tmp_path):
-    results = segmentation_experiment(phantom_store, settings_for(phantom_store), tmp_path)
+    results = segmentation_experiment(phantom_store, settings_for(phantom_store), tmp_path, ALL_ARMS)
     test = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
     assert set(results["image_id"]) == set(test["image_id"])
     counts = results.groupby(["arm", "seed"]).size()
@@ -116,7 +117,7 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
     monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
     monkeypatch.setattr(module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
-    segmentation_experiment(phantom_store, experiment, tmp_path)
+    segmentation_experiment(phantom_store, experiment, tmp_path, ALL_ARMS)
     names = ["real", "real + augmentation", "real + synthetic", "real + synthetic + augmentation", "synthetic only"]
     names += ["pretraining", "filtered"]
     assert list(trained_with) == names

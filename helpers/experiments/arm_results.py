@@ -103,7 +103,7 @@ class Scores:
         }
         table = pd.DataFrame(columns, index=first.index).assign(N=first["N"], seeds=first["seeds"])
         table = table.assign(**{k: first[k] for k in ["collapsed"] if k in first}, seconds=first["seconds"].round())
-        table.index = table.index.set_levels([f"{level:.0%}" for level in table.index.levels[0]], level=0)
+        table.index = table.index.set_levels([f"{100 * level:g} %" for level in table.index.levels[0]], level=0)
         return table
 
     def sentences(self, arms: Iterable[str]) -> list[str]:

@@ -135,7 +135,7 @@ def better_half(source: ImageSource, scores: np.ndarray) -> ImageSource:
     in the columns of `scores (N, S)`."""
     place = np.zeros(len(scores))  # in the class, from the worst: in (0, 1]
     for members in (np.flatnonzero(source.labels == label) for label in np.unique(source.labels)):
-        place[members] = rankdata(rankdata(scores[members], axis=0).sum(axis=1)) / len(members)
+        place[members] = rankdata(rankdata(scores[members], axis=0).sum(axis=1), method="ordinal") / len(members)
     kept = np.sort(np.argsort(-place, kind="stable")[: len(place) // 2])
     return ImageSource(source.images[kept], np.arange(len(kept)), source.masks[kept], source.labels[kept])
 

@@ -21,7 +21,7 @@ from helpers.experiments.arms import (
     runnable,
     with_augmentation,
 )
-from helpers.experiments.generators import ALL_ARMS, RunOptions, check_generators
+from helpers.experiments.generators import RunOptions, check_generators
 from helpers.experiments.runner import (
     check_fractions,
     check_rows,
@@ -61,6 +61,7 @@ ARMS = {
     **NEW_ARMS,
     EQUAL_ARTIFACTS: ArmConfig(real=True, synthetic=True, augmented=True, selection="equal artifacts"),
 }
+NOTEBOOK_ARMS = RunOptions(only=tuple(name for name in ARMS if name not in (PRETRAINED, FILTERED, EQUAL_ARTIFACTS)))
 COMPARISON_PAIRS = [
     (AUGMENTED, REAL),
     ("class-weighted", AUGMENTED),
@@ -74,24 +75,27 @@ COMPARISON_PAIRS = [
 
 
 def real_vs_synthetic_experiment(
-    store: Store, experiment: RealVsSyntheticExperiment, out: str | Path, options: RunOptions = ALL_ARMS
+    store: Store, experiment: RealVsSyntheticExperiment, out: str | Path, options: RunOptions = NOTEBOOK_ARMS
 ) -> pd.DataFrame:
     """Train a classifier per arm, fraction and seed, and test it once on the real images of `options.split`.
 
-    Arms (or those named in `options.only`): real images and synthetic ones, together or alone, with and without
-    augmentation, classes sampled equally; "class-weighted" samples real images uniformly and weights the loss instead;
-    "pretrained", "filtered" and "artifacts balanced": see `ArmConfig`. The generator of a fraction is trained on that
-    fraction's images only, see `prepare_generator`. Seeds share fractions and generators, and decide synthetic images,
-    initial weights and batches.
+    Arms (those named in `options.only`, by default those of the notebook): real images and synthetic ones, together or
+    alone, with and without augmentation, classes sampled equally; "class-weighted" samples real images uniformly and
+    weights the loss instead; "pretrained", "filtered" and "artifacts balanced": see `ArmConfig`. The generator of a
+    fraction is trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators,
+    and decide synthetic images, initial weights and batches.
 
     Returns the columns `arm fraction seed`, those of `predict_table`, `collapsed` (see `is_collapsed`), `init` (initial
     weights), `generator` and `seconds`; with `options.also` also `data`, and rows for the test images of that data set,
     see `predict_cross_dataset` and `of_data`. Raises `DataError` if masks or labels are missing, or a file of a
-    generator was trained on other lesions; `ValueError` for fractions outside (0, 1] or an unknown arm.
+    generator was trained on other lesions; `ValueError` for fractions outside (0, 1], an unknown arm, or
+    the same data set twice.
     """
     experiment, test_rows = fit_configs(experiment, store), store.rows(options.split, needs=["label"])
     check_fractions(experiment.fractions)
     check_rows(store, test_rows, options.split)
+    if options.also and options.also.name == store.name:
+        raise ValueError(f"the data set to score on as well must be another one, got {store.name} twice")
     parts = (fraction_of_rows(store, fraction) for fraction in experiment.fractions)
     check_generators(options, store, parts, experiment.generator)
     sources_of = ArmSources(store, experiment, out, options, experiment.num_synthetic, balanced=True)

@@ -20,7 +20,7 @@ from helpers.experiments.arms import (
     runnable,
     with_augmentation,
 )
-from helpers.experiments.generators import ALL_ARMS, RunOptions, check_generators
+from helpers.experiments.generators import RunOptions, check_generators
 from helpers.experiments.runner import (
     check_fractions,
     check_rows,
@@ -57,6 +57,7 @@ ARMS = {
     "synthetic only": ArmConfig(synthetic=True),
     **NEW_ARMS,
 }
+NOTEBOOK_ARMS = RunOptions(only=tuple(name for name in ARMS if name not in (PRETRAINED, FILTERED)))
 # Synthetic pairs against no augmentation, and against augmentation, which costs nothing.
 COMPARISON_PAIRS = [
     (AUGMENTED, REAL),
@@ -69,14 +70,14 @@ COMPARISON_PAIRS = [
 
 
 def segmentation_experiment(
-    store: Store, experiment: SegmentationExperiment, out: str | Path, options: RunOptions = ALL_ARMS
+    store: Store, experiment: SegmentationExperiment, out: str | Path, options: RunOptions = NOTEBOOK_ARMS
 ) -> pd.DataFrame:
     """Train a segmenter per arm, fraction and seed, and test it once on the real images of `options.split`.
 
-    Arms (or those named in `options.only`): real pairs and synthetic ones, together or alone, with and without
-    augmentation; "pretrained" and "filtered": see `ArmConfig`. The generator of a fraction is trained on that
-    fraction's images only, see `prepare_generator`. Seeds share fractions and generators, and decide synthetic pairs,
-    initial weights and batches.
+    Arms (those named in `options.only`, by default those of the notebook): real pairs and synthetic ones, together or
+    alone, with and without augmentation; "pretrained" and "filtered": see `ArmConfig`. The generator of a fraction is
+    trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators, and decide
+    synthetic pairs, initial weights and batches.
 
     Returns the columns `arm fraction seed`, those of `score_images`, `init` (initial weights), `generator` and
     `seconds`. Raises `DataError` if masks or labels are missing, or a file of a generator was trained on other lesions;

@@ -111,7 +111,6 @@ class RealVsSynthetic(SyntheticArmsCommand):
         pairs = dict.fromkeys((balanced_accuracy, auc, average_precision), real_vs_synthetic.COMPARISON_PAIRS)
         scores = [Scores.of(r, pairs, data) for data, r in real_vs_synthetic.of_data(results).items()]
         for part in scores:
-            print(part.data)
             report(part, out, f"-{part.data}" * (part is not scores[0]))
             print(recalls_by_arm(part.results).round(3).to_string())
         parts = [part.with_recalls().rows(with_seconds=part is scores[0]) for part in scores]
@@ -126,10 +125,8 @@ class RealVsSynthetic(SyntheticArmsCommand):
         figure = plots.intervals(main.intervals(), name)
         caption = f"{name.capitalize()} on {self.split} with 95 % intervals over lesions and seeds"
         if self.classes and (matrices := real_vs_synthetic.confusion_matrices(main.results)):
-            figure, caption = (
-                plots.confusion(matrices, store.classes),
-                "Confusion matrices with and without generated images",
-            )
+            figure = plots.confusion(matrices, store.classes)
+            caption = "Confusion matrices with and without generated images"
         return Page(
             question="Do synthetic images help to classify real ones?",
             settings=[
@@ -265,10 +262,9 @@ def generator_page(
 
 def report(scores: Scores, out: Path, suffix: str = "") -> None:
     """Print the arms and their comparisons by each measure, and write both as CSV to `out`."""
-    print(
-        f"initial weights: {', '.join(scores.results['init'].unique())}; all seeds share the generators, so the "
-        "intervals do\nnot include the variance of GAN training\n"
-    )
+    where, weights = f"{scores.data}: " if scores.data else "", ", ".join(scores.results["init"].unique())
+    print(f"{where}initial weights: {weights}; all seeds share the generators, so the intervals do")
+    print("not include the variance of GAN training\n")
     for measure, arms, differences in scores.scored:
         name = metric_name(measure).replace(" ", "-") + suffix
         write_csv(arms, out / f"arms-{name}.csv")
