@@ -37,6 +37,7 @@ COMMANDS = {
     "experiment ablation": ("experiments:Ablation", "what does each part of the CGAN contribute?"),
     "experiment small-data": ("experiments:SmallData", "how many images does the CGAN need?"),
     "experiment real-vs-generated": ("publishing:RealVsGenerated", "does a classifier recognize generated images?"),
+    "experiment features": ("publishing:Features", "do features of generated images classify real ones?"),
     "experiment backbones": ("publishing:Backbones", "which classification network is best?"),
     "experiment segmenters": ("publishing:Segmenters", "which segmentation network is best?"),
     "experiment extractors": ("publishing:Extractors", "do all feature extractors say the same of a generator?"),

@@ -6,6 +6,7 @@ import pytest
 
 from helpers.data.files import DataError
 from helpers.experiments import balancing as module
+from helpers.experiments import generators
 from helpers.experiments.balancing import (
     BalancingExperiment,
     balancing_experiment,
@@ -16,6 +17,7 @@ from helpers.experiments.balancing import (
     rare_classes,
     rare_recall,
 )
+from helpers.experiments.generators import RunOptions
 from helpers.experiments.runner import comparisons, summary
 from helpers.metrics.prediction_tables import probabilities
 from helpers.models.checkpoint import training_data
@@ -107,9 +109,9 @@ def test_balancing_experiment_repeats_real_images_per_synthetic_one(phantom_stor
 def test_balancing_experiment_accepts_more_ratios_and_seeds_later(phantom_store, tmp_path):
     """Both only add runs, so results of the first call are kept; other sizes are another experiment."""
     experiment = settings_for(phantom_store)
-    balancing_experiment(phantom_store, experiment, tmp_path, only=["blended"])
+    balancing_experiment(phantom_store, experiment, tmp_path, RunOptions(only=("blended",)))
     more = replace(experiment, seeds=(0, 1), real_per_synthetic=(1, 4))
-    results = balancing_experiment(phantom_store, more, tmp_path, only=["blended", "blended, one in 5"])
+    results = balancing_experiment(phantom_store, more, tmp_path, RunOptions(only=("blended", "blended, one in 5")))
     assert len(results.groupby(["arm", "seed"])) == 4
     with pytest.raises(ValueError, match="num_synthetic is 6 there, 7 here"):
         balancing_experiment(phantom_store, replace(experiment, num_synthetic=7), tmp_path)
@@ -121,16 +123,17 @@ def test_balancing_experiment_never_trains_on_test_lesions(phantom_store, tmp_pa
     used, fitted, current_fold = [], {}, [None]
     rare = [phantom_store.classes.index(name) for name in rare_classes(phantom_store)]
 
-    def record_rows(name: str, *positions: int) -> None:
-        function = getattr(module, name)
+    def record_rows(name: str, *positions: int, where=module) -> None:
+        function = getattr(where, name)
 
         def recorded(*args, **kwargs):
             used.append((name, current_fold[0], np.concatenate([args[k] for k in positions])))
             return function(*args, **kwargs)
 
-        monkeypatch.setattr(module, name, recorded)
+        monkeypatch.setattr(where, name, recorded)
 
     record_rows("train_gan", 4)
+    record_rows("train_gan", 4, where=generators)
     record_rows("cgan_images", 2)
     record_rows("dcgan_images", 2)
     record_rows("blended_images", 1, 3)
@@ -171,10 +174,10 @@ def test_balancing_experiment_without_masks_does_not_blend(phantom_store, tmp_pa
     monkeypatch.setattr(phantom_store, "has_mask", np.zeros(len(phantom_store), bool))
     assert not can_blend(phantom_store)
     experiment = replace(settings_for(phantom_store), real_per_synthetic=(1, 4))
-    results = balancing_experiment(phantom_store, experiment, tmp_path, only=["oversampled", "CGAN"])
+    results = balancing_experiment(phantom_store, experiment, tmp_path, RunOptions(only=("oversampled", "CGAN")))
     assert set(results["arm"]) == {"oversampled", "CGAN"}
     with pytest.raises(ValueError, match=r"must be one of unbalanced, .*, DCGAN, CGAN, DCGAN, one in 5, CGAN, one in"):
-        balancing_experiment(phantom_store, experiment, tmp_path, only=["blended"])
+        balancing_experiment(phantom_store, experiment, tmp_path, RunOptions(only=("blended",)))
 
 
 def test_rare_recall_is_the_mean_over_the_rare_classes():

@@ -31,6 +31,7 @@ from helpers.models.simclr import load_skin
 from helpers.models.stop import Stopped
 from helpers.models.trainer import TrainConfig
 from helpers.phantoms.photo import render
+from helpers.views import plots
 
 ROOT = Path(__file__).parents[1]
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -414,8 +415,8 @@ def test_experiments_on_extractors_write_figure_and_published_pages(
         return ([pool], {}) if names == ["mobilenet_v2"] else ([], {names[0]: "no weights"})
 
     monkeypatch.setattr("helpers.experiments.extractors.load_extractors", load_one)
-    monkeypatch.setattr("helpers.shell.experiments.load_extractor", lambda name: pool)
-    monkeypatch.setattr("helpers.shell.experiments.publish", lambda *a: publish(*a, folder=tmp_path))
+    monkeypatch.setattr("helpers.shell.publishing.load_extractor", lambda name: pool)
+    monkeypatch.setattr("helpers.shell.publishing.publish", lambda *a: publish(*a, folder=tmp_path))
     data = ["--data-root", str(phantoms), "--publish"]
     assert main(["experiment", "extractors", str(trained), *data]) == 0
     output = capsys.readouterr().out
@@ -805,31 +806,81 @@ def experiment_args(name: str, phantoms: Path, *more: str) -> list[str]:
     return ["experiment", name, "--dataset", "phantoms", "--data-root", str(phantoms), "--seeds", "0", *more]
 
 
-def test_experiment_segmentation_resumes_compares_and_refuses_other_settings(phantoms, tmp_path, smoke, capsys):
+@pytest.fixture
+def published(tmp_path, monkeypatch) -> Path:
+    """Where `--publish` writes to."""
+    monkeypatch.setattr("helpers.shell.pages.publish", lambda *args: publish(*args, folder=tmp_path / "results"))
+    return tmp_path / "results"
+
+
+def read_published(folder: Path, name: str) -> tuple[pd.DataFrame, str]:
+    """Rows and page of a published result, whose figure must exist and be small."""
+    assert (folder / f"{name}.png").stat().st_size < 300_000
+    return pd.read_csv(folder / f"{name}.csv"), (folder / f"{name}.md").read_text(encoding="utf-8")
+
+
+def test_experiment_segmentation_resumes_compares_and_refuses_other_settings(
+    phantoms, tmp_path, smoke, published, capsys
+):
     out = tmp_path / "out"
     args = experiment_args("segmentation", phantoms, "--gan-train.steps", "1", "--out", str(out))
-    half = [*args, "--train.steps", "1", "--fractions", "0.5"]
-    assert main([*half, "--arms", "real", "real + augmentation"]) == 0
+    half = [*args, "--train.steps", "2", "--fractions", "0.5"]
+    assert main([*half, "--arms", "real", "real + augmentation", "--publish"]) == 0
+    rows, page = read_published(published, "segmentation-phantoms-64")
+    assert set(rows["arm"]) == {"real", "real + augmentation"} and rows["seconds"].sum() > 0
+    assert rows["verdict"].dropna().tolist() == ["one seed, no verdict"]
+    assert "Not run: real + synthetic, real + synthetic + augmentation, synthetic only, pretrained, filtered." in page
     output = capsys.readouterr().out
     assert "real + augmentation against real: one seed, no verdict" in output and "synthetic" not in output
     assert not (out / "generator-0.5").exists() and len(list(out.glob("*-0.5-0.csv"))) == 2
     assert main(half) == 0
     output = capsys.readouterr().out
-    assert output.count("50% of the real images, ") == 5 and "synthetic only against real: one seed" in output
+    assert output.count("50% of the real images, ") == 8 and "synthetic only against real: one seed" in output
     assert (out / "arms-jaccard.csv").is_file() and (out / "comparisons-jaccard.csv").is_file()
-    assert len(list(out.glob("*-0.5-0.csv"))) == 5
+    assert len(list(out.glob("*-0.5-0.csv"))) == 7
     fails(capsys, [*args, "--train.steps", "3"], "holds another experiment")
     fails(capsys, [*half, "--arms", "unreal"], "one of real, real \\+ augmentation, real \\+ synthetic, .*unreal")
     fails(capsys, [*args, "--fractions", "1.5"], r"in \(0, 1\], got \[1.5\]")
 
 
+def test_experiment_real_vs_synthetic_of_four_classes_shows_both_confusion_matrices(
+    phantoms, tmp_path, smoke, published, monkeypatch, capsys
+):
+    figures = []
+    confusion = plots.confusion
+    monkeypatch.setattr(plots, "confusion", lambda *args: figures.append(args) or confusion(*args))
+    options = ["--train.steps", "1", "--gan-train.steps", "1", "--num-synthetic", "8", "--out", str(tmp_path / "out")]
+    options += ["--arms", "real + synthetic + augmentation", "--classes", "MEL", "BCC", "AKIEC", "BKL", "--publish"]
+    assert main(experiment_args("real-vs-synthetic", phantoms, *options)) == 0
+    rows, page = read_published(published, "real-vs-synthetic-MEL-BCC-AKIEC-BKL-phantoms-64")
+    ((matrices, classes),) = figures
+    assert (
+        list(classes) == ["MEL", "BCC", "AKIEC", "BKL"]
+        and [matrix.shape for matrix in matrices.values()] == [(4, 4)] * 2
+    )
+    assert [title.partition("\n")[0] for title in matrices] == [
+        "real + augmentation",
+        "real + synthetic + augmentation",
+    ]
+    recalls = rows[rows["seed"].notna() & rows["measure"].str.startswith("recall_")]
+    balanced = rows[rows["seed"].notna() & (rows["measure"] == "balanced_accuracy")].set_index("arm")["value"]
+    assert recalls.groupby("arm")["value"].mean().to_dict() == pytest.approx(balanced.to_dict(), abs=1e-5)
+    assert "small_cnn" in page and "Not run: real, class-weighted" in page
+    assert (
+        rows[rows["arm"] == "real + synthetic + augmentation"]["generator"]
+        .dropna()
+        .str.startswith("trained here")
+        .all()
+    )
+
+
 def test_experiment_real_vs_synthetic_writes_arms_by_three_measures(phantoms, tmp_path, smoke, capsys):
-    options = ["--train.steps", "1", "--gan-train.steps", "1", "--fractions", "0.5", "--num-synthetic", "7"]
+    options = ["--train.steps", "2", "--gan-train.steps", "1", "--fractions", "0.5", "--num-synthetic", "7"]
     assert main(experiment_args("real-vs-synthetic", phantoms, *options, "--out", str(tmp_path))) == 0
     output = capsys.readouterr().out
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["generator"]["projected"] is False and plan["num_synthetic"] == 7
-    assert output.count("50% of the real images, ") == 15 and "one seed, no verdict" in output
+    assert output.count("50% of the real images, ") == 30 and "one seed, no verdict" in output
     measures = ("auc", "average-precision", "balanced-accuracy")
     assert {path.name for path in tmp_path.glob("arms*")} == {f"arms-{measure}.csv" for measure in measures}
 
@@ -843,12 +894,15 @@ def test_experiments_sketch_style_follows_from_the_data_set(tmp_path, smoke, cap
     fails(capsys, ["experiment", "segmentation", *own], "folders has no masks: segmentation needs them")
 
 
-def test_experiment_balancing_compares_with_the_best_baseline(phantoms, tmp_path, smoke, capsys):
+def test_experiment_balancing_compares_with_the_best_baseline(phantoms, tmp_path, smoke, published, capsys):
     options = ["--train.steps", "1", "--gan-train.steps", "1", "--dcgan-train.steps", "1", "--num-synthetic", "4"]
     options += ["--cgan.projected", "--dcgan.projected"]
     args = experiment_args("balancing", phantoms, *options)
     out = tmp_path / "out"
-    assert main([*args, "--out", str(out)]) == 0
+    assert main([*args, "--out", str(out), "--publish"]) == 0
+    rows, page = read_published(published, "balancing-phantoms-64")
+    assert {"mean_recall_of_rare_classes", "balanced_accuracy", "recall_MEL"} <= set(rows["measure"])
+    assert "rare classes: " in page and "one seed, no verdict" in page and "Not run" not in page
     plan = json.loads((out / "plan.json").read_text())
     assert plan["cgan"]["projected"] and plan["dcgan"]["projected"]
     output = capsys.readouterr().out
@@ -860,17 +914,20 @@ def test_experiment_balancing_compares_with_the_best_baseline(phantoms, tmp_path
     fails(capsys, [*args, "--folds", "60", "--out", str(tmp_path / "x")], "60 folds")
 
 
-def test_experiment_small_data_and_ablation_write_their_tables(phantoms, tmp_path, smoke, capsys):
+def test_experiment_small_data_and_ablation_write_their_tables(phantoms, tmp_path, smoke, published, capsys):
     options = ["--train.steps", "1", "--num-eval", "10"]
     small_data, ablation = (experiment_args(name, phantoms, *options) for name in ("small-data", "ablation"))
-    assert main([*small_data, "--fractions", "0.5", "--out", str(tmp_path / "small-data")]) == 0
+    assert main([*small_data, "--fractions", "0.5", "--out", str(tmp_path / "small-data"), "--publish"]) == 0
+    rows, _ = read_published(published, "small-data-phantoms-64")
+    assert {"kid", "copies"} <= set(rows["measure"]) and set(rows["fraction"]) == {0.5} and (rows["n"] > 9).all()
     output = capsys.readouterr().out
     assert "features of mobilenet_v2" in output and "pixel_copies" in output
     assert re.search(r"full recipe +0\.5", output)
     assert (tmp_path / "small-data/table.csv").is_file()
-    assert main([*ablation, "--out", str(tmp_path / "ablation"), "--arms", "real images"]) == 0
+    assert main([*ablation, "--out", str(tmp_path / "ablation"), "--arms", "real images", "--publish"]) == 0
+    assert "Not run: full recipe, no augmentation" in read_published(published, "ablation-phantoms-64")[1]
     assert [path.name for path in (tmp_path / "ablation").glob("real*")] == ["real_images-1-0.csv"]
-    assert (tmp_path / "ablation/some.csv").is_file() and not (tmp_path / "ablation/table.csv").exists()
+    assert set(pd.read_csv(tmp_path / "ablation/table.csv")["arm"]) == {"real images"}
 
 
 @pytest.mark.parametrize(

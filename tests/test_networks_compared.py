@@ -16,7 +16,7 @@ from helpers.experiments.segmenters import SegmenterExperiment, segmenter_experi
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.segmenter import SegmenterConfig
 from helpers.models.trainer import TrainConfig
-from helpers.shell import publishing
+from helpers.shell import pages
 from helpers.shell.publishing import best_sentence
 
 ENCODER = "tu-test_efficientnet"  # timm's smallest: 0.1 million parameters
@@ -100,7 +100,7 @@ def test_best_sentence_names_the_networks_inside_the_interval_of_the_best():
 def test_main_backbones_and_segmenters_publish_their_tables(phantoms, tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("LESION_PROFILE", "smoke")
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setattr(publishing, "publish", partial(publish, folder=tmp_path / "results"))
+    monkeypatch.setattr(pages, "publish", partial(publish, folder=tmp_path / "results"))
     data = ["--dataset", "phantoms", "--data-root", str(phantoms), "--train.steps", "1", "--publish"]
     networks = {
         "backbones": ["--archs", "small_cnn"],

@@ -119,9 +119,10 @@ def test_recalls_by_arm_lists_counts_and_the_majority_first():
     run = {"image_id": list("abcd"), "group": list("abcd"), "label": [0, 0, 0, 1], "fraction": 1.0, "seed": 0}
     x = pd.DataFrame(run | {"arm": "x", "p_A": [1, 1, 0, 0], "p_B": [0, 0, 1, 1]})
     recalls = recalls_by_arm(pd.concat([x, x.assign(arm="y", p_A=0, p_B=1)]))
-    assert recalls.loc[("", "N")].to_list() == [3, 1] and recalls.loc[("", "majority")].to_list() == [1, 0]
-    assert recalls.loc[("100%", "x")].to_list() == pytest.approx([2 / 3, 1])
-    assert recalls.loc[("100%", "y")].to_list() == [0, 1]
+    assert list(recalls.columns) == ["A", "B", "balanced accuracy"]
+    assert recalls.loc[("", "N")].to_list() == [3, 1, 4] and recalls.loc[("", "majority")].to_list() == [1, 0, 0.5]
+    assert recalls.loc[("100%", "x")].to_list() == pytest.approx([2 / 3, 1, 5 / 6])
+    assert recalls.loc[("100%", "y")].to_list() == [0, 1, 0.5]
 
 
 def test_score_table_has_intervals_and_the_majority_baseline():

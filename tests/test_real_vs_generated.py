@@ -24,7 +24,7 @@ from helpers.experiments.real_vs_generated import (
 from helpers.experiments.results import publish
 from helpers.models.gan import GANConfig, train_gan
 from helpers.models.trainer import TrainConfig
-from helpers.shell import publishing
+from helpers.shell import pages
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
 EXPERIMENT = RealVsGeneratedExperiment(TrainConfig(2, 4), "small_cnn")
@@ -175,7 +175,7 @@ def test_main_real_vs_generated_publishes_two_classes_of_isic_2016(tmp_path, mon
     config = GANConfig(64, base_channels=8, artifacts=False)
     train_gan(store, config, tmp_path / "cgan", TrainConfig(1, 4))
     monkeypatch.setattr("helpers.config.ROOT", tmp_path)
-    monkeypatch.setattr(publishing, "publish", partial(publish, folder=tmp_path / "results"))
+    monkeypatch.setattr(pages, "publish", partial(publish, folder=tmp_path / "results"))
     command = ["experiment", "real-vs-generated", "--dataset", "isic2016", "--data-root", str(root), "--publish"]
     options = ["--cgan", str(tmp_path / "cgan" / "checkpoint.pt"), "--arch", "small_cnn", "--seeds", "0"]
     assert main([*command, *options, "--train.steps", "1"]) == 0

@@ -8,8 +8,9 @@ from factories import isic2016
 
 from helpers.data.files import DataError
 from helpers.data.layouts import read
+from helpers.experiments import arms, generators
 from helpers.experiments import segmentation as module
-from helpers.experiments import synthetic
+from helpers.experiments.generators import ALL_ARMS
 from helpers.experiments.runner import comparisons, fraction_of_rows, summary
 from helpers.experiments.segmentation import SegmentationExperiment, segmentation_experiment
 from helpers.metrics import segmentation_scores as metrics
@@ -31,7 +32,7 @@ def settings_for(store) -> SegmentationExperiment:
     return SegmentationExperiment(
         segmenter=SegmenterConfig(64, "Unet", ENCODER, decoder_channels=32, pretrained=False, tta=False),
         generator=GANConfig(64, tuple(store.classes), base_channels=8),
-        train=TrainConfig(1, 2),
+        train=TrainConfig(2, 2),
         gan_train=TrainConfig(1, 2),
         num_pairs=8,
         fractions=(0.5,),
@@ -81,11 +82,11 @@ def test_score_images_of_an_untrained_segmenter_is_low(phantom_store):
 
 
 def test_segmentation_experiment_tests_every_arm_on_every_test_image(phantom_store, tmp_path):
-    results = segmentation_experiment(phantom_store, settings_for(phantom_store), tmp_path)
+    results = segmentation_experiment(phantom_store, settings_for(phantom_store), tmp_path, ALL_ARMS)
     test = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
     assert set(results["image_id"]) == set(test["image_id"])
     counts = results.groupby(["arm", "seed"]).size()
-    assert len(counts) == 10 and (counts == len(test)).all()
+    assert len(counts) == 14 and (counts == len(test)).all()
     assert (tmp_path / "generator-0.5" / "checkpoint.pt").is_file() and not list(tmp_path.glob("work-*"))
     table = summary(results, "jaccard")
     means = results.groupby("arm")["jaccard"].mean()
@@ -98,7 +99,7 @@ def test_segmentation_experiment_tests_every_arm_on_every_test_image(phantom_sto
 def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phantom_store, tmp_path, monkeypatch):
     trained_with, gan_rows, rows = {}, [], fraction_of_rows(phantom_store, 0.5)
 
-    def fit_segmenter(sources, config, out, train_config):
+    def fit_segmenter(sources, config, out, train_config, init_from):
         trained_with[out.name] = (sources, config, train_config)
         raise StopIteration
 
@@ -107,26 +108,34 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
             with pytest.raises(StopIteration):
                 arm(0.5, 1, tmp_path / name)
 
-    train_gan = synthetic.train_gan
-    monkeypatch.setattr(synthetic, "train_gan", lambda *args: gan_rows.append(args[4]) or train_gan(*args))
+    def train_gan(*args, **kwargs):
+        gan_rows.append(args[4])
+        return train(*args, **kwargs)
+
+    train = generators.train_gan
+    monkeypatch.setattr(generators, "train_gan", train_gan)
     monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
     monkeypatch.setattr(module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
-    segmentation_experiment(phantom_store, experiment, tmp_path)
+    segmentation_experiment(phantom_store, experiment, tmp_path, ALL_ARMS)
     names = ["real", "real + augmentation", "real + synthetic", "real + synthetic + augmentation", "synthetic only"]
+    names += ["pretraining", "filtered"]
     assert list(trained_with) == names
     augmentation = {name: config.scale > 0 for name, (_, config, _) in trained_with.items()}
-    assert [name for name, on in augmentation.items() if on] == [name for name in names if "augmentation" in name]
+    augmented = [name for name in names if "augmentation" in name] + ["pretraining", "filtered"]
+    assert [name for name, on in augmentation.items() if on] == augmented
     for name, (sources, config, train_config) in trained_with.items():
-        assert train_config == replace(experiment.train, seed=1)
+        assert train_config == replace(experiment.train, seed=1, steps=1 if name == "pretraining" else 2)
         assert (
-            replace(config, **{k: getattr(experiment.segmenter, k) for k in synthetic.NO_AUGMENTATION})
+            replace(config, **{k: getattr(experiment.segmenter, k) for k in arms.NO_AUGMENTATION})
             == experiment.segmenter
         )
-        assert len(sources) == ("real" in name) + ("synthetic" in name)
-        if "real" in name:
+        real = "real" in name or name == "filtered"
+        synthetic = "synthetic" in name or name in ("pretraining", "filtered")
+        assert len(sources) == real + synthetic
+        if real:
             assert sources[0].images is phantom_store.images and np.array_equal(sources[0].rows, rows)
-        if "synthetic" in name:
+        if synthetic:
             assert len(sources[-1].images) == 8, "no real images"
     assert len(gan_rows) == 1 and np.array_equal(gan_rows[0], rows), "arms share the synthetic pairs"
 

@@ -142,3 +142,16 @@ def test_small_lesions_leaves_out_large_lesions_and_empty_masks(phantom_store):
     assert set(small) == {row for row, area in areas.items() if 0 < area < 0.25} and 0 < len(small) < len(rows)
     unmasked = np.setdiff1d(phantom_store.rows(), phantom_store.rows(needs=["mask"]))
     assert len(unmasked) and not len(small_lesions(phantom_store, unmasked))
+
+
+def test_cgan_images_of_a_network_with_more_classes_get_its_label(checkpoint, phantom_store, monkeypatch):
+    """A store of four classes, a generator of seven: the label is the class with the same name."""
+    four, batches = ["MEL", "BCC", "AKIEC", "BKL"], []
+    labels = np.array([0, 1, 2, 3] * len(phantom_store), np.int16)[: len(phantom_store)]
+    monkeypatch.setattr(phantom_store, "classes", four)
+    monkeypatch.setattr(phantom_store, "labels", labels)
+    monkeypatch.setattr(module, "sample_batch", lambda _, batch, seed: batches.append(batch))
+    source = cgan_images(checkpoint, phantom_store, phantom_store.rows("train", ["mask"]), 8, balanced=True)
+    names = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    assert [names[k] for k in batches[0]["labels"]] == [four[k] for k in source.labels]
+    assert source.labels.tolist() == [0, 0, 1, 1, 2, 2, 3, 3]

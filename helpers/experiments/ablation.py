@@ -22,11 +22,12 @@ from helpers.experiments.runner import (
     fit_configs,
     fraction_of_rows,
     run_grid,
-    seconds_of,
+    training_seconds,
 )
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.generator_eval import GeneratorEval
 from helpers.metrics.memorization import memorization, thumbnails
+from helpers.metrics.stats import seed_half_width, verdict
 from helpers.models.artifacts import ensure_artifacts
 from helpers.models.gan import GAN, GANConfig, load_gan, train_gan
 from helpers.models.networks import Generator
@@ -114,14 +115,14 @@ class Runs:
         config, train_config = replace(self.experiment.generator, **changes), replace(self.experiment.train, seed=seed)
         train_config = train_config if ema else replace(train_config, ema_nimg=0)
         if use_label and use_z and balanced:
-            seconds = seconds_of(train_gan, self.store, config, work, train_config)
+            train_gan(self.store, config, work, train_config)
         else:
             torch.manual_seed(seed)
             sampling = SketchSampling(config.hand_drawn_prob)
             get_batch = balanced_batches(self.store, train_config.batch_size, seed, None, sampling, balanced)
-            seconds = seconds_of(train, AblatedCGAN(config, use_label, use_z), get_batch, work, train_config)
+            train(AblatedCGAN(config, use_label, use_z), get_batch, work, train_config)
         scores = self.evaluation.evaluate(load_ablated_generator(work / "checkpoint.pt", use_label, use_z))
-        return scores.assign(seconds=round(seconds), updates=train_config.steps)
+        return scores.assign(seconds=training_seconds(work / "checkpoint.pt"), updates=train_config.steps)
 
     def pix2pix(self, _: float, seed: int, work: Path) -> pd.DataFrame:
         """Batches of one image, and as many images as the other arms."""
@@ -129,19 +130,19 @@ class Runs:
         steps, save_every = config.steps * nimg, config.checkpoint_interval * nimg
         config = replace(config, steps=steps, batch_size=1, seed=seed, ema_nimg=0, save_every=save_every)
         generator = self.experiment.generator
-        seconds = seconds_of(train_pix2pix, self.store, Pix2PixConfig(generator.size, generator.classes), work, config)
+        train_pix2pix(self.store, Pix2PixConfig(generator.size, generator.classes), work, config)
         scores = self.evaluation.evaluate(load_pix2pix(work / "checkpoint.pt"), batch_size=1)
-        return scores.assign(seconds=round(seconds), updates=steps)
+        return scores.assign(seconds=training_seconds(work / "checkpoint.pt"), updates=steps)
 
     def small_data(self, fraction: float, seed: int, work: Path) -> pd.DataFrame:
         """The full recipe on a fraction of the training images, and how many generated images copy one of them."""
         rows, train_config = fraction_of_rows(self.store, fraction, seed), replace(self.experiment.train, seed=seed)
-        seconds = seconds_of(train_gan, self.store, self.experiment.generator, work, train_config, rows)
+        train_gan(self.store, self.experiment.generator, work, train_config, rows)
         generator, _ = load_gan(work / "checkpoint.pt")
         images = sample_batch(generator, self.evaluation.batch)
         sets = [images, np.array(self.store.images[rows]), self.evaluation.images]  # synthetic, training, held out
         return self.evaluation.evaluate(generator).assign(
-            seconds=round(seconds),
+            seconds=training_seconds(work / "checkpoint.pt"),
             updates=train_config.steps,
             num_images=len(rows),
             copies=memorization(*(self.evaluation.features(images).values for images in sets)).copies,
@@ -208,3 +209,53 @@ def mean_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     table = results.groupby(by, sort=False)[measures].mean().join(kid.add_prefix("kid, seed "))
     reference = results[results["arm"] == FULL_RECIPE].groupby("seed")["kid"].last()
     return table.join((kid - reference).add_prefix("above full recipe, seed "))
+
+
+# ------------------------------------------------------------------------------------------------------------- results
+
+NOT_MEASURES = ("arm", "fraction", "seed", "n", "n_real", "kid_low", "kid_high", "seconds", "updates", "num_images")
+
+
+def score_rows(results: pd.DataFrame) -> pd.DataFrame:
+    """A row per arm, fraction, seed and measure, the KID with its interval over images, then those of
+    `kid_differences`. The `seconds` of a training stand in one of its rows, the others have 0."""
+    measures, rows = [m for m in results if m not in NOT_MEASURES], []
+    for run in results.to_dict("records"):
+        facts = {k: run.get(k) for k in ("arm", "fraction", "seed", "n", "n_real", "num_images")}
+        for k, measure in enumerate(measures):
+            ends = {"low": run["kid_low"], "high": run["kid_high"]} if measure == "kid" else {}
+            rows.append(
+                facts | ends | {"measure": measure, "value": run[measure], "seconds": run["seconds"] * (k == 0)}
+            )
+    return pd.concat([pd.DataFrame(rows), kid_differences(results)], ignore_index=True)
+
+
+def kid_differences(results: pd.DataFrame) -> pd.DataFrame:
+    """KID of every arm and fraction minus that of the full recipe at the largest fraction with the same seed: a row
+    with the mean over `seeds`, its 95 % interval by Student's t, and `verdict`; with one seed without both."""
+    kid = results.pivot_table(index=["arm", "fraction"], columns="seed", values="kid", sort=False)
+    full = kid.index[kid.index.get_level_values("arm") == FULL_RECIPE]
+    rows = []
+    for key in kid.index if len(full) else ():
+        differences = (kid.loc[key] - kid.loc[max(full)]).dropna().to_numpy()
+        if key == max(full) or key[0] == FLOOR or not len(differences):
+            continue
+        row = dict(zip(["arm", "fraction"], key, strict=True)) | {"against": FULL_RECIPE, "measure": "kid"}
+        row |= {"value": differences.mean(), "seeds": len(differences), "verdict": "one seed, no verdict"}
+        if len(differences) > 1:
+            low, high = (differences.mean() + sign * seed_half_width(differences) for sign in (-1, 1))
+            words = {"helps": "KID is higher", "hurts": "KID is lower"}
+            row |= {"low": low, "high": high, "verdict": words.get(verdict(low, high), "no difference seen")}
+        rows.append(row | {"n": results["n"].iloc[0], "seconds": 0.0})
+    return pd.DataFrame(rows)
+
+
+def verdicts(rows: pd.DataFrame, arms: Sequence[str] = ()) -> list[str]:
+    """A sentence per row of `kid_differences` in a table of `score_rows`, and one about those of `arms` without any."""
+    lines, differences = [], rows[rows["against"].notna()] if "against" in rows else rows[:0]
+    for row in differences.itertuples():
+        ends = f", {row.low:+.4f} to {row.high:+.4f}" if row.seeds > 1 else ""
+        lines.append(f"{row.arm} at {row.fraction:.0%} of the images against {row.against}: {row.verdict} "
+                     f"({row.value:+.4f}{ends}, N {row.n}, {row.seeds:.0f} seeds).")  # fmt: skip
+    absent = [arm for arm in arms if arm not in set(rows["arm"])]
+    return lines + ([f"Not run: {', '.join(absent)}."] if absent else [])

@@ -4,7 +4,7 @@ Rare classes have so few lesions that a test split of 10 % says nothing about th
 lesion: every lesion is tested once, by a classifier (and generators) that was not trained on it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -16,10 +16,11 @@ from sklearn.model_selection import StratifiedGroupKFold
 from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.experiments.runner import fingerprint_of, fit_configs, run_grid, seconds_of
+from helpers.experiments.generators import ALL_ARMS, RunOptions, check_generators, prepare_generator
+from helpers.experiments.runner import fingerprint_of, fit_configs, run_grid, training_seconds
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
-from helpers.metrics.prediction_tables import predict_table, probabilities
+from helpers.metrics.prediction_tables import is_collapsed, predict_table, probabilities
 from helpers.models.checkpoint import training_data
 from helpers.models.classifier import ClassifierConfig, fit_classifier, load_classifier
 from helpers.models.gan import GANConfig, train_gan
@@ -98,69 +99,79 @@ def best_baseline(summary: pd.DataFrame) -> str:
 
 
 def balancing_experiment(
-    store: Store, experiment: BalancingExperiment, out: str | Path, only: Sequence[str] | None = None
+    store: Store, experiment: BalancingExperiment, out: str | Path, options: RunOptions = ALL_ARMS
 ) -> pd.DataFrame:
     """Train a classifier per arm, seed and fold, and test it on the fold's test rows. All arms use augmentation.
 
-    Arms (or those named in `only`): "unbalanced"; "class-weighted" (loss); "oversampled" (classes sampled equally); and
-    oversampled with synthetic images of the rare classes, from a DCGAN, a CGAN or blending, see `synthetic_arms`. Every
-    fold trains its generators on its own training rows; seeds share folds and generators.
+    Arms (or those named in `options.only`): "unbalanced"; "class-weighted" (loss); "oversampled" (classes sampled
+    equally); and oversampled with synthetic images of the rare classes, from a DCGAN, a CGAN or blending, see
+    `synthetic_arms`. Every fold trains its generators on its own training rows, the CGAN from
+    `options.generator_init_from` if given; seeds share folds and generators.
 
     Without masks of rare classes there is no blending. Returns the columns `arm fraction seed`, those of
-    `predict_table`, `fold init seconds`. Raises `DataError` if labels are missing, `ValueError` for an unknown arm.
+    `predict_table`, `fold collapsed init generator seconds`. Raises `DataError` if labels are missing or the file of a
+    generator was trained on lesions outside of a fold's training rows, `ValueError` for an unknown arm.
     """
     experiment, folds = fit_configs(experiment, store), lesion_folds(store, experiment.folds)
-
-    def run_one(balance: str, method: str | None, ratio: int, _: float, seed: int, work: Path) -> pd.DataFrame:
-        def sources_of(fold: int) -> list[ImageSource]:
-            train, folder = folds[fold][0], Path(out) / f"fold-{fold}"
-            # Every source that has a class is equally likely, so repeating the real one sets the ratio.
-            sources = ratio * [ImageSource(store.images, train, labels=store.labels)]
-            return sources + ([synthetic_source(method, store, experiment, train, folder, seed)] if method else [])
-
-        config, train_config = replace(experiment.classifier, balance=balance), replace(experiment.train, seed=seed)
-        return cross_validate(store, folds, sources_of, config, train_config, work)
-
+    check_generators(options, store, (train for train, _ in folds), experiment.cgan)
+    runs = FoldRuns(store, experiment, Path(out), options, folds)
     arms = {"unbalanced": ("none", None, 1), "class-weighted": ("loss", None, 1), "oversampled": ("sampling", None, 1)}
     synthetic = synthetic_arms(experiment.real_per_synthetic).items()
     arms |= {name: ("sampling", *arm) for name, arm in synthetic if arm[0] != "blended" or can_blend(store)}
-    arms = {name: partial(run_one, *arm) for name, arm in arms.items()}
-    return run_grid(arms, [1.0], experiment.seeds, out, fingerprint_of(experiment, data=store.folder.name), only)
+    arms = {name: partial(runs.run_one, *arm) for name, arm in arms.items()}
+    fingerprint = fingerprint_of(
+        experiment, data=store.folder.name, generator_init_from=options.context()["generator_init_from"]
+    )
+    return run_grid(arms, [1.0], experiment.seeds, out, fingerprint, options.only)
 
 
-def cross_validate(
-    store: Store,
-    folds: list[tuple[np.ndarray, np.ndarray]],
-    sources_of: Callable[[int], list[ImageSource]],
-    config: ClassifierConfig,
-    train_config: TrainConfig,
-    work: Path,
-) -> pd.DataFrame:
-    """Train a classifier on the sources of every fold: predictions of all test rows, with `fold init seconds`."""
-    tables, seconds = [], 0.0
-    for fold, (train, test) in enumerate(folds):
-        data, folder = training_data(store, train), work / f"{fold}"
-        seconds += seconds_of(fit_classifier, sources_of(fold), config, folder, train_config, data)
-        classifier, _ = load_classifier(folder / "checkpoint.pt")
-        tables.append(predict_table(classifier, store, test).assign(fold=fold, init=classifier.backbone.init))
-    return pd.concat(tables).assign(seconds=round(seconds, 1))
+@dataclass(frozen=True)
+class FoldRuns:
+    """The runs of the experiment; `folds`: see `lesion_folds`."""
 
+    store: Store
+    experiment: BalancingExperiment
+    out: Path
+    options: RunOptions
+    folds: list[tuple[np.ndarray, np.ndarray]]
 
-def synthetic_source(
-    method: str, store: Store, experiment: BalancingExperiment, train: np.ndarray, folder: Path, seed: int
-) -> ImageSource:
-    """Images of the rare classes by "DCGAN", "CGAN" (trained in `folder`) or "blended", from the rows `train` only."""
-    needs = {"DCGAN": ["label"], "CGAN": ["label", "sketch"], "blended": BLENDED}[method]
-    rows, count = np.intersect1d(train, store.rows(needs=needs)), experiment.num_synthetic
-    rare_rows = np.intersect1d(rows, store.rows(classes=rare_classes(store)))
-    checkpoint = folder / method / "checkpoint.pt"
-    if method == "DCGAN":
-        train_gan(store, experiment.dcgan, folder / method, experiment.dcgan_train, train)
-        return dcgan_images(checkpoint, store, rare_rows, count, seed)
-    if method == "CGAN":
-        train_gan(store, experiment.cgan, folder / method, experiment.gan_train, rows)
-        return cgan_images(checkpoint, store, rare_rows, count, seed, balanced=True)
-    return blended_images(store, rare_rows, count, small_lesions(store, rows), seed)
+    def run_one(self, balance: str, method: str | None, ratio: int, _: float, seed: int, work: Path) -> pd.DataFrame:
+        """Train a classifier per fold: predictions of all test rows. `collapsed` is set for all if one fold's are."""
+        config = replace(self.experiment.classifier, balance=balance)
+        train_config, tables = replace(self.experiment.train, seed=seed), []
+        for fold, (train, test) in enumerate(self.folds):
+            folder = work / f"{fold}"
+            # Every source that has a class is equally likely, so repeating the real one sets the ratio.
+            sources, generator = ratio * [ImageSource(self.store.images, train, labels=self.store.labels)], "none"
+            if method:
+                synthetic, generator = self.synthetic(method, fold, seed)
+                sources = [*sources, synthetic]
+            fit_classifier(sources, config, folder, train_config, training_data(self.store, train))
+            classifier, _ = load_classifier(folder / "checkpoint.pt")
+            table = predict_table(classifier, self.store, test)
+            facts = {"init": classifier.backbone.init, "seconds": training_seconds(folder / "checkpoint.pt")}
+            tables.append(table.assign(fold=fold, collapsed=is_collapsed(table), generator=generator, **facts))
+        seconds = round(sum(table["seconds"].iloc[0] for table in tables), 1)
+        results = pd.concat(tables)
+        return results.assign(collapsed=results["collapsed"].any(), seconds=seconds)
+
+    def synthetic(self, method: str, fold: int, seed: int) -> tuple[ImageSource, str]:
+        """Images of the rare classes by "DCGAN", "CGAN" or "blended", from the training rows of a fold only; and the
+        generator's name."""
+        store, experiment, train = self.store, self.experiment, self.folds[fold][0]
+        needs = {"DCGAN": ["label"], "CGAN": ["label", "sketch"], "blended": BLENDED}[method]
+        rows, count = np.intersect1d(train, store.rows(needs=needs)), experiment.num_synthetic
+        rare_rows = np.intersect1d(rows, store.rows(classes=rare_classes(store)))
+        folder = self.out / f"fold-{fold}" / method
+        if method == "blended":
+            return blended_images(store, rare_rows, count, small_lesions(store, rows), seed), "none"
+        if method == "CGAN":
+            args = (experiment.cgan, experiment.gan_train, self.options, rows, folder)
+            checkpoint, name = prepare_generator(store, *args)
+            return cgan_images(checkpoint, store, rare_rows, count, seed, balanced=True), name
+        train_gan(store, experiment.dcgan, folder, experiment.dcgan_train, train)
+        images = dcgan_images(folder / "checkpoint.pt", store, rare_rows, count, seed)
+        return images, f"trained here, {len(train):,} images"
 
 
 def rare_recall(classes: list[str], rare: list[str]) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:

@@ -12,15 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
-from sklearn.metrics import confusion_matrix
 
-from helpers.data.content import file_hashes
 from helpers.data.files import DataError
 from helpers.data.store import SPLITS, Store
 from helpers.experiments.balancing import rare_recall
-from helpers.experiments.runner import estimates, fingerprint_of, run_grid, training_facts
+from helpers.experiments.generators import content_hash
+from helpers.experiments.runner import check_options, estimates, fingerprint_of, run_grid, training_facts
 from helpers.experiments.synthetic import check_same_classes
-from helpers.metrics.prediction_tables import accuracy, balanced_accuracy, classes_of, predict_table, probabilities
+from helpers.metrics.prediction_tables import accuracy, balanced_accuracy, classes_of, confusion_counts, predict_table
 from helpers.metrics.stats import percentile_ci
 from helpers.models.artifacts import ensure_artifacts
 from helpers.models.checkpoint import check_held_out, read_checkpoint
@@ -58,6 +57,7 @@ def real_vs_generated_experiment(
     `missing_weights` says why. Resumes where it stopped. Raises `DataError` if generator and store do not fit, if the
     generator was trained on test lesions, or if no test image has label and sketch.
     """
+    check_options(experiment)
     rows = store.rows("test", needs=["label", "sketch"])
     if not len(rows):
         raise DataError(f"{store.name} needs test images with label and sketch, got none")
@@ -76,8 +76,7 @@ def real_vs_generated_experiment(
 
     runnable = INITS[1:] if missing_weights(experiment.arch) else INITS
     arms = {init: partial(run_one, init == "ImageNet") for init in runnable}
-    weights_hash = file_hashes([str(generator)])[str(generator)][-1]
-    fingerprint = fingerprint_of(experiment, data=store.folder.name, generator=weights_hash)
+    fingerprint = fingerprint_of(experiment, data=store.folder.name, generator=content_hash(generator))
     return run_grid(arms, [1.0], experiment.seeds, out, fingerprint)
 
 
@@ -177,9 +176,7 @@ def confusion_matrices(results: pd.DataFrame) -> dict[str, np.ndarray]:
     init, matrices = results["arm"].iloc[0], {}
     runs = results[results["arm"] == init]
     for images in (REAL, GENERATED):
-        run = of_first_seed(runs, images)
-        predicted, classes = probabilities(run).argmax(axis=1), range(len(classes_of(run)))
-        matrices[f"{images} images"] = confusion_matrix(run["label"], predicted, labels=classes)
+        matrices[f"{images} images"] = confusion_counts(of_first_seed(runs, images))
     return matrices
 
 

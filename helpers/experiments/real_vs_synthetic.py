@@ -1,13 +1,27 @@
 """Do synthetic images help a classifier? The arms are compared on real images."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from helpers.data.store import Store
+from helpers.experiments.arms import (
+    AUGMENTED,
+    EQUAL_ARTIFACTS,
+    FILTERED,
+    NEW_ARMS,
+    PRETRAINED,
+    REAL,
+    ArmConfig,
+    ArmSources,
+    fit_arm,
+    runnable,
+    with_augmentation,
+)
+from helpers.experiments.generators import RunOptions, check_generators
 from helpers.experiments.runner import (
     check_fractions,
     check_rows,
@@ -15,12 +29,10 @@ from helpers.experiments.runner import (
     fit_configs,
     fraction_of_rows,
     run_grid,
-    seconds_of,
 )
-from helpers.experiments.synthetic import ArmConfig, training_sources
-from helpers.metrics.prediction_tables import predict_table
+from helpers.metrics.prediction_tables import confusion_counts, is_collapsed, predict_cross_dataset, predict_table
 from helpers.models.checkpoint import training_data
-from helpers.models.classifier import ClassifierConfig, fit_classifier, load_classifier
+from helpers.models.classifier import Classifier, ClassifierConfig, fit_classifier, load_classifier
 from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
 
@@ -38,55 +50,101 @@ class RealVsSyntheticExperiment:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
 
 
+BOTH = "real + synthetic + augmentation"
 ARMS = {
-    "real": ArmConfig(real=True),
-    "real + augmentation": ArmConfig(real=True, augmented=True),
+    REAL: ArmConfig(real=True),
+    AUGMENTED: ArmConfig(real=True, augmented=True),
     "class-weighted": ArmConfig(real=True, augmented=True, balance="loss"),
     "real + synthetic": ArmConfig(real=True, synthetic=True),
-    "real + synthetic + augmentation": ArmConfig(real=True, synthetic=True, augmented=True),
+    BOTH: ArmConfig(real=True, synthetic=True, augmented=True),
     "synthetic only": ArmConfig(synthetic=True),
+    **NEW_ARMS,
+    EQUAL_ARTIFACTS: ArmConfig(real=True, synthetic=True, augmented=True, selection="equal artifacts"),
 }
+NOTEBOOK_ARMS = RunOptions(only=tuple(name for name in ARMS if name not in (PRETRAINED, FILTERED, EQUAL_ARTIFACTS)))
 COMPARISON_PAIRS = [
-    ("real + augmentation", "real"),
-    ("class-weighted", "real + augmentation"),
-    ("real + synthetic", "real"),
-    ("synthetic only", "real"),
-    ("real + synthetic + augmentation", "real + augmentation"),
+    (AUGMENTED, REAL),
+    ("class-weighted", AUGMENTED),
+    ("real + synthetic", REAL),
+    ("synthetic only", REAL),
+    (BOTH, AUGMENTED),
+    *((arm, AUGMENTED) for arm in (PRETRAINED, FILTERED, EQUAL_ARTIFACTS)),
+    (FILTERED, BOTH),
+    (EQUAL_ARTIFACTS, BOTH),
 ]
 
 
 def real_vs_synthetic_experiment(
-    store: Store,
-    experiment: RealVsSyntheticExperiment,
-    out: str | Path,
-    split: str = "test",
-    only: Sequence[str] | None = None,
+    store: Store, experiment: RealVsSyntheticExperiment, out: str | Path, options: RunOptions = NOTEBOOK_ARMS
 ) -> pd.DataFrame:
-    """Train a classifier per arm, fraction and seed, and test it once on the real images of `split`.
+    """Train a classifier per arm, fraction and seed, and test it once on the real images of `options.split`.
 
-    Arms (or those named in `only`): real images and synthetic ones, together or alone, with and without augmentation,
-    classes sampled equally; "class-weighted" samples real images uniformly and weights the loss instead. The generator
-    of a fraction is trained on that fraction's images only. Seeds share fractions and generators, and decide synthetic
-    images, initial weights and batches.
+    Arms (those named in `options.only`, by default those of the notebook): real images and synthetic ones, together or
+    alone, with and without augmentation, classes sampled equally; "class-weighted" samples real images uniformly and
+    weights the loss instead; "pretrained", "filtered" and "artifacts balanced": see `ArmConfig`. The generator of a
+    fraction is trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators,
+    and decide synthetic images, initial weights and batches.
 
-    Returns the columns `arm fraction seed`, those of `predict_table`, `init` (initial weights) and `seconds`. Raises
-    `DataError` if masks or labels are missing, `ValueError` for fractions outside (0, 1] or an unknown arm.
+    Returns the columns `arm fraction seed`, those of `predict_table`, `collapsed` (see `is_collapsed`), `init` (initial
+    weights), `generator` and `seconds`; with `options.also` also `data`, and rows for the test images of that data set,
+    see `predict_cross_dataset` and `of_data`. Raises `DataError` if masks or labels are missing, or a file of a
+    generator was trained on other lesions; `ValueError` for fractions outside (0, 1], an unknown arm, or
+    the same data set twice.
     """
-    experiment, test_rows = fit_configs(experiment, store), store.rows(split, needs=["label"])
+    experiment, test_rows = fit_configs(experiment, store), store.rows(options.split, needs=["label"])
     check_fractions(experiment.fractions)
-    check_rows(store, test_rows, split)
-    sources_of = training_sources(store, experiment, out, experiment.num_synthetic, balanced=True)
+    check_rows(store, test_rows, options.split)
+    if options.also and options.also.name == store.name:
+        raise ValueError(f"the data set to score on as well must be another one, got {store.name} twice")
+    parts = (fraction_of_rows(store, fraction) for fraction in experiment.fractions)
+    check_generators(options, store, parts, experiment.generator)
+    sources_of = ArmSources(store, experiment, out, options, experiment.num_synthetic, balanced=True)
 
     def run_one(arm: ArmConfig, fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        sources = sources_of(arm, fraction, seed)
+        sources, train_config = sources_of(arm, fraction, seed), replace(experiment.train, seed=seed)
         config = replace(arm.apply(experiment.classifier), balance=arm.balance)
-        train_config = replace(experiment.train, seed=seed)
         data = training_data(store, fraction_of_rows(store, fraction))
-        seconds = seconds_of(fit_classifier, sources, config, work, train_config, data)
+        facts = fit_arm(partial(_fit, config, data), arm, sources, work, train_config)
         classifier, _ = load_classifier(work / "checkpoint.pt")
         predictions = predict_table(classifier, store, test_rows)
-        return predictions.assign(init=classifier.backbone.init, seconds=round(seconds, 1))
+        predictions = predictions.assign(collapsed=is_collapsed(predictions))
+        if options.also:
+            others = predict_also(classifier, options.also)
+            predictions = pd.concat([predictions.assign(data=store.name), others], ignore_index=True)
+        return predictions.assign(generator=sources_of.generator_name(arm, fraction), **facts)
 
-    arms = {name: partial(run_one, arm) for name, arm in ARMS.items()}
-    fingerprint = fingerprint_of(experiment, split=split, data=store.folder.name)
-    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, only)
+    arms = {name: partial(run_one, arm) for name, arm in runnable(ARMS, store, experiment, options).items()}
+    fingerprint = fingerprint_of(experiment, data=store.folder.name, **options.context())
+    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, with_augmentation(options.only))
+
+
+def _fit(config: ClassifierConfig, data: dict, sources: list, out: Path, train_config: TrainConfig, start: Path | None):
+    return fit_classifier(sources, config, out, train_config, data, start)
+
+
+def predict_also(classifier: Classifier, store: Store) -> pd.DataFrame:
+    """Predictions for the test images of another data set by the shared classes, with `data` and `collapsed`."""
+    table = predict_cross_dataset(classifier, store, store.rows("test", needs=["label"]))
+    return table.assign(data=store.name, collapsed=is_collapsed(table))
+
+
+def of_data(results: pd.DataFrame) -> dict[str, pd.DataFrame]:
+    """The results by data set, each with the probabilities of its own classes only; "" if there is only one."""
+    if "data" not in results:
+        return {"": results}
+    parts = {name: part.drop(columns="data") for name, part in results.groupby("data", sort=False)}
+    return {name: part.dropna(axis=1, how="all").reset_index(drop=True) for name, part in parts.items()}
+
+
+def confusion_matrices(results: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Confusion matrices `(K, K)` by title: without and with generated images, both with augmentation, at the largest
+    fraction with the first seed of each; arms that were not run are left out."""
+    part, matrices = results[results["fraction"] == results["fraction"].max()], {}
+    for arm in (AUGMENTED, BOTH):
+        runs = part[part["arm"] == arm]
+        if len(runs):
+            run = runs[runs["seed"] == runs["seed"].iloc[0]]
+            matrices[f"{arm}\nseed {run['seed'].iloc[0]}" + ", collapsed" * bool(run["collapsed"].iloc[0])] = (
+                confusion_counts(run)
+            )
+    return matrices

@@ -5,7 +5,6 @@ Every run leaves one CSV file, so that a killed experiment continues with the fi
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, replace
 from itertools import product
@@ -29,6 +28,7 @@ from helpers.models.gan import fit_style
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
 # A column of the results, averaged over images, or a function: (rows of one run, weights (R, N)) -> (R,).
 Measure = str | Callable[[pd.DataFrame, np.ndarray], np.ndarray]
+WITHOUT_COLLAPSED = ", without collapsed runs"
 
 
 def run_grid(
@@ -84,23 +84,36 @@ def _check_same_experiment(out: Path, fingerprint: dict) -> None:
 
 def fit_configs(experiment: Any, store: Store) -> Any:
     """An experiment's settings with classes and sketch style of the store in every method's config. Raises
-    `ValueError` if a config does not fit the store."""
+    `ValueError` if a config does not fit the store, or for an option without effect, see `check_options`."""
+    check_options(experiment)
     configs = {name: fit_style(value, store) for name, value in vars(experiment).items() if hasattr(value, "size")}
     return replace(experiment, **{name: fit_config(config, store) for name, config in configs.items()})
 
 
-def fingerprint_of(experiment: Any, **context: str) -> dict:
+def check_options(experiment: Any) -> None:
+    """Raise `ValueError` for options that would have no effect, because the seeds or arms of the experiment decide."""
+    given = {"--train.seed": experiment.train.seed != 0}
+    if classifier := getattr(experiment, "classifier", None):
+        given |= {"--classifier.balance": classifier.balance != "sampling"}
+        given |= {"--classifier.lesion-only": classifier.lesion_only}
+    reasons = {"--train.seed": "--seeds decides", "--classifier.balance": "the arms decide",
+               "--classifier.lesion-only": "all arms see whole images"}  # fmt: skip
+    if useless := [
+        f"{option} has no effect in this experiment: {reasons[option]}" for option in given if given[option]
+    ]:
+        raise ValueError("; ".join(useless))
+
+
+def fingerprint_of(experiment: Any, **context: str | None) -> dict:
     """What decides an experiment's results: all fields of its dataclass except those that only add runs, and
     `context`."""
     grid = ("fractions", "seeds", "real_per_synthetic")
     return {name: value for name, value in asdict(experiment).items() if name not in grid} | context
 
 
-def seconds_of(train: Callable, *args: Any) -> float:
-    """Call `train(*args)` and return the seconds it took."""
-    start = time.perf_counter()
-    train(*args)
-    return time.perf_counter() - start
+def training_seconds(*checkpoints: Path) -> float:
+    """Seconds of the trainings that wrote these checkpoints, of all processes that continued them."""
+    return round(sum(read_checkpoint(checkpoint)["seconds"] for checkpoint in checkpoints), 1)
 
 
 def training_facts(checkpoint: Path, network: nn.Module) -> dict:
@@ -164,37 +177,72 @@ def estimates(results: pd.DataFrame, fraction: float, arm: str, measure: Measure
     return np.stack(values), len(by_seed[0])
 
 
+def with_and_without_collapsed(seeds: Sequence[int], collapsed: set[int]) -> dict[str, list[int]]:
+    """Seeds to average over, by the suffix of the arm's name: all; and the others, if some runs collapsed (see
+    `prediction_tables.is_collapsed`) and some did not."""
+    others = [seed for seed in seeds if seed not in collapsed]
+    return {"": list(seeds)} | ({WITHOUT_COLLAPSED: others} if 0 < len(others) < len(seeds) else {})
+
+
+def collapsed_seeds(runs: pd.DataFrame) -> set[int]:
+    """Seeds of the collapsed runs, by the column `collapsed`; none without it."""
+    return set(runs.loc[runs["collapsed"].astype(bool), "seed"]) if "collapsed" in runs else set()
+
+
 def summary(results: pd.DataFrame, measure: Measure) -> pd.DataFrame:
     """One row per fraction and arm: N, number of seeds, the measure's mean over seeds with its 95 % interval (see
-    `ci_over_seeds`), its values at the worst and the best seed, and seconds of training."""
+    `ci_over_seeds`), clipped to [0, 1], where all measures lie, its values at the worst and the best seed, and seconds
+    of training.
+
+    If runs collapsed, `collapsed` counts them, and a second row of the arm leaves them out.
+    """
     rows, name = [], metric_name(measure)
     for (fraction, arm), runs in results.groupby(["fraction", "arm"], sort=False):
-        values, count = estimates(results, fraction, arm, measure)
-        by_seed, (low, high) = values[:, 0], ci_over_seeds(values)
-        row = {"fraction": fraction, "arm": arm, "N": count, "seeds": len(by_seed), name: by_seed.mean()}
-        row |= {"from": low, "to": high, "worst seed": by_seed.min(), "best seed": by_seed.max()}
-        rows.append(row | {"seconds": runs["seconds"].mean()})
+        collapsed = collapsed_seeds(runs)
+        for suffix, seeds in with_and_without_collapsed(runs["seed"].unique(), collapsed).items():
+            part = runs[runs["seed"].isin(seeds)]
+            values, count = estimates(part, fraction, arm, measure)
+            by_seed, (low, high) = values[:, 0], np.clip(ci_over_seeds(values), 0, 1)
+            row = {"fraction": fraction, "arm": arm + suffix, "N": count, "seeds": len(by_seed), name: by_seed.mean()}
+            row |= {"from": low, "to": high, "worst seed": by_seed.min(), "best seed": by_seed.max()}
+            row |= {"seconds": part["seconds"].mean()}
+            rows.append(row | ({"collapsed": len(collapsed.intersection(seeds))} if "collapsed" in runs else {}))
     return pd.DataFrame(rows).set_index(["fraction", "arm"])
 
 
 def comparisons(results: pd.DataFrame, measure: Measure, pairs: Sequence[tuple[str, str]]) -> pd.DataFrame:
-    """Paired differences between arms on the same images, with 95 % interval and verdict: a row per fraction and pair.
+    """Paired differences between arms on the same images and with the same seeds, with 95 % interval, clipped to
+    [-1, 1], and verdict: a row per fraction and pair; a second one without the seeds where one of both collapsed.
 
     Pairs with an arm that is not in `results` are skipped. With one seed there is no verdict, because the variance of
     training is unknown. Raises `ValueError` if the runs differ in their initial weights (column `init`).
     """
     if "init" in results and len(inits := results["init"].unique()) > 1:
         raise ValueError(f"runs must have the same initial weights to be compared, got {' and '.join(inits)}")
-    rows, pairs = [], [pair for pair in pairs if set(pair) <= set(results["arm"])]
+    rows = []
     for fraction, (arm, reference) in product(results["fraction"].unique(), pairs):
-        values, count = estimates(results, fraction, arm, measure)
-        difference = values - estimates(results, fraction, reference, measure)[0]
-        low, high = ci_over_seeds(difference)
-        row = {"fraction": fraction, "arm": arm, "against": reference, "difference": difference[:, 0].mean()}
-        result = verdict(low, high) if len(difference) > 1 else "one seed, no verdict"
-        rows.append(row | {"from": low, "to": high, "verdict": result, "N": count, "seeds": len(difference)})
+        both = [results[(results["fraction"] == fraction) & (results["arm"] == name)] for name in (arm, reference)]
+        shared = [seed for seed in both[0]["seed"].unique() if seed in set(both[1]["seed"])]
+        collapsed = [collapsed_seeds(runs).intersection(shared) for runs in both]
+        for suffix, seeds in with_and_without_collapsed(shared, set.union(*collapsed)).items() if shared else ():
+            parts = [runs[runs["seed"].isin(seeds)] for runs in both]
+            row = {"fraction": fraction, "arm": arm + suffix, "against": reference}
+            row |= _compare(
+                estimates(parts[0], fraction, arm, measure), estimates(parts[1], fraction, reference, measure)
+            )
+            rows.append(row | {"collapsed": sum(len(bad.intersection(seeds)) for bad in collapsed)})
     columns = ["fraction", "arm", "against", "difference", "from", "to", "verdict", "N", "seeds"]
+    columns += ["collapsed"] * ("collapsed" in results)
     return pd.DataFrame(rows, columns=columns).set_index(columns[:3])
+
+
+def _compare(values: tuple[np.ndarray, int], reference: tuple[np.ndarray, int]) -> dict:
+    """Mean difference of two `estimates` with interval, verdict, N and number of seeds."""
+    difference = values[0] - reference[0]
+    low, high = np.clip(ci_over_seeds(difference), -1, 1)
+    result = verdict(low, high) if len(difference) > 1 else "one seed, no verdict"
+    return {"difference": difference[:, 0].mean(), "from": low, "to": high, "verdict": result,
+            "N": values[1], "seeds": len(difference)}  # fmt: skip
 
 
 def metric_name(measure: Measure) -> str:
@@ -207,7 +255,8 @@ def to_sentences(table: pd.DataFrame, measure: Measure) -> list[str]:
     name = metric_name(measure)
     return [
         f"{fraction:.0%} of the real images, {arm} against {reference}: {row['verdict']} ({row['difference']:+.3f} "
-        f"{name}, {row['from']:+.3f} to {row['to']:+.3f}, N {row['N']}, {row['seeds']} seeds)"
+        f"{name}, {row['from']:+.3f} to {row['to']:+.3f}, N {row['N']}, {row['seeds']} seeds"
+        + (f", {row['collapsed']} collapsed runs included)" if row.get("collapsed") else ")")
         for (fraction, arm, reference), row in table.iterrows()
     ]
 

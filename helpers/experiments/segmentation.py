@@ -1,6 +1,5 @@
 """Do synthetic pairs of image and mask help to segment real lesions?"""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -9,8 +8,27 @@ import pandas as pd
 
 from helpers.data.files import DataError
 from helpers.data.store import Store
-from helpers.experiments.runner import check_fractions, check_rows, fingerprint_of, fit_configs, run_grid, seconds_of
-from helpers.experiments.synthetic import ArmConfig, training_sources
+from helpers.experiments.arms import (
+    AUGMENTED,
+    FILTERED,
+    NEW_ARMS,
+    PRETRAINED,
+    REAL,
+    ArmConfig,
+    ArmSources,
+    fit_arm,
+    runnable,
+    with_augmentation,
+)
+from helpers.experiments.generators import RunOptions, check_generators
+from helpers.experiments.runner import (
+    check_fractions,
+    check_rows,
+    fingerprint_of,
+    fit_configs,
+    fraction_of_rows,
+    run_grid,
+)
 from helpers.metrics.segmentation_scores import score_images
 from helpers.models.gan import GANConfig
 from helpers.models.segmenter import SegmenterConfig, fit_segmenter, load_segmenter
@@ -30,53 +48,61 @@ class SegmentationExperiment:
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
 
 
+BOTH = "real + synthetic + augmentation"
 ARMS = {
-    "real": ArmConfig(real=True),
-    "real + augmentation": ArmConfig(real=True, augmented=True),
+    REAL: ArmConfig(real=True),
+    AUGMENTED: ArmConfig(real=True, augmented=True),
     "real + synthetic": ArmConfig(real=True, synthetic=True),
-    "real + synthetic + augmentation": ArmConfig(real=True, synthetic=True, augmented=True),
+    BOTH: ArmConfig(real=True, synthetic=True, augmented=True),
     "synthetic only": ArmConfig(synthetic=True),
+    **NEW_ARMS,
 }
+NOTEBOOK_ARMS = RunOptions(only=tuple(name for name in ARMS if name not in (PRETRAINED, FILTERED)))
 # Synthetic pairs against no augmentation, and against augmentation, which costs nothing.
 COMPARISON_PAIRS = [
-    ("real + augmentation", "real"),
-    ("real + synthetic", "real"),
-    ("synthetic only", "real"),
-    ("real + synthetic", "real + augmentation"),
-    ("real + synthetic + augmentation", "real + augmentation"),
+    (AUGMENTED, REAL),
+    ("real + synthetic", REAL),
+    ("synthetic only", REAL),
+    ("real + synthetic", AUGMENTED),
+    *((arm, AUGMENTED) for arm in (BOTH, PRETRAINED, FILTERED)),
+    (FILTERED, BOTH),
 ]
 
 
 def segmentation_experiment(
-    store: Store,
-    experiment: SegmentationExperiment,
-    out: str | Path,
-    split: str = "test",
-    only: Sequence[str] | None = None,
+    store: Store, experiment: SegmentationExperiment, out: str | Path, options: RunOptions = NOTEBOOK_ARMS
 ) -> pd.DataFrame:
-    """Train a segmenter per arm, fraction and seed, and test it once on the real images of `split`.
+    """Train a segmenter per arm, fraction and seed, and test it once on the real images of `options.split`.
 
-    Arms (or those named in `only`): real pairs and synthetic ones, together or alone, with and without augmentation.
-    The generator of a fraction is trained on that fraction's images only. Seeds share fractions and generators, and
-    decide synthetic pairs, initial weights and batches.
+    Arms (those named in `options.only`, by default those of the notebook): real pairs and synthetic ones, together or
+    alone, with and without augmentation; "pretrained" and "filtered": see `ArmConfig`. The generator of a fraction is
+    trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators, and decide
+    synthetic pairs, initial weights and batches.
 
-    Returns the columns `arm fraction seed`, those of `score_images`, `init` (initial weights) and `seconds`. Raises
-    `DataError` if masks or labels are missing, `ValueError` for fractions outside (0, 1] or an unknown arm.
+    Returns the columns `arm fraction seed`, those of `score_images`, `init` (initial weights), `generator` and
+    `seconds`. Raises `DataError` if masks or labels are missing, or a file of a generator was trained on other lesions;
+    `ValueError` for fractions outside (0, 1] or an unknown arm.
     """
     if not store.has_mask.any():
         raise DataError(f"{store.name} has no masks: segmentation needs them")
-    experiment, test_rows = fit_configs(experiment, store), store.rows(split, needs=["mask"])
+    experiment, test_rows = fit_configs(experiment, store), store.rows(options.split, needs=["mask"])
     check_fractions(experiment.fractions)
-    check_rows(store, test_rows, split)
-    sources_of = training_sources(store, experiment, out, experiment.num_pairs)
+    check_rows(store, test_rows, options.split)
+    parts = (fraction_of_rows(store, fraction) for fraction in experiment.fractions)
+    check_generators(options, store, parts, experiment.generator)
+    sources_of = ArmSources(store, experiment, out, options, experiment.num_pairs, balanced=False)
 
     def run_one(arm: ArmConfig, fraction: float, seed: int, work: Path) -> pd.DataFrame:
         sources, config = sources_of(arm, fraction, seed), arm.apply(experiment.segmenter)
-        seconds = seconds_of(fit_segmenter, sources, config, work, replace(experiment.train, seed=seed))
+        facts = fit_arm(partial(_fit, config), arm, sources, work, replace(experiment.train, seed=seed))
         segmenter, _ = load_segmenter(work / "checkpoint.pt")
         scores = score_images(segmenter, store.table.iloc[test_rows])
-        return scores.assign(init=segmenter.init, seconds=round(seconds, 1))
+        return scores.assign(generator=sources_of.generator_name(arm, fraction), **facts)
 
-    arms = {name: partial(run_one, arm) for name, arm in ARMS.items()}
-    fingerprint = fingerprint_of(experiment, split=split, data=store.folder.name)
-    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, only)
+    arms = {name: partial(run_one, arm) for name, arm in runnable(ARMS, store, experiment, options).items()}
+    fingerprint = fingerprint_of(experiment, data=store.folder.name, **options.context())
+    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, with_augmentation(options.only))
+
+
+def _fit(config: SegmenterConfig, sources: list, out: Path, train_config: TrainConfig, start: Path | None):
+    return fit_segmenter(sources, config, out, train_config, start)

@@ -1,12 +1,7 @@
-"""Synthetic training images: from deformed sketches (CGAN), from noise (DCGAN), or blended onto other skin; and what
-the arms of notebooks 4 and 6 train on.
-"""
+"""Synthetic training images: from deformed sketches (CGAN), from noise (DCGAN), or blended onto other skin."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
-from functools import lru_cache
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -14,53 +9,17 @@ from helpers.config import Config, display_path
 from helpers.data.batches import ImageSource
 from helpers.data.deform import deform, deform_sketch
 from helpers.data.files import DataError
+from helpers.data.layouts import ARTIFACTS
 from helpers.data.poisson import blend, remove_lesion
 from helpers.data.sketches import contour, fill
 from helpers.data.store import Store
-from helpers.experiments.runner import fraction_of_rows
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.gan import GANConfig, load_gan, train_gan
 from helpers.models.sampling import sample, sample_batch
 from helpers.models.trainer import TrainConfig
 
 MAX_LESION_AREA = 0.25  # fraction of the image; more leaves too little skin to blend onto
-NO_AUGMENTATION = {"color_jitter": 0.0, "translate": 0.0, "scale": 0.0}  # fields of classifier and segmenter configs
-
-
-@dataclass(frozen=True)
-class ArmConfig:
-    """What the networks of an arm train on."""
-
-    real: bool = False
-    synthetic: bool = False
-    augmented: bool = False
-    balance: str = "sampling"  # of a classifier
-
-    def apply(self, config: Any) -> Any:
-        """The config of a classifier or segmenter, without augmentation if the arm has none."""
-        return config if self.augmented else replace(config, **NO_AUGMENTATION)
-
-
-def training_sources(
-    store: Store, experiment: Any, out: str | Path, count: int, balanced: bool = False
-) -> Callable[[ArmConfig, float, int], list[ImageSource]]:
-    """Function (arm, fraction, seed) -> sources of an arm's training images, `count` of them synthetic.
-
-    The generator of a fraction is trained on its images, once for all arms and seeds, in a folder of `out`;
-    `experiment` has its config, `generator` and `gan_train`. `balanced`: see `cgan_images`.
-    """
-
-    @lru_cache(maxsize=len(experiment.seeds))  # all arms of a fraction use the same images
-    def synthetic(fraction: float, seed: int) -> ImageSource:
-        rows, folder = fraction_of_rows(store, fraction), Path(out) / f"generator-{fraction:g}"
-        train_gan(store, experiment.generator, folder, experiment.gan_train, rows)
-        return cgan_images(folder / "checkpoint.pt", store, rows, count, seed, balanced)
-
-    def sources(arm: ArmConfig, fraction: float, seed: int) -> list[ImageSource]:
-        real = ImageSource(store.images, fraction_of_rows(store, fraction), store.masks, store.labels)
-        return [real] * arm.real + ([synthetic(fraction, seed)] if arm.synthetic else [])
-
-    return sources
+SPURIOUS = ("ruler", "hair")  # artifacts that correlate with the diagnosis (arXiv 2004.11457)
 
 
 def ensure_generator(store: Store, config: GANConfig, train_config: TrainConfig, cfg: Config) -> Path:
@@ -91,17 +50,41 @@ def cgan_images(
     """Generate `count` images from deformed sketches of random `rows`, each with its lesion's label and artifacts.
 
     The source holds the deformed masks too. `balanced`: about equally many per class, else in proportion to `rows`.
-    Raises `DataError` if the network was trained on other classes or another sketch style.
+    Raises `DataError` if the network was not trained on all of these classes, or on another sketch style.
     """
-    generator, config = load_gan(checkpoint)
-    check_same_classes(config.classes, store)
-    if config.style != store.config.style:
-        raise DataError(f"the store has {store.config.style} sketches, the network was trained on {config.style} ones")
     rng = np.random.default_rng(seed)
     chosen = sample_balanced(store.labels, rows, count, rng) if balanced else rng.choice(rows, count)
+    return _images_of(checkpoint, store, chosen, store.artifacts[chosen], rng, seed)
+
+
+def images_with_equal_artifacts(
+    checkpoint: Path, store: Store, rows: np.ndarray, count: int, seed: int = 0
+) -> ImageSource:
+    """Images as by `cgan_images`, balanced, but with rulers and hair equally often in all classes: as often as in the
+    classes of `rows` on average. The other flags are those of the lesions."""
+    rng = np.random.default_rng(seed)
+    chosen = sample_balanced(store.labels, rows, count, rng)
+    flags, labels = np.array(store.artifacts[chosen]), store.labels[chosen]
+    for column in map(ARTIFACTS.index, SPURIOUS):
+        rate = np.mean([flags[labels == k, column].mean() for k in np.unique(labels)])
+        for members in (np.flatnonzero(labels == k) for k in np.unique(labels)):
+            flags[members, column] = 0
+            flags[rng.permutation(members)[: round(rate * len(members))], column] = 1
+    return _images_of(checkpoint, store, chosen, flags, rng, seed)
+
+
+def _images_of(
+    checkpoint: Path, store: Store, chosen: np.ndarray, flags: np.ndarray, rng: np.random.Generator, seed: int
+) -> ImageSource:
+    """An image from a new sketch of each row in `chosen (N,)`, with its label and with `flags (N, 7)`."""
+    generator, config = load_gan(checkpoint)
+    columns = class_columns(config.classes, store)
+    if config.style != store.config.style:
+        raise DataError(f"the store has {store.config.style} sketches, the network was trained on {config.style} ones")
     sketches, masks = (np.stack(arrays) for arrays in zip(*(new_sketch(store, k, rng) for k in chosen), strict=True))
-    images = sample_batch(generator, store.batch(chosen, ("labels", "artifacts")) | {"sketches": sketches}, seed)
-    return ImageSource(images, np.arange(count), masks, np.asarray(store.labels[chosen]))
+    labels = np.asarray(store.labels[chosen])
+    images = sample_batch(generator, {"sketches": sketches, "labels": columns[labels], "artifacts": flags}, seed)
+    return ImageSource(images, np.arange(len(chosen)), masks, labels)
 
 
 def new_sketch(store: Store, row: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -152,8 +135,15 @@ def sample_balanced(labels: np.ndarray, rows: np.ndarray, count: int, rng: np.ra
     return np.concatenate([rng.choice(members, n) for members, n in zip(by_class, counts, strict=True)])
 
 
-def check_same_classes(classes: tuple[str, ...], store: Store) -> None:
+def check_same_classes(classes: Sequence[str], store: Store) -> None:
     """Raise `DataError` if a network's classes are not those of the store, in the same order."""
-    if classes != tuple(store.classes):
+    if tuple(classes) != tuple(store.classes):
         raise DataError(f"{store.name} has the classes {' '.join(store.classes)}, the network {' '.join(classes)}: "
                         "train it on this data set")  # fmt: skip
+
+
+def class_columns(classes: Sequence[str], store: Store) -> np.ndarray:
+    """The index in a network's `classes` of each class of the store, `(K,)`. Raises `DataError` if one is missing."""
+    if not set(store.classes) <= set(classes):
+        check_same_classes(classes, store)
+    return np.array([list(classes).index(name) for name in store.classes])

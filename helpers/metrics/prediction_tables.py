@@ -7,6 +7,7 @@ from functools import wraps
 import numpy as np
 import pandas as pd
 from scipy.special import softmax
+from sklearn.metrics import confusion_matrix
 from torch import nn
 
 from helpers.data.diagnoses import our_class
@@ -122,6 +123,7 @@ accuracy = _of_table(classification.accuracy)
 balanced_accuracy = _of_table(classification.balanced_accuracy)
 auc = _of_table(classification.auc)
 average_precision = _of_table(classification.average_precision)
+MIN_COLLAPSE_N = 30  # images of a class; fewer do not show a collapse
 MEASURES = (classification.balanced_accuracy, classification.accuracy, classification.auc,
             classification.average_precision)  # fmt: skip
 
@@ -138,17 +140,48 @@ def score_table(table: pd.DataFrame) -> pd.DataFrame:
     return scores.rename(index=names).assign(majority=[*majority, *[np.nan] * (len(scores) - len(MEASURES))])
 
 
+def confusion_counts(table: pd.DataFrame) -> np.ndarray:
+    """Confusion matrix `(K, K)` of a table of `predict_table`: counts, rows true and columns predicted classes."""
+    classes = range(len(classes_of(table)))
+    return confusion_matrix(table["label"], probabilities(table).argmax(axis=1), labels=classes)
+
+
+def is_collapsed(table: pd.DataFrame) -> bool:
+    """Whether a training collapsed: among the classes with `MIN_COLLAPSE_N` or more images in a table of
+    `predict_table`, more than half of one class's images are predicted to be of one other class."""
+    counts = confusion_counts(table)
+    large = np.flatnonzero(counts.sum(axis=1) >= MIN_COLLAPSE_N)
+    fractions = counts[np.ix_(large, large)] / np.maximum(counts[large].sum(axis=1, keepdims=True), 1)
+    return bool((fractions[~np.eye(len(large), dtype=bool)] > 0.5).any())
+
+
+def recall_of(classes: Sequence[str], name: str) -> Callable[[pd.DataFrame, np.ndarray], np.ndarray]:
+    """A measure of tables of `predict_table`: the recall of one class, whose index is its attribute `label`."""
+    column = list(classes).index(name)
+
+    def recall(table: pd.DataFrame, weights: np.ndarray) -> np.ndarray:
+        return classification.recalls(probabilities(table), table["label"].to_numpy(), weights)[:, column]
+
+    recall.__name__, recall.label = f"recall_{name}", column
+    return recall
+
+
 def recalls_by_arm(results: pd.DataFrame) -> pd.DataFrame:
-    """Recall per class (columns), mean over seeds: a row per fraction and arm, below the number of images N and the
-    recalls of always predicting the majority class."""
+    """Recall per class (columns), mean over seeds, and balanced accuracy: a row per fraction and arm, below the number
+    of images N and the recalls of always predicting the majority class."""
     classes = classes_of(results)
     images = results[results["seed"] == results["seed"].iloc[0]].drop_duplicates("image_id")
     counts = np.bincount(images["label"], minlength=len(classes))
     rows = {("", "N"): counts, ("", "majority"): (counts == counts.max()).astype(float)}
     for (fraction, arm), runs in results.groupby(["fraction", "arm"], sort=False):
         weights = np.ones((1, len(runs)))
+        collapsed = runs.loc[runs["collapsed"].astype(bool), "seed"].nunique() if "collapsed" in runs else 0
+        arm += f" ({collapsed} of {runs['seed'].nunique()} runs collapsed)" if collapsed else ""
         rows[f"{fraction:.0%}", arm] = classification.recalls(probabilities(runs), runs["label"].to_numpy(), weights)[0]
-    return pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["fraction", "arm"]), classes)
+    table = pd.DataFrame(list(rows.values()), pd.MultiIndex.from_tuples(rows, names=["fraction", "arm"]), classes)
+    accuracies = table.loc[:, counts > 0].mean(axis=1)
+    accuracies.iloc[0] = counts.sum()
+    return table.assign(**{"balanced accuracy": accuracies})
 
 
 def classes_of(table: pd.DataFrame) -> list[str]:

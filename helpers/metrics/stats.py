@@ -52,9 +52,13 @@ def ci_over_seeds(estimates: np.ndarray) -> tuple[float, float]:
     if len(means) == 1:
         return case_interval
     mean = means.mean()
-    seed_half_width = student_t.ppf((1 + LEVEL) / 2, len(means) - 1) * means.std(ddof=1) / len(means) ** 0.5
-    low, high = (np.hypot(end - mean, seed_half_width) for end in case_interval)
+    low, high = (np.hypot(end - mean, seed_half_width(means)) for end in case_interval)
     return float(mean - low), float(mean + high)
+
+
+def seed_half_width(values: np.ndarray) -> float:
+    """Half width of the 95 % interval of the mean of `values (S,)`, S >= 2 trainings, by Student's t."""
+    return float(student_t.ppf((1 + LEVEL) / 2, len(values) - 1) * np.std(values, ddof=1) / len(values) ** 0.5)
 
 
 def paired_difference(

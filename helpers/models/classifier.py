@@ -304,13 +304,17 @@ def fit_classifier(
     out: str | Path,
     train_config: TrainConfig,
     data: dict | None = None,
+    init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train on `sources`, see `labeled_batches`, for exactly `train_config.steps`, without validation. Returns the
     history.
 
-    `data`: the `training_data` of the real images, saved so that they are not used as test images.
+    `data`: the `training_data` of the real images, saved so that they are not used as test images. `init_from`: see
+    `train_classifier`.
     """
     task = new_task(sources, config, train_config)
+    if init_from:
+        task.init_from(init_from)
     task.extra_state |= data or {}
     return train_task(task, sources, out, train_config)
 

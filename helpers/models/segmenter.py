@@ -253,13 +253,19 @@ def check_batch_size(config: SegmenterConfig, batch_size: int) -> None:
 
 
 def fit_segmenter(
-    sources: Sequence[ImageSource], config: SegmenterConfig, out: str | Path, train_config: TrainConfig
+    sources: Sequence[ImageSource],
+    config: SegmenterConfig,
+    out: str | Path,
+    train_config: TrainConfig,
+    init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
-    """Train on `sources`, each equally likely, for exactly `train_config.steps`, without validation. Returns the
-    history."""
+    """Train on `sources`, each equally likely, for exactly `train_config.steps`, without validation; `init_from` as in
+    `train_segmenter`. Returns the history."""
     check_batch_size(config, train_config.batch_size)
     torch.manual_seed(train_config.seed)
     task = SegmenterTask(config, train_config.steps)
+    if init_from:
+        task.init_from(init_from)
     return train(task, pair_batches(sources, train_config.batch_size, train_config.seed), out, train_config)
 
 

@@ -306,7 +306,7 @@ class TrainState:
                 for name in modules.keys() | saved[part].keys():
                     modules[name].load_state_dict(saved[part][name])
             for name, value in getattr(self.task, "extra_state", {}).items():
-                if type(value) is not type(saved["extra_state"][name]):
+                if not isinstance(saved["extra_state"][name], type(value)):  # an OrderedDict is a dict
                     raise TypeError(f"{name} is of another type")
             if self.accelerator.scaler and saved["scaler"]:  # empty after another precision
                 self.accelerator.scaler.load_state_dict(saved["scaler"])

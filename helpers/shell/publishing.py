@@ -12,15 +12,23 @@ from matplotlib.figure import Figure
 from helpers.config import display_path
 from helpers.data.files import atomic_file
 from helpers.data.store import Store
-from helpers.experiments import backbones, extractors, headline, kid_scale, real_vs_generated, segmenters
+from helpers.experiments import (
+    backbones,
+    extractors,
+    features,
+    forest,
+    headline,
+    kid_scale,
+    real_vs_generated,
+    segmenters,
+)
 from helpers.experiments.evaluation import load_generator
 from helpers.experiments.results import FIGURE_DPI, Page, publish
 from helpers.experiments.runner import to_wide
 from helpers.metrics.extractors import load_extractor
 from helpers.models.gan import load_gan
-from helpers.models.trainer import TrainConfig
 from helpers.shell.base import Command, DataCommand, Flat, find_checkpoint
-from helpers.shell.experiments import ExperimentCommand, write_csv
+from helpers.shell.pages import ExperimentCommand, data_line, print_paths, training_line
 from helpers.views import plots
 
 VAL_LIMIT = "val also chose the weights, so the scores are optimistic, those of all networks alike"
@@ -28,22 +36,7 @@ SEED_LIMIT = "one training of each network: the intervals do not include the var
 
 
 @dataclass(frozen=True, kw_only=True)
-class PublishedCommand(ExperimentCommand):
-    """An experiment with a page of results."""
-
-    publish: bool = False  # write csv, page and figure to outputs/results
-
-    def report(self, name: str, store: Store, rows: pd.DataFrame, page: Page) -> None:
-        """Print the page's table and verdict, write the rows as CSV, and publish both if asked to."""
-        print(f"{store}\n\n{page.table.to_string(na_rep='')}\n")
-        print("\n".join(page.verdict))
-        write_csv(rows, self.folder(name) / "table.csv", index=False)
-        if self.publish:
-            print_paths(publish(f"{name}-{self.config().dataset}-{store.config.size}", rows, page))
-
-
-@dataclass(frozen=True, kw_only=True)
-class RealVsGenerated(PublishedCommand):
+class RealVsGenerated(ExperimentCommand):
     """Scores of classifiers trained on real images, on real test images and on images generated from their sketches."""
 
     preset: ClassVar = "real_vs_generated"
@@ -87,7 +80,39 @@ class RealVsGenerated(PublishedCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbones(PublishedCommand):
+class Features(ExperimentCommand):
+    """Features of real images and of images generated from their sketches: projections, distances, random forests."""
+
+    options: Flat[features.FeatureComparison] = field(default_factory=features.FeatureComparison)
+    cgan: Path | None = None  # generator; default: the one of `train cgan`, else the released one
+
+    def run(self) -> int:
+        generator = find_checkpoint("cgan", self.cgan, self.config())
+        _, config = load_gan(generator)
+        store, options = self.store(config.size, config.style, classes=config.classes), self.options
+        print(f"generator: {display_path(generator)}")
+        tables, rows = features.feature_experiment(store, generator, options, self.folder("features"))
+        rows = rows.assign(generator=display_path(generator))
+        page = Page(
+            question="Do features of generated images classify real ones?",
+            settings=[
+                data_line(store),
+                f"generator: {display_path(generator)}; one latent per sketch, seed {options.latent_seed}",
+                f"features: {'; '.join(tables)}; random forests of {forest.TREES} trees, seeds {features.SEEDS}",
+                "generated images have the sketch, label and artifact flags of a real image of the same split",
+            ],
+            table=features.to_columns(rows),
+            verdict=features.verdicts(rows),
+            limits=features.limits(rows),
+            figure=plots.scatters(features.projections(tables)),
+            caption="Features of train and test images, projected to two dimensions by PCA and t-SNE",
+        )
+        self.report("features", store, rows, page)
+        return 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbones(ExperimentCommand):
     """Balanced accuracy and AUC on val of several networks after equally many steps."""
 
     preset: ClassVar = "backbones"
@@ -116,7 +141,7 @@ class Backbones(PublishedCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmenters(PublishedCommand):
+class Segmenters(ExperimentCommand):
     """Mean Jaccard index on val of several networks after equally many steps."""
 
     preset: ClassVar = "segmenters"
@@ -193,21 +218,6 @@ class Results(Command):
     def run(self) -> int:
         print_paths(headline.write_tables())
         return 0
-
-
-def print_paths(paths: list[Path]) -> None:
-    """A line for each file that was written."""
-    print(*map(display_path, paths), sep="\n")
-
-
-def data_line(store: Store) -> str:
-    """Data set, size and splits; says so if the images are phantoms."""
-    return f"data: {store!r}" + " (synthetic phantoms, not photographs)" * (store.name == "phantoms")
-
-
-def training_line(train: TrainConfig) -> str:
-    """Length of the training."""
-    return f"at most {train.steps} steps of {train.batch_size} images, fewer if val stops improving"
 
 
 def best_sentence(rows: pd.DataFrame, measure: str, keys: list[str]) -> str:

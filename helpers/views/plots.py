@@ -142,6 +142,23 @@ def scatter(groups: dict[str, tuple[Sequence[float], Sequence[float]]], labels: 
     return figure
 
 
+def scatters(charts: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], columns: int = 2) -> Figure:
+    """Charts of points `(x, y)` by title, `columns` in a row, each group in its own color; axes without numbers, for
+    projections that have no unit."""
+    num_rows = -(-len(charts) // columns)
+    figure, axes = plt.subplots(
+        num_rows, columns, figsize=(3.3 * columns, 2.8 * num_rows), squeeze=False, layout="constrained"
+    )
+    for axis in axes.flat[len(charts) :]:
+        axis.axis("off")
+    for axis, (title, groups) in zip(axes.flat, charts.items(), strict=False):
+        for color, (group, (x, y)) in zip(PALETTE, groups.items(), strict=False):
+            axis.scatter(x, y, s=8, color=color, alpha=0.5, linewidths=0, label=f"{group}, N {len(x)}")
+        axis.set(title=title, xticks=[], yticks=[])
+        axis.legend(frameon=False, fontsize=7)
+    return figure
+
+
 def confusion(matrices: dict[str, np.ndarray], classes: Sequence[str]) -> Figure:
     """Confusion matrices `(K, K)` side by side, by title: counts, rows true and columns predicted classes; the color is
     the fraction of the row."""
