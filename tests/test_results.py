@@ -75,6 +75,7 @@ def test_command_line_names_no_folder_of_the_machine(monkeypatch):
     ]
     expected = "python -m helpers evaluate data/x.pt --data-root DIR --out=DIR --seed 1"
     assert command_line(words) == expected
+    assert command_line(["x", "--also-root", "/home/ann/isic"]) == "python -m helpers x --also-root DIR"
 
 
 def test_command_line_names_the_data_set_once(monkeypatch):

@@ -25,7 +25,7 @@ RESULTS = ROOT / "outputs" / "results"
 MAX_SETTINGS = 5
 FIGURE_DPI = 80  # keeps a figure below 300 KB
 # Their folders say nothing to others.
-MACHINE_OPTIONS = ("--out", "--data-root", "--extra-root", "--csv")
+MACHINE_OPTIONS = ("--out", "--data-root", "--extra-root", "--also-root", "--csv")
 
 
 @dataclass(frozen=True)
