@@ -117,6 +117,9 @@ COLAB = {
     "segmenter": (SegmenterConfig(128), TrainConfig(3_000, minutes=4)),
     "classifier": (ClassifierConfig(128, arch="resnet18"), TrainConfig(3_000, 32, minutes=4)),
     "artifacts": (ArtifactConfig(128), TrainConfig(1_500, 32, minutes=4)),
+    "skin": (SkinConfig(64), TrainConfig(5_000, 256, minutes=10)),
+    "real_vs_generated": RealVsGeneratedExperiment(TrainConfig(1_000, 32)),
+    "segmenters": SegmenterExperiment(SegmenterConfig(128), TrainConfig(300, 16, ema_nimg=2_000)),
     "segmentation": SegmentationExperiment(
         SegmenterConfig(128), COLAB_CGAN, TrainConfig(1_000), TrainConfig(10_000, minutes=20), 2_000, seeds=(0, 1)
     ),
