@@ -102,9 +102,11 @@ def generate_tab(handlers: Handlers) -> gr.ImageEditor:
     region_section(handlers, images, last)
     compare_section(handlers, inputs)
     with gr.Row():
-        zip_section(handlers, canvas, class_name, seed)
+        with gr.Column():
+            zip_section(handlers, canvas, class_name, seed)
         if "dcgan" in handlers.predictor.networks:
-            dcgan_section(handlers, seed)
+            with gr.Column():
+                dcgan_section(handlers, seed)
     return canvas
 
 
@@ -134,14 +136,16 @@ def region_section(handlers: Handlers, images: gr.Gallery, last: gr.State) -> No
         gr.Markdown("Click one of the generated images, paint over a part of it here, and regenerate that part.")
         with gr.Row():
             editor = paint_editor(
-                label="Image: paint over a part", brush=gr.Brush(14, [REGION_COLOR], color_mode="fixed")
+                elem_id="region",
+                label="Image: paint over a part",
+                brush=gr.Brush(14, [REGION_COLOR], color_mode="fixed"),
             )
             with gr.Column():
                 with gr.Row():
                     position = gr.Number(1, precision=0, minimum=1, maximum=MAX_IMAGES, label="Number of the image")
                     new_seed = gr.Number(0, precision=0, minimum=0, label="Seed of the part")
                 regenerate = gr.Button("Regenerate this part", variant="primary")
-                changed = fast_png(gr.Image(label="Changed image", height=300, interactive=False))
+                changed = fast_png(gr.Image(label="Changed image", elem_id="changed", height=300, interactive=False))
     shared = {"concurrency_id": "network"}
     images.select(show_errors(handlers.select_image), last, [position, editor], api_name=False, **shared)
     position.input(show_errors(handlers.edit), [last, position], editor, api_name=False, **shared)
