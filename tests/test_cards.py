@@ -47,7 +47,7 @@ def test_write_checksums_replaces_that_of_the_previous_file(tmp_path):
         assert write_checksums(tmp_path) == [tmp_path / "a.md"]
         expected = f"# a.safetensors\n\nSHA-256: `{hashlib.sha256(content).hexdigest()}`\n\nText.\n\nMore.\n"
         assert (tmp_path / "a.md").read_text() == expected
-    assert len(CARDS) == 7
+    assert len(CARDS) == 8
 
 
 def test_write_cards_with_an_unknown_name_or_missing_file_raises(tmp_path):

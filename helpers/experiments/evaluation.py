@@ -97,12 +97,14 @@ def format_table(table: pd.DataFrame) -> str:
     return "\n".join([*blocks, *(f"! {note}" for note in notes)])
 
 
-def to_page(table: pd.DataFrame, name: str, measures: Sequence[str]) -> Page:
-    """Page of a table of `to_table`: its overall rows, and of `measures` a sentence each."""
+def to_page(table: pd.DataFrame, name: str, measures: Sequence[str], by_class: bool = False) -> Page:
+    """Page of a table of `to_table`: its overall rows, or with `by_class` all; and of `measures` a sentence each."""
     header, notes = table.attrs["header"], table.attrs["notes"]
-    overall = table[table.get("class", pd.Series("all", table.index)).isin(["all", None, np.nan])]
+    overall = (
+        table if by_class else table[table.get("class", pd.Series("all", table.index)).isin(["all", None, np.nan])]
+    )
     shown = overall.reindex(columns=list(COLUMNS)).assign(value=[_interval(row) for row in overall.itertuples()])
-    shown = shown[["protocol", *PRINTED[:1], *PRINTED[2:]]].dropna(axis=1, how="all").astype(object)
+    shown = shown[["protocol", *PRINTED]].dropna(axis=1, how="all").astype(object)
     shown = shown.map(lambda x: "" if pd.isna(x) else _number(x) if isinstance(x, float) else x)
     return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, sentences(overall, measures), notes)
 

@@ -2,10 +2,12 @@
 
 import json
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import ClassVar
 
+import pandas as pd
 import tyro
 
 from helpers.config import display_path
@@ -62,6 +64,15 @@ class EvaluateFolders(Command):
         return 0
 
 
+def publish_table(
+    name: str, table: pd.DataFrame, start: float, title: str, measures: Sequence[str], by_class: bool = False
+) -> None:
+    """Publish a table of `to_table` with the page of `to_page`; `start`: time when its command began."""
+    seconds = (time.perf_counter() - start) / len(table)
+    page = to_page(table, title, measures, by_class)
+    print(*map(display_path, publish(name, table.assign(seconds=seconds), page)), sep="\n")
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvaluateCommand(DataCommand):
     """Prints a table with a row per measure."""
@@ -78,9 +89,9 @@ class EvaluateCommand(DataCommand):
         if self.publish:
             name = self.checkpoint.stem if self.checkpoint.suffix == ".safetensors" else self.checkpoint.parent.name
             name = f"{name}-{self.config().dataset}-{self.options.split}"
-            page = to_page(table, f"{display_path(self.checkpoint)} on {self.config().dataset}", self.measures)
-            seconds = (time.perf_counter() - start) / len(table)
-            print(*map(display_path, publish(name, table.assign(seconds=seconds), page)), sep="\n")
+            publish_table(
+                name, table, start, f"{display_path(self.checkpoint)} on {self.config().dataset}", self.measures
+            )
         return 0
 
 
@@ -105,8 +116,15 @@ class EvaluateExtractor(DataCommand):
     extractor: tyro.conf.Positional[str]  # inception, skin, a network with ImageNet weights, or NAME=FILE
     options: Flat[ExtractorEvaluation] = field(default_factory=ExtractorEvaluation)
 
+    publish: bool = False  # write csv and page to outputs/results
+
     def run(self) -> int:
-        print(format_table(evaluate_extractor(self.extractor, self.options, self.config())))
+        start, name = time.perf_counter(), self.extractor.partition("=")[0]
+        table = evaluate_extractor(self.extractor, self.options, self.config())
+        print(format_table(table))
+        if self.publish:
+            measures = ("probe_balanced_accuracy",)
+            publish_table(f"extractor-{name}", table, start, f"the extractor {name}", measures, by_class=True)
         return 0
 
 
