@@ -116,8 +116,8 @@ def settings_inputs(handlers: Handlers) -> list[gr.components.Component]:
     class_name = gr.Radio(choices, value=choices[0][1], label="Diagnosis")
     artifacts = artifact_input(handlers, "Artifacts")
     with gr.Row():
-        tone = gr.Slider(0, MAX_TONE, 1, step=0.1, label="Tone", info="How much the colors of the images differ")
-        structure = gr.Slider(0, 1, 1, step=0.1, label="Structure", info="How much their patterns differ")
+        tone = gr.Slider(0, MAX_TONE, 1, step=0.1, label="Tone", info="How much the colors differ")
+        structure = gr.Slider(0, 1, 1, step=0.1, label="Structure", info="How much the patterns differ")
     with gr.Row():
         count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
         seed = gr.Number(0, precision=0, minimum=0, label="Seed")
@@ -164,7 +164,7 @@ def compare_section(handlers: Handlers, inputs: list[gr.components.Component]) -
         compare = gr.Button("Compare", variant="primary")
         with gr.Row():
             rows = [
-                fast_png(gr.Gallery(label=label, columns=2, object_fit="contain", height="auto"))
+                fast_png(gr.Gallery(label=label, columns=2, object_fit="contain", height=600))
                 for label in ("With the settings above", "With the second diagnosis and artifacts")
             ]
     compare.click(
