@@ -106,16 +106,19 @@ def to_page(table: pd.DataFrame, name: str, measures: Sequence[str], by_class: b
     shown = overall.reindex(columns=list(COLUMNS)).assign(value=[_interval(row) for row in overall.itertuples()])
     shown = shown[["protocol", *PRINTED]].dropna(axis=1, how="all").astype(object)
     shown = shown.map(lambda x: "" if pd.isna(x) else _number(x) if isinstance(x, float) else x)
-    return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, sentences(overall, measures), notes)
+    verdict = sentences(overall, measures)
+    if by_class:  # the notes judge the rows
+        return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, [*verdict, f"{'; '.join(notes)}."], [])
+    return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, verdict, notes)
 
 
 def sentences(table: pd.DataFrame, measures: Sequence[str]) -> list[str]:
     """For every row of these measures, without floors and ceilings: value, interval, N, and what it compares with."""
     lines = []
     for row in table.reindex(columns=list(COLUMNS)).itertuples():
-        if row.measure not in measures or row.compared in ("floor", "blurred", "other class", "real"):
+        if row.measure not in measures or str(row.compared).startswith(("floor", "blurred", "other", "real")):
             continue
-        facts = [row.protocol, row.extractor, f"N {row.n}"]
+        facts = [row.protocol, row.extractor, row.compared, f"N {row.n}"]
         facts += [f"{k} {_number(getattr(row, k))}" for k in ("floor", "real", "majority") if pd.notna(getattr(row, k))]
         details = ", ".join(str(fact) for fact in facts if pd.notna(fact))
         lines.append(f"{row.measure.replace('_', ' ').capitalize()}: {_interval(row)} ({details}).")

@@ -86,7 +86,7 @@ def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:
         figure,
         "## Verdict",
         " ".join(page.verdict),
-        "## Limits",
+        "## Limits" if page.limits else "",
         _bullets(page.limits),
         "## How it was made",
         _bullets(origin),
