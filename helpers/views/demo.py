@@ -145,7 +145,7 @@ def region_section(handlers: Handlers, images: gr.Gallery, last: gr.State) -> No
                     position = gr.Number(1, precision=0, minimum=1, maximum=MAX_IMAGES, label="Number of the image")
                     new_seed = gr.Number(0, precision=0, minimum=0, label="Seed of the part")
                 regenerate = gr.Button("Regenerate this part", variant="primary")
-                changed = fast_png(gr.Image(label="Changed image", elem_id="changed", height=300, interactive=False))
+                changed = output_image("Changed image", elem_id="changed", height=300)
     shared = {"concurrency_id": "network"}
     images.select(show_errors(handlers.select_image), last, [position, editor], api_name=False, **shared)
     position.input(show_errors(handlers.edit), [last, position], editor, api_name=False, **shared)
@@ -254,11 +254,11 @@ def analyze_tab(handlers: Handlers, canvas: gr.ImageEditor, tabs: gr.Tabs) -> No
             analyze = gr.Button("Analyze", variant="primary")
             text = gr.Markdown()
         with gr.Column():
-            outlined = fast_png(gr.Image(label="Lesion outline", interactive=False))
+            outlined = output_image("Lesion outline")
             probabilities = gr.Label(label="Probabilities of the diagnoses")
         with gr.Column():
-            heatmap = fast_png(gr.Image(label="Heatmap (Grad-CAM, central square)", height=280, interactive=False))
-            sketch = fast_png(raw_path(gr.Image(label="Sketch", height=280, interactive=False)))
+            heatmap = output_image("Heatmap (Grad-CAM, central square)", height=280)
+            sketch = raw_path(output_image("Sketch", height=280))
             send = gr.Button("Generate from this sketch")
     analyze.click(
         show_errors(handlers.analyze),
@@ -268,6 +268,12 @@ def analyze_tab(handlers: Handlers, canvas: gr.ImageEditor, tabs: gr.Tabs) -> No
         concurrency_id="network",
     )
     send.click(show_errors(handlers.send_to_canvas), sketch, [canvas, tabs], api_name=False)
+
+
+def output_image(label: str, **options) -> gr.Image:
+    """An image that events show; screen readers say its label."""
+    spoken = {"alt_text": label} if GRADIO_6 else {}
+    return fast_png(gr.Image(label=label, interactive=False, **spoken, **options))
 
 
 def launch_page(
