@@ -474,7 +474,7 @@ def test_browser_draw_generate_analyze_and_reuse_the_sketch(address, browser, fi
     page.get_by_role("tab", name="Analyze").click()
     page.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
     page.get_by_role("button", name="Analyze", exact=True).click()
-    page.get_by_text("of the image").first.wait_for()
+    page.get_by_text("The lesion covers").first.wait_for()
     page.wait_for_function(ALL_LOADED)
     page.screenshot(path=figures / "08_analyze.png")
     page.get_by_role("button", name="Generate from this sketch").click()
@@ -597,7 +597,7 @@ def test_browser_page_passes_axe(address, browser, tmp_path, width):
     page.get_by_role("tab", name="Analyze").click()
     page.locator("input[type=file]:visible, [data-testid=file-upload]").last.set_input_files(tmp_path / "photo.png")
     page.get_by_role("button", name="Analyze", exact=True).click()
-    page.get_by_text("of the image").first.wait_for()
+    page.get_by_text("The lesion covers").first.wait_for()
     assert serious_violations(page, axe) == []
     page.close()
 

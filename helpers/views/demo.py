@@ -53,7 +53,6 @@ def build_page(predictor: Predictor) -> gr.Blocks:
     predictor.network("cgan")
     handlers = Handlers(predictor)
     with gr.Blocks(title="Sketch2Lesion") as page:
-        gr.HTML(STYLE, padding=False)
         gr.Markdown(NOTICE)
         with gr.Tabs() as tabs:
             with gr.Tab("Generate", id="generate"):
@@ -62,6 +61,7 @@ def build_page(predictor: Predictor) -> gr.Blocks:
                 analyze_tab(handlers, canvas, tabs)
         page.load(None, js=SELECT_BRUSH_JS)
         gr.Markdown(f"Weights in use:\n{weights_list(predictor)}")
+        gr.HTML(STYLE)
     return page.queue(max_size=MAX_QUEUE, default_concurrency_limit=1)
 
 
@@ -84,12 +84,13 @@ def generate_tab(handlers: Handlers) -> gr.ImageEditor:
     with gr.Row():
         with gr.Column():
             canvas, examples = sketch_input(handlers)
+            numbers = number_inputs()
         with gr.Column():
-            settings = settings_inputs(handlers)
+            settings = [*condition_inputs(handlers), *numbers]
             with gr.Row():
                 generate = gr.Button("Generate", variant="primary")
                 more = gr.Button("Generate more")
-            images = fast_png(gr.Gallery(label="Generated images", columns=4, height=340, object_fit="contain"))
+            images = fast_png(gr.Gallery(label="Generated images", columns=4, height=320, object_fit="contain"))
             shown_seed = gr.Textbox(label="Seed of these images", interactive=False, **COPY_BUTTON)
             save = gr.DownloadButton("Save images, sketch and mask")
     class_name, *_, seed = settings
@@ -110,18 +111,22 @@ def generate_tab(handlers: Handlers) -> gr.ImageEditor:
     return canvas
 
 
-def settings_inputs(handlers: Handlers) -> list[gr.components.Component]:
-    """Components with the values of `Handlers.settings`, in its order."""
+def condition_inputs(handlers: Handlers) -> list[gr.components.Component]:
+    """Components with the first values of `Handlers.settings`, diagnosis and artifacts."""
     choices = class_choices(handlers.predictor, "cgan")
     class_name = gr.Radio(choices, value=choices[0][1], label="Diagnosis")
-    artifacts = artifact_input(handlers, "Artifacts")
+    return [class_name, artifact_input(handlers, "Artifacts")]
+
+
+def number_inputs() -> list[gr.components.Component]:
+    """Components with the other values of `Handlers.settings`: tone, structure, count and seed."""
     with gr.Row():
         tone = gr.Slider(0, MAX_TONE, 1, step=0.1, label="Tone", info="How much the colors differ")
         structure = gr.Slider(0, 1, 1, step=0.1, label="Structure", info="How much the patterns differ")
     with gr.Row():
         count = gr.Slider(1, MAX_IMAGES, 4, step=1, label="Images")
         seed = gr.Number(0, precision=0, minimum=0, label="Seed")
-    return [class_name, artifacts, tone, structure, count, seed]
+    return [tone, structure, count, seed]
 
 
 def artifact_input(handlers: Handlers, label: str) -> gr.CheckboxGroup:
@@ -145,7 +150,7 @@ def region_section(handlers: Handlers, images: gr.Gallery, last: gr.State) -> No
                     position = gr.Number(1, precision=0, minimum=1, maximum=MAX_IMAGES, label="Number of the image")
                     new_seed = gr.Number(0, precision=0, minimum=0, label="Seed of the part")
                 regenerate = gr.Button("Regenerate this part", variant="primary")
-                changed = fast_png(gr.Image(label="Changed image", elem_id="changed", height=300, interactive=False))
+                changed = output_image("Changed image", elem_id="changed", height=300)
     shared = {"concurrency_id": "network"}
     images.select(show_errors(handlers.select_image), last, [position, editor], api_name=False, **shared)
     position.input(show_errors(handlers.edit), [last, position], editor, api_name=False, **shared)
@@ -254,11 +259,11 @@ def analyze_tab(handlers: Handlers, canvas: gr.ImageEditor, tabs: gr.Tabs) -> No
             analyze = gr.Button("Analyze", variant="primary")
             text = gr.Markdown()
         with gr.Column():
-            outlined = fast_png(gr.Image(label="Lesion outline", interactive=False))
+            outlined = output_image("Lesion outline")
             probabilities = gr.Label(label="Probabilities of the diagnoses")
         with gr.Column():
-            heatmap = fast_png(gr.Image(label="Heatmap (Grad-CAM, central square)", height=280, interactive=False))
-            sketch = fast_png(raw_path(gr.Image(label="Sketch", height=280, interactive=False)))
+            heatmap = output_image("Heatmap (Grad-CAM, central square)", height=280)
+            sketch = raw_path(output_image("Sketch", height=280))
             send = gr.Button("Generate from this sketch")
     analyze.click(
         show_errors(handlers.analyze),
@@ -268,6 +273,12 @@ def analyze_tab(handlers: Handlers, canvas: gr.ImageEditor, tabs: gr.Tabs) -> No
         concurrency_id="network",
     )
     send.click(show_errors(handlers.send_to_canvas), sketch, [canvas, tabs], api_name=False)
+
+
+def output_image(label: str, **options) -> gr.Image:
+    """An image that events show; screen readers say its label."""
+    spoken = {"alt_text": label} if GRADIO_6 else {}
+    return fast_png(gr.Image(label=label, interactive=False, **spoken, **options))
 
 
 def launch_page(
