@@ -103,6 +103,7 @@ BROUGHT_ALONG = {
     "nbformat",
     "gradio_client",
     "httpx",
+    "huggingface_hub",
     "fastapi",
     "starlette",
     "yaml",
