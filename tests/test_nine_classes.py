@@ -15,7 +15,7 @@ from helpers.config import get_config
 from helpers.data.audit import audit
 from helpers.data.layouts import read
 from helpers.data.store import StoreConfig, prepare, resize
-from helpers.models.classifier import ClassifierConfig, hide_surroundings, train_classifier
+from helpers.models.classifier import ClassifierConfig, hide_surroundings, predict, train_classifier
 from helpers.models.segmenter import load_segmenter, segment
 from helpers.models.trainer import TrainConfig
 from helpers.phantoms.photo import render
@@ -95,7 +95,7 @@ def classify(checkpoint: Path, images: Path, out: Path) -> pd.DataFrame:
     segmenter = get_config().released / "segmenter.safetensors"
     options = ["--images", str(images), "--out", str(out), "--checkpoint", str(checkpoint)]
     assert main(["classify", *options, "--segmenter", str(segmenter)]) == 0
-    return pd.read_csv(out, index_col="image_id").drop(columns="diagnosis")
+    return pd.read_csv(out, index_col="image_id").drop(columns=["diagnosis", "unsure", "unlike"])
 
 
 def test_classify_nine_classes_with_and_without_surroundings(nine, checkpoints, tmp_path, capsys):
@@ -114,8 +114,8 @@ def test_classify_gives_a_lesion_only_classifier_gray_surroundings(nine, checkpo
     images, inputs = next(nine.rglob("Train/melanoma")), {}
     for flag, path in checkpoints.items():
         monkeypatch.setattr(
-            "helpers.shell.inference.predict_proba",
-            lambda classifier, images, flag=flag: inputs.update({flag: images}) or np.full((len(images), 7), 1 / 7),
+            "helpers.shell.inference.predict",
+            lambda classifier, images, flag=flag: inputs.update({flag: images}) or predict(classifier, images),
         )
         classify(path, images, tmp_path / f"{flag}.csv")
     segmenter, _ = load_segmenter(get_config().released / "segmenter.safetensors")

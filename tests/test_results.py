@@ -20,6 +20,7 @@ def page(**changes) -> Page:
 def test_publish_writes_numbers_with_their_origin(tmp_path, monkeypatch):
     monkeypatch.setattr("sys.argv", ["helpers", "experiment", "toy", "--seed", "1"])
     monkeypatch.setenv("LESION_DATASET", "ham10000")
+    monkeypatch.delenv("LESION_PROFILE", raising=False)
     plt.figure()
     paths = publish("toy", ROWS, page(figure=plt.gcf(), caption="Bars"), tmp_path)
     assert [path.name for path in paths] == ["toy.csv", "toy.md", "toy.png"]

@@ -11,6 +11,7 @@ from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.models.checkpoint import check_held_out, read_checkpoint, training_data
+from helpers.models.checks import check_class_names
 from helpers.models.trainer import TrainTask
 
 # Layers that a checkpoint to initialize from may lack, and those that it may not have if the config lacks them.
@@ -50,13 +51,17 @@ def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str 
     try:
         if (style := saved["config"]["style"]) != config["style"]:
             raise ValueError(f"{path} has style {style!r}, the config says {config['style']!r}")
+        classes = saved["config"]["classes"]
+        if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
+            raise ValueError(f"{path} has classes that are no list of names")
+        check_class_names(tuple(classes))
         grows = bool(config["level_channels"]) and saved["config"]["size"] * 2 == config["size"]
         saved_networks = saved.get("networks", saved["ema_models"])
         if "generator" not in saved_networks:
             raise KeyError("it has no generator")
         for name, weights in saved_networks.items():
             weights = grow_weights(weights) if grows and name != "encoder" else weights
-            weights = match_classes(weights, networks[name], saved["config"]["classes"], config["classes"])
+            weights = match_classes(weights, networks[name], classes, config["classes"])
             unexpected = _load(networks[name], weights, f"{NEW_LAYERS}|{GROWN_LAYERS}" if grows else NEW_LAYERS, name)
             if dropped := [key for key in unexpected if re.match(CONDITIONING, key)]:
                 raise ValueError(f"{path} has {dropped[0]} in its {name}, the config has no such layer")
