@@ -54,7 +54,10 @@ def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str 
         classes = saved["config"]["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError(f"{path} has classes that are no list of names")
-        check_class_names(tuple(classes))
+        try:
+            check_class_names(tuple(classes))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         grows = bool(config["level_channels"]) and saved["config"]["size"] * 2 == config["size"]
         saved_networks = saved.get("networks", saved["ema_models"])
         if "generator" not in saved_networks:
