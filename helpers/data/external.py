@@ -111,7 +111,7 @@ def _derm7pt_table(folder: Path) -> Path | None:
 
 def read_derm7pt(folder: Path) -> DatasetTable:
     """derm7pt (Kawahara et al., doi:10.1109/JBHI.2018.2824327): the dermoscopic image of 1,011 cases; clinical
-    photographs are not read. Splits are the published ones, if their files are there."""
+    images are not read. Splits are the published ones, if their files are there."""
     problems: list[str] = []
     path = _derm7pt_table(folder)
     table = read_table(path, ["diagnosis", "derm"])  # the first column has the numbers of the cases
@@ -158,11 +158,9 @@ def is_pad_ufes_20(folder: Path) -> bool:
 
 
 def read_pad_ufes_20(folder: Path) -> DatasetTable:
-    """PAD-UFES-20 (Pacheco et al., arXiv 2007.00478): 2,298 photographs by telephones, in `images/` or
+    """PAD-UFES-20 (Pacheco et al., arXiv 2007.00478): 2,298 images taken by phones, in `images/` or
     `imgs_part_1/` and others."""
-    problems = [
-        "photographs by telephones, not dermoscopic images: unlike what networks for dermoscopy were trained on"
-    ]
+    problems = ["phone images, not dermoscopic ones: unlike what networks for dermoscopy were trained on"]
     path = find_table(folder, "metadata")
     table = read_table(path, ["img_id", "diagnostic"], id_column="img_id")
     labels = known_labels(table.assign(diagnosis=table["diagnostic"]), PAD_UFES_20_CLASSES, path, problems)

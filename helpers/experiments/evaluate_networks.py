@@ -204,7 +204,7 @@ def selective(
     if len(rows) < 2:
         notes.append("no coverage: an interval needs at least 2 images")
         return
-    predictions = predict(classifier, store.images[rows])
+    predictions = predict(classifier, classifier_inputs(classifier, store, rows))
     if predictions.unsure is None:
         notes.append("no coverage: the classifier has no confidence threshold")
     else:

@@ -100,9 +100,8 @@ def format_table(table: pd.DataFrame) -> str:
 def to_page(table: pd.DataFrame, name: str, measures: Sequence[str], by_class: bool = False) -> Page:
     """Page of a table of `to_table`: its overall rows, or with `by_class` all; and of `measures` a sentence each."""
     header, notes = table.attrs["header"], table.attrs["notes"]
-    overall = (
-        table if by_class else table[table.get("class", pd.Series("all", table.index)).isin(["all", None, np.nan])]
-    )
+    is_overall = table.get("class", pd.Series("all", table.index)).fillna("all") == "all"
+    overall = table if by_class else table[is_overall]
     shown = overall.reindex(columns=list(COLUMNS)).assign(value=[_interval(row) for row in overall.itertuples()])
     shown = shown[["protocol", *PRINTED]].dropna(axis=1, how="all").astype(object)
     shown = shown.map(lambda x: "" if pd.isna(x) else _number(x) if isinstance(x, float) else x)

@@ -86,7 +86,12 @@ def answers_table(folder: Path = RESULTS) -> str:
         text = page.read_text(encoding="utf-8")
         title, verdict = re.match(r"# (.*)", text), re.search(r"## Verdict\n\n(.*?)\n\n## ", text, re.DOTALL)
         if title and verdict:
-            lines.append([f"[{title[1]}](results/{page.name})", verdict[1].replace("\n", " ")])
+            lines.append(
+                [
+                    f"[{title[1]}](results/{page.name})",
+                    " ".join(verdict[1].replace("\n- ", " ").removeprefix("- ").split()),
+                ]
+            )
     return markdown_table(pd.DataFrame(lines, columns=["question", "answer"]))
 
 

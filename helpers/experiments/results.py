@@ -10,8 +10,10 @@ import platform
 import shlex
 import subprocess
 import sys
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -23,6 +25,7 @@ from helpers.data.files import atomic_file
 
 RESULTS = ROOT / "outputs" / "results"
 MAX_SETTINGS = 5
+LINE_LENGTH = 118  # of the text of a page
 FIGURE_DPI = 80  # keeps a figure below 300 KB
 # Their folders say nothing to others.
 MACHINE_OPTIONS = ("--out", "--data-root", "--extra-root", "--also-root", "--csv")
@@ -85,7 +88,7 @@ def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:
         markdown_table(page.table),
         figure,
         "## Verdict",
-        " ".join(page.verdict),
+        _bullets(page.verdict),
         "## Limits" if page.limits else "",
         _bullets(page.limits),
         "## How it was made",
@@ -152,4 +155,5 @@ def _cpu_name() -> str:
 
 
 def _bullets(lines: Sequence[str]) -> str:
-    return "\n".join(f"- {line}" for line in lines)
+    wrap = partial(textwrap.fill, width=LINE_LENGTH, subsequent_indent="  ", break_long_words=False)
+    return "\n".join(wrap(f"- {line}", break_on_hyphens=False) for line in lines)

@@ -112,7 +112,26 @@ class Features(ExperimentCommand):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Backbones(ExperimentCommand):
+class NetworkComparison(ExperimentCommand):
+    """Networks that were trained for equally many steps, scored on val."""
+
+    def report_networks(self, name: str, store: Store, rows: pd.DataFrame, keys: list[str], shorter: str = "") -> None:
+        """Print, write and publish the `rows`, which `keys` name the networks of; `shorter`: which took fewer steps."""
+        train = self.settings.train
+        page = Page(
+            question=f"Which of these {name} is best after equally many steps?",
+            settings=[data_line(store), training_line(train) + shorter, f"seed {train.seed}"],
+            table=to_wide(rows, keys),
+            verdict=[best_sentence(rows, rows["measure"].iloc[0], keys)],
+            limits=[VAL_LIMIT, SEED_LIMIT],
+            figure=interval_figure(rows, keys),
+            caption="Scores on val with 95 % intervals over lesions",
+        )
+        self.report(name, store, rows, page)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbones(NetworkComparison):
     """Balanced accuracy and AUC on val of several networks after equally many steps."""
 
     preset: ClassVar = "backbones"
@@ -122,45 +141,22 @@ class Backbones(ExperimentCommand):
         settings = self.settings
         store = self.store(settings.classifier.size, classes=settings.classifier.classes)
         rows = backbones.backbone_experiment(store, settings, self.folder("backbones"))
-        halved = [f"{name} half of them" for name in backbones.HALF_STEPS if name in settings.archs]
-        page = Page(
-            question="Which classification network is best after equally many steps?",
-            settings=[
-                data_line(store),
-                "; ".join([training_line(settings.train), *halved]),
-                f"seed {settings.train.seed}",
-            ],
-            table=to_wide(rows, ["arch"]),
-            verdict=[best_sentence(rows, "balanced_accuracy", ["arch"])],
-            limits=[VAL_LIMIT, SEED_LIMIT],
-            figure=interval_figure(rows, ["arch"]),
-            caption="Scores on val with 95 % intervals over lesions",
-        )
-        self.report("backbones", store, rows, page)
+        halved = "".join(f"; {name} half of them" for name in backbones.HALF_STEPS if name in settings.archs)
+        self.report_networks("backbones", store, rows, ["arch"], halved)
         return 0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Segmenters(ExperimentCommand):
+class Segmenters(NetworkComparison):
     """Mean Jaccard index on val of several networks after equally many steps."""
 
     preset: ClassVar = "segmenters"
     settings: Flat[segmenters.SegmenterExperiment]
 
     def run(self) -> int:
-        settings, keys = self.settings, ["arch", "encoder"]
-        store = self.store(settings.segmenter.size, crop="none")
-        rows = segmenters.segmenter_experiment(store, settings, self.folder("segmenters"))
-        page = Page(
-            question="Which segmentation network is best after equally many steps?",
-            settings=[data_line(store), training_line(settings.train), f"seed {settings.train.seed}"],
-            table=to_wide(rows, keys),
-            verdict=[best_sentence(rows, "jaccard", keys)],
-            limits=[VAL_LIMIT, SEED_LIMIT],
-            figure=interval_figure(rows, keys),
-            caption="Mean Jaccard index on val with 95 % intervals over lesions",
-        )
-        self.report("segmenters", store, rows, page)
+        store = self.store(self.settings.segmenter.size, crop="none")
+        rows = segmenters.segmenter_experiment(store, self.settings, self.folder("segmenters"))
+        self.report_networks("segmenters", store, rows, ["arch", "encoder"])
         return 0
 
 
