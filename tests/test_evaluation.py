@@ -369,5 +369,5 @@ def test_to_page_shows_overall_rows_and_says_what_they_compare_with():
     ]  # fmt: skip
     page = to_page(to_table(rows, ["store", "config"], ["a note"]), "x on y", ("kid",))
     assert page.question == "How good is x on y?" and page.settings == ["store", "config"] and page.limits == ["a note"]
-    assert page.verdict == ["Kid: 0.0200 (0.0100 to 0.0300) (natural, pool, synthetic, N 50, floor 0.0040)."]
+    assert page.verdict == ["KID 0.0200 (0.0100 to 0.0300), floor 0.0040, N 50: natural mix, pool, synthetic."]
     assert len(page.table) == 2 and "MEL" not in page.table.to_string()

@@ -28,6 +28,7 @@ COLUMNS = ("protocol", "extractor", "compared", "class", "measure", "value", "lo
            "real", "majority")  # fmt: skip
 ALWAYS = ("measure", "value", "low", "high", "n")
 # Where a measure has a line of its own.
+ACRONYMS = ("kid", "fd", "fid", "auc", "hd95")  # in capitals in sentences
 PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", "real", "majority")
 
 
@@ -117,10 +118,12 @@ def sentences(table: pd.DataFrame, measures: Sequence[str]) -> list[str]:
     for row in table.reindex(columns=list(COLUMNS)).itertuples():
         if row.measure not in measures or str(row.compared).startswith(("floor", "blurred", "other", "real")):
             continue
-        facts = [row.protocol, row.extractor, row.compared, f"N {row.n}"]
-        facts += [f"{k} {_number(getattr(row, k))}" for k in ("floor", "real", "majority") if pd.notna(getattr(row, k))]
-        details = ", ".join(str(fact) for fact in facts if pd.notna(fact))
-        lines.append(f"{row.measure.replace('_', ' ').capitalize()}: {_interval(row)} ({details}).")
+        name = row.measure.upper() if row.measure in ACRONYMS else row.measure.replace("_", " ").capitalize()
+        facts = [f"{k} {_number(getattr(row, k))}" for k in ("floor", "real", "majority") if pd.notna(getattr(row, k))]
+        setting = [f"{row.protocol} mix"] if pd.notna(row.protocol) else []
+        setting += [word for word in (row.extractor, row.compared) if pd.notna(word)]
+        text = ", ".join([f"{name} {_interval(row)}", *facts, f"N {row.n:,}"])
+        lines.append(f"{text}{': ' * bool(setting)}{', '.join(setting)}.")
     return lines
 
 
