@@ -34,6 +34,7 @@ def test_grid_with_colors_masks_and_short_rows_scales_each_image():
 
 def test_grid_without_rows_says_nothing_to_show():
     assert [text.get_text() for text in plots.grid([]).texts] == ["nothing to show"]
+    assert len(plots.grid(np.zeros((2, 3, 8, 8, 3), np.uint8)).axes) == 6, "an array of images"
 
 
 def test_save_small_figure_displays_the_written_png_and_closes_the_figure(tmp_path):

@@ -30,7 +30,7 @@ def grid(
 
     Rows may differ in length; without rows the figure says "nothing to show". `cell`: side of an image in inches.
     """
-    if not rows:
+    if not len(rows):
         figure = plt.figure(figsize=(4, 0.5))
         figure.text(0.5, 0.5, "nothing to show", ha="center", va="center")
         return figure
