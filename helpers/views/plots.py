@@ -140,14 +140,17 @@ def diagram(boxes: dict[str, tuple[float, float]], arrows: Sequence[tuple[str, s
     figure, axis = plt.subplots(figsize=(2 * (right - left + 1), top - bottom + 0.8))
     axis.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom - 0.4, top + 0.4))
     axis.axis("off")
-    for start, end, text in arrows:
-        style = {"arrowstyle": "->", "color": "0.4", "shrinkA": 32, "shrinkB": 34}
-        axis.annotate("", boxes[end], boxes[start], arrowprops=style)
-        axis.text(*np.mean([boxes[start], boxes[end]], axis=0), text, fontsize=8, ha="center", va="bottom")
+    patches = {}
     for text, position in boxes.items():
         color = PALETTE[5] if text.split("\n")[0].isupper() else "white"
-        box = {"boxstyle": "round,pad=0.4", "facecolor": color, "edgecolor": "0.4"}
-        axis.text(*position, text, fontsize=9, ha="center", va="center", bbox=box)
+        style = {"boxstyle": "round,pad=0.4", "facecolor": color, "edgecolor": "0.4"}
+        patches[text] = axis.text(*position, text, fontsize=9, ha="center", va="center", bbox=style).get_bbox_patch()
+    for start, end, text in arrows:
+        style = {"arrowstyle": "->", "color": "0.4", "patchA": patches[start], "patchB": patches[end], "shrinkB": 1}
+        axis.annotate("", boxes[end], boxes[start], arrowprops=style)
+        middle = 0.4 * np.array(boxes[start]) + 0.6 * np.array(boxes[end])
+        style = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axis.text(*middle, text, fontsize=8, ha="center", va="center", bbox=style if text else None)
     return figure
 
 
