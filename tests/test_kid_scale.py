@@ -66,6 +66,17 @@ def test_kid_scale_reaches_the_targets_by_damage_that_grows(phantom_store, tmp_p
     assert "none is of a patient" in paths[1].read_text(encoding="utf-8")
 
 
+def test_figure_has_every_image_under_its_target_and_gaps_between():
+    values, reached = [0.0, 0.008, 0.05, 0.12, 0.31, 0.5], [True, False, True, True, True, False]
+    table = pd.DataFrame({"damage": "blur", "target": TARGETS, "value": values, "reached": reached})
+    images = [np.full((8, 8, 3), 40 * k, np.uint8) for k in range(4)]
+    drawn = module.figure(table, {"blur": images})
+    pixels = [int(axis.images[0].get_array().max()) for axis in drawn.axes]
+    assert pixels == [0, 255, 40, 80, 120, 255] and [axis.axison for axis in drawn.axes] == reached
+    assert drawn.axes[2].get_title() == "KID 0.05" and drawn.axes[2].get_xlabel() == "0.050"
+    assert verdict(table)[1:] == ["The strongest blur has a KID of 0.500."], "0.02 was only between two steps"
+
+
 def test_kid_scale_of_few_images_raises():
     with pytest.raises(ValueError, match="num_images must be at least 10, got 9"):
         module.KidScale(num_images=9)

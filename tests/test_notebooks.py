@@ -59,6 +59,17 @@ def test_notebook_cells_are_short_and_explained(notebook, request):
     assert any("assert" in cell.source for cell in code_cells(notebook))
 
 
+def test_notebook_has_formulas_and_one_sentence_under_every_figure(notebook, request):
+    if request.node.callspec.id[:2] not in ("03", "05"):
+        pytest.skip("another notebook")
+    figures = [k for k, cell in enumerate(notebook.cells) if re.search(r"^(save|Image)\(", cell.source, re.MULTILINE)]
+    sentences = [notebook.cells[k + 1].source for k in figures]
+    assert len(figures) >= 8 and sum("$$" in cell.source for cell in notebook.cells) >= 1
+    for sentence in sentences:
+        assert sentence.startswith("**What to see:** ") and sentence.endswith(".") and "\n" not in sentence
+        assert ". " not in sentence.removesuffix("."), "one sentence"
+
+
 def test_notebook_code_does_not_branch_on_profile_or_dataset(notebook):
     source = "\n".join(cell.source for cell in code_cells(notebook)[1:])
     assert not re.search(r"cfg\.(profile|dataset)\s*(==|!=|in\b)|\bif cfg\.(profile|dataset)", source)

@@ -34,6 +34,7 @@ def test_grid_with_colors_masks_and_short_rows_scales_each_image():
 
 def test_grid_without_rows_says_nothing_to_show():
     assert [text.get_text() for text in plots.grid([]).texts] == ["nothing to show"]
+    assert len(plots.grid(np.zeros((2, 3, 8, 8, 3), np.uint8)).axes) == 6, "an array of images"
 
 
 def test_save_small_figure_displays_the_written_png_and_closes_the_figure(tmp_path):
@@ -85,11 +86,35 @@ def test_intervals_draw_values_and_ends_in_order():
     assert (first.get_title(), second.get_title(), first.get_xlabel()) == ("a", "b", "KID")
 
 
-def test_lines_draw_one_chart_per_title_over_the_same_x():
-    figure = plots.lines([10, 20, 40], {"KID": [0.1, 0.0, -0.1], "FD": [9, 5, 3]}, "images")
-    assert [axis.get_title() for axis in figure.axes] == ["KID", "FD"]
-    assert figure.axes[1].lines[0].get_ydata().tolist() == [9, 5, 3]
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["10", "20", "40"]
+def test_curves_are_named_at_their_ends_without_overlap():
+    history = {"step": [1, 2], "a": [0.0, 1.0], "b": [0.0, 1.0], "c": [5.0, 0.0]}
+    (axis,) = plots.curves(history, [["a", "b", "c"]]).axes
+    assert [text.get_text() for text in axis.texts] == ["c", "a", "b"] and axis.get_legend() is None
+    heights = [text.get_position()[1] for text in axis.texts]
+    assert np.diff(heights).min() >= 0.119 and axis.texts[0].get_color() == axis.lines[2].get_color()
+
+
+def test_bands_draw_a_line_in_a_band_per_title_over_the_same_x():
+    rows = [5, 4, 3], [1, 2, 2], [9, 6, 4]
+    kid, fd = plots.bands([10, 20, 40], {"KID": rows, "FD": rows}, "images").axes
+    assert (kid.get_title(), fd.get_title(), fd.get_xlabel()) == ("KID", "FD", "images")
+    assert fd.lines[0].get_ydata().tolist() == [5, 4, 3]
+    corners = kid.collections[0].get_paths()[0].vertices
+    assert (corners[:, 1].min(), corners[:, 1].max()) == (1, 9)
+    assert [label.get_text() for label in kid.get_xticklabels()] == ["10", "20", "40"]
+    (linear,) = plots.bands([10, 20, 40], {"KID": rows}, "images", log=False).axes
+    assert linear.get_xscale() == "linear" and kid.get_xscale() == "log"
+
+
+def test_diagram_has_every_box_and_an_arrow_between_their_centers():
+    figure = plots.diagram({"sketch": (0, 0), "GENERATOR\nU-Net": (1, 2)}, [("sketch", "GENERATOR\nU-Net", "lines")])
+    (axis,) = figure.axes
+    boxes = {text.get_text(): text for text in axis.texts if text.get_bbox_patch() and text.get_text()}
+    assert list(boxes) == ["sketch", "GENERATOR\nU-Net", "lines"]
+    colors = [text.get_bbox_patch().get_facecolor() for text in boxes.values()]
+    assert colors[0] == colors[2] == (1, 1, 1, 1) != colors[1], "networks are colored"
+    (arrow,) = (text for text in axis.texts if getattr(text, "arrow_patch", None))
+    assert (arrow.xyann, arrow.xy) == ((0, 0), (1, 2))
 
 
 def test_distributions_of_groups_of_different_size_each_sum_to_one():

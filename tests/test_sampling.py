@@ -10,9 +10,11 @@ from helpers.models.networks import BaseGenerator, random_noise
 from helpers.models.sampling import (
     make_preview,
     mixed_noise,
+    read_previews,
     sample,
     sample_batch,
     sample_variations,
+    save_preview,
     seeded_noise,
     slerp,
 )
@@ -238,3 +240,22 @@ def test_sample_variations_unusable_arguments_raise():
     plain = replace(CONDITIONED, artifacts=False).generator().eval().requires_grad_(False)
     with pytest.raises(ValueError, match="was not conditioned on artifacts"):
         variations(plain, artifacts=HAIR[0])
+
+
+def test_read_previews_returns_the_images_that_were_saved(tmp_path):
+    generator, steps = conditioned_generator(), (0, 12, 100)
+    preview = {
+        "sketches": torch.zeros(6, 1, 64, 64),
+        "labels": torch.arange(6),
+        "latents": torch.zeros(6, 16),
+        "columns": 3,
+    }
+    for step in steps:
+        save_preview(generator, preview, tmp_path / f"grid-{step:06d}.png")
+    grids = read_previews(tmp_path, 64)
+    assert list(grids) == [0, 12, 100] and grids[0].shape == (2, 3, 64, 64, 3)
+    torch.manual_seed(0)
+    images = generator(*(preview[k] for k in ("sketches", "labels", "latents")), torch.zeros(6, 7))
+    expected = ((images + 1) * 127.5).permute(0, 2, 3, 1).reshape(2, 3, 64, 64, 3).numpy()
+    assert np.abs(grids[12] - expected).max() <= 1, "rounded, without the frame"
+    assert read_previews(tmp_path / "absent", 64) == {}

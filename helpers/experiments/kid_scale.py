@@ -24,7 +24,7 @@ TARGETS = (0.0, 0.02, 0.05, 0.1, 0.3, 0.8)
 STEPS = 32  # of strength, so that bisections share them
 LIMITS = (
     "The same KID can look different: it depends on the kind of damage, on the extractor and on the images.",
-    "Values that even the strongest damage does not reach have no image.",
+    "Values that no step of a damage comes near have no image.",
     "KID 0 is another half of the images: its value is the error of a KID of this N.",
 )
 
@@ -101,13 +101,17 @@ def bisect(measure: Callable[[int], float], target: float) -> int:
 
 
 def figure(table: pd.DataFrame, shown: dict[str, list[np.ndarray]]) -> Figure:
-    """A row per damage, with the measured KID under each image."""
-    titles = [f"KID {target:g}" for target in TARGETS]
-    drawn = grid(list(shown.values()), list(shown), titles)
-    by_damage = table[table["reached"]].groupby("damage", sort=False)["value"].agg(list)
-    for row, name in enumerate(shown):
-        for axis, value in zip(drawn.axes[row * len(TARGETS) :], by_damage[name], strict=False):
-            axis.set_xlabel(f"{value:.3f}", fontsize=8, labelpad=2)
+    """A row per damage and a column per target, with the measured KID under each image."""
+    titles, rows = [f"KID {target:g}" for target in TARGETS], []
+    for name, images in shown.items():
+        remaining, blank = iter(images), np.full_like(images[0], 255)
+        rows.append([next(remaining) if reached else blank for reached in table["reached"][table["damage"] == name]])
+    drawn = grid(rows, list(shown), titles)
+    for axis, row in zip(drawn.axes, table.itertuples(), strict=True):
+        if row.reached:
+            axis.set_xlabel(f"{row.value:.3f}", fontsize=8, labelpad=2)
+        else:
+            axis.axis("off")
     drawn.subplots_adjust(hspace=0.2, bottom=0.05)
     return drawn
 
@@ -121,7 +125,8 @@ def summary_table(table: pd.DataFrame) -> pd.DataFrame:
 
 def verdict(table: pd.DataFrame) -> list[str]:
     """The error of KID and what was out of reach, in sentences."""
-    out_of_reach = table[~table["reached"]].groupby("damage", sort=False)
+    farthest = table["target"].where(table["reached"]).groupby(table["damage"]).transform("max")
+    out_of_reach = table[table["target"] > farthest].groupby("damage", sort=False)
     lines = [f"The strongest {name} has a KID of {part['value'].max():.3f}." for name, part in out_of_reach]
     return [f"Undamaged images have a KID of {table['value'][0]:.3f}.", *lines]
 

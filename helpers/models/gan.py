@@ -372,7 +372,8 @@ def train_gan(
     With `config.paired` False, `sketches uint8 (M, H, W)` in {0, 255} are used and images need none; without `sketches`
     each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from, also of
     other classes, see `init_networks`.
-    `evaluate` is called with generator and step before the first step, then with the EMA generator at checkpoints.
+    `evaluate` is called with generator and step before the first step, then with the EMA generator at checkpoints; a
+    grid is written as often.
 
     Unknown artifact flags are filled by the released detector. Raises `ValueError` if the config does not fit the store
     or the initial checkpoint, `DataError` if there are no training images, or unknown flags and no detector, or if
@@ -392,9 +393,9 @@ def train_gan(
     start_from(task, init_from, store, rows, allowed=rows)
     if config.artifacts:
         set_artifact_rates(generator, store, rows)
-    if evaluate and not (Path(out) / "checkpoint.pt").is_file() and PartialState().is_main_process:
+    if not (Path(out) / "checkpoint.pt").is_file() and PartialState().is_main_process:
         Path(out).mkdir(parents=True, exist_ok=True)
-        evaluate(generator.eval(), 0)
+        task.on_checkpoint({"generator": generator.eval()}, Path(out), 0)
         generator.train()
     get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sampling)
     return train(task, get_batch, out, train_config)

@@ -12,10 +12,11 @@ from torch import Tensor
 from torchvision.utils import save_image
 
 from helpers.data.batches import SketchSampling, to_tensors
-from helpers.data.files import atomic_file
+from helpers.data.files import atomic_file, read_image
 from helpers.data.store import UNKNOWN, Store
 from helpers.models.networks import BaseGenerator, Generator, Noise, random_noise
 
+FRAME = 2  # pixels around the images of a saved grid
 NOT_CONDITIONED = "the generator was not conditioned on artifacts: train it with --artifacts"
 
 
@@ -281,4 +282,16 @@ def save_preview(generator: BaseGenerator, preview: dict, path: Path) -> None:
     if generator.num_artifacts:
         args.append(torch.zeros(len(args[0]), generator.num_artifacts, device=device))
     with atomic_file(path) as temporary:
-        save_image(generator(*args), temporary, nrow=preview["columns"], value_range=(-1, 1), normalize=True)
+        save_image(
+            generator(*args), temporary, nrow=preview["columns"], value_range=(-1, 1), normalize=True, padding=FRAME
+        )
+
+
+def read_previews(folder: str | Path, size: int) -> dict[int, np.ndarray]:
+    """The grids of `save_preview` in a training's folder, by step: `uint8 (rows, columns, size, size, 3)` each."""
+    grids = {}
+    for path in sorted(Path(folder).glob("grid-*.png")):
+        pixels, side = read_image(path)[FRAME:, FRAME:], size + FRAME
+        images = pixels.reshape(len(pixels) // side, side, -1, side, 3).swapaxes(1, 2)
+        grids[int(path.stem.removeprefix("grid-"))] = images[:, :, :size, :size]
+    return grids

@@ -11,6 +11,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from IPython.display import Image as DisplayImage
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -29,7 +30,7 @@ def grid(
 
     Rows may differ in length; without rows the figure says "nothing to show". `cell`: side of an image in inches.
     """
-    if not rows:
+    if not len(rows):
         figure = plt.figure(figsize=(4, 0.5))
         figure.text(0.5, 0.5, "nothing to show", ha="center", va="center")
         return figure
@@ -76,16 +77,27 @@ def class_counts(counts: pd.DataFrame) -> Figure:
 
 
 def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> Figure:
-    """Curves of a training's history over its key `step`: one chart per group of keys."""
+    """Curves of a training's history over its key `step`: one chart per group of keys, named at their ends."""
     figure, axes = plt.subplots(1, len(groups), figsize=(2.5 * len(groups), 2.2), squeeze=False)
     for axis, names in zip(axes[0], groups, strict=True):
         for name, color in zip(names, PALETTE, strict=False):
             axis.plot(history["step"], history[name], color=color, label=name.replace("_", " "))
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
+        label_ends(axis)
     figure.tight_layout()
     return figure
+
+
+def label_ends(axis: Axes) -> None:
+    """Write the label of every line at the right of its last point, in its color; labels do not overlap."""
+    low, high = axis.get_ylim()
+    heights = [(line.get_ydata()[-1] - low) / (high - low) for line in axis.lines]
+    previous = -1.0
+    for line, height in sorted(zip(axis.lines, heights, strict=True), key=lambda pair: pair[1]):
+        previous = max(height, previous + 0.12)  # a line of text
+        axis.text(1.02, previous, line.get_label(), color=line.get_color(), fontsize=8, va="center",
+                  transform=axis.transAxes)  # fmt: skip
 
 
 def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figure:
@@ -104,16 +116,41 @@ def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figur
     return figure
 
 
-def lines(x: Sequence[float], charts: dict[str, Sequence[float]], label: str) -> Figure:
-    """One chart per title: its values over the same `x`, on a log2 axis with `label`."""
-    figure, axes = plt.subplots(1, len(charts), figsize=(3.5 * len(charts), 2.2), squeeze=False, layout="constrained")
-    for axis, (title, y) in zip(axes[0], charts.items(), strict=True):
-        axis.plot(x, y, "o-", color=PALETTE[1])
+def bands(x: Sequence[float], charts: dict[str, Sequence[Sequence[float]]], label: str, log: bool = True) -> Figure:
+    """One chart per title: `(middle, low, high)`, each over the same `x`, as a line in a band. `label`: of the x axis,
+    whose scale is log2 with a tick per value, or linear."""
+    figure, axes = plt.subplots(1, len(charts), figsize=(4.2 * len(charts), 2.4), squeeze=False, layout="constrained")
+    for axis, (title, (middle, low, high)) in zip(axes[0], charts.items(), strict=True):
+        axis.fill_between(x, low, high, color=PALETTE[1], alpha=0.25, linewidth=0)
+        axis.plot(x, middle, "o-", markersize=3, color=PALETTE[1])
         axis.axhline(0, color="0.6", linewidth=0.8)
-        axis.set_xscale("log", base=2)
-        axis.set_xticks(x, x)
-        axis.set(title=title, xlabel=label)
+        if log:
+            axis.set_xscale("log", base=2)
+            axis.set_xticks(x, x)
+        axis.set_title(title, fontsize=10)
+        axis.set_xlabel(label)
         axis.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def diagram(boxes: dict[str, tuple[float, float]], arrows: Sequence[tuple[str, str, str]]) -> Figure:
+    """Boxes by their text, each centered at (x, y) in units of 2 by 1 inches, and arrows (from, to, text). Networks are
+    the boxes whose text is upper case in its first line."""
+    (left, right), (bottom, top) = ((min(values), max(values)) for values in zip(*boxes.values(), strict=True))
+    figure, axis = plt.subplots(figsize=(2 * (right - left + 1), top - bottom + 0.8))
+    axis.set(xlim=(left - 0.5, right + 0.5), ylim=(bottom - 0.4, top + 0.4))
+    axis.axis("off")
+    patches = {}
+    for text, position in boxes.items():
+        color = PALETTE[5] if text.split("\n")[0].isupper() else "white"
+        style = {"boxstyle": "round,pad=0.4", "facecolor": color, "edgecolor": "0.4"}
+        patches[text] = axis.text(*position, text, fontsize=9, ha="center", va="center", bbox=style).get_bbox_patch()
+    for start, end, text in arrows:
+        style = {"arrowstyle": "->", "color": "0.4", "patchA": patches[start], "patchB": patches[end], "shrinkB": 1}
+        axis.annotate("", boxes[end], boxes[start], arrowprops=style)
+        middle = 0.4 * np.array(boxes[start]) + 0.6 * np.array(boxes[end])
+        style = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+        axis.text(*middle, text, fontsize=8, ha="center", va="center", bbox=style if text else None)
     return figure
 
 
