@@ -6,11 +6,13 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 from IPython.display import HTML
 from IPython.display import Image as DisplayImage
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -76,16 +78,27 @@ def class_counts(counts: pd.DataFrame) -> Figure:
 
 
 def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> Figure:
-    """Curves of a training's history over its key `step`: one chart per group of keys."""
-    figure, axes = plt.subplots(1, len(groups), figsize=(2.5 * len(groups), 2.2), squeeze=False)
+    """Curves of a training's history over its key `step`: one chart per group of keys, each curve named at its end."""
+    figure, axes = plt.subplots(1, len(groups), figsize=(3 * len(groups), 2.2), squeeze=False, layout="constrained")
     for axis, names in zip(axes[0], groups, strict=True):
         for name, color in zip(names, PALETTE, strict=False):
             axis.plot(history["step"], history[name], color=color, label=name.replace("_", " "))
         axis.set_xlabel("step")
         axis.spines[["top", "right"]].set_visible(False)
-        axis.legend(frameon=False, fontsize=8)
-    figure.tight_layout()
+        _name_curves(axis)
     return figure
+
+
+def _name_curves(axis: Axes) -> None:
+    """Write the label of every curve next to its last point, in its color; names that would overlap are moved apart."""
+    named = [line for line in axis.lines if not line.get_label().startswith("_")]
+    low, high = axis.get_ylim()
+    gap, below = 0.11 * (high - low), -np.inf  # height of a line of text
+    for line in sorted(named, key=lambda line: line.get_ydata()[-1]):
+        (x, y), below = (line.get_xdata()[-1], line.get_ydata()[-1]), max(line.get_ydata()[-1], below + gap)
+        place = {"textcoords": axis.get_yaxis_transform(), "va": "center", "fontsize": 8, "annotation_clip": False}
+        arrow = {"arrowstyle": "-", "color": line.get_color(), "linewidth": 0.5}
+        axis.annotate(line.get_label(), (x, y), (1.04, below), color=line.get_color(), arrowprops=arrow, **place)
 
 
 def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figure:
@@ -184,19 +197,20 @@ def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, axis = plt.subplots(figsize=(3.6, 2.8), layout="constrained")
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     for color, (name, table) in zip(PALETTE, tables.items(), strict=False):
-        axis.plot(table["confidence"], table["accuracy"], color=color, alpha=0.4)
+        axis.plot(table["confidence"], table["accuracy"], color=color, alpha=0.4, label=name)
         areas = 120 * table["N"] / table["N"].sum()
-        axis.scatter(table["confidence"], table["accuracy"], s=areas + 4, color=color, label=name)
+        axis.scatter(table["confidence"], table["accuracy"], s=areas + 4, color=color)
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    _name_curves(axis)
     return figure
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
-    """A copy of `image uint8 (H, W, 3)` with the border of `mask (H, W)` in {0, 1} in an RGB color."""
-    padded = np.pad(mask, 1)
-    inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    """A copy of `image uint8 (H, W, 3)` with the border of `mask uint8 (H, W)` in {0, 1}, two pixels thick, in an RGB
+    color."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    inner = cv2.erode(mask, cross, iterations=2, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     marked = image.copy()
     marked[(mask == 1) & (inner == 0)] = color
     return marked
@@ -231,6 +245,12 @@ def save(figure: Figure, path: str | Path) -> DisplayImage:
     figure.savefig(temporary, dpi=110, bbox_inches="tight")
     temporary.replace(path)
     plt.close(figure)
+    return show(path)
+
+
+def show(path: str | Path) -> DisplayImage:
+    """The image file `path` for a notebook: a PNG as it is if it is small, else as JPEG."""
+    path = Path(path)
     if path.stat().st_size < 60_000:
         return DisplayImage(data=path.read_bytes(), format="png")
     jpeg = BytesIO()
