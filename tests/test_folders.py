@@ -25,7 +25,9 @@ def test_writing_a_folder_again_replaces_it(tmp_path):
 
 
 def test_draw_tree_shows_folders_tables_and_numbers_of_images(tmp_path):
-    (tmp_path / "Train/a").mkdir(parents=True)
-    for name in ("Train/a/1.jpg", "Train/a/2.jpg", "Train/labels.csv", "notes.txt"):
+    for name in ("Train/a", "Train/b"):
+        (tmp_path / name).mkdir(parents=True)
+    for name in ("Train/a/1.jpg", "Train/a/2.jpg", "Train/b/3.jpg", "Train/labels.csv", "notes.txt"):
         (tmp_path / name).write_text("")
-    assert draw_tree(tmp_path).split("\n") == ["|-- Train/", "|   |-- a/  2 images", "|   |-- labels.csv"]
+    lines = ["|-- Train/", "|   |-- a/  2 images", "|   |-- b/  1 image", "|   |-- labels.csv"]
+    assert draw_tree(tmp_path).split("\n") == lines

@@ -63,7 +63,8 @@ def draw_tree(folder: str | Path, indent: str = "") -> str:
     for path in inner:
         images = sum(file.is_file() and file.suffix != ".csv" for file in path.iterdir()) if path.is_dir() else 0
         name = f"{path.name}/" if path.is_dir() else path.name
-        lines.append(f"{indent}|-- {name}{f'  {images} images' * bool(images)}")
+        count = f"  {images} image{'s' * (images > 1)}" if images else ""
+        lines.append(f"{indent}|-- {name}{count}")
         if path.is_dir() and (below := draw_tree(path, f"{indent}|   ")):
             lines.append(below)
     return "\n".join(lines)
