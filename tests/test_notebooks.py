@@ -100,10 +100,12 @@ def test_notebook_files_are_small():
 
 @pytest.fixture(scope="module")
 def own_root(tmp_path_factory) -> Path:
-    """Instead of the repository: released weights, class folders without masks, and room for stores and outputs."""
+    """Instead of the repository: released weights, published results, class folders without masks; room for outputs."""
     root = tmp_path_factory.mktemp("own")
     (root / "data").mkdir()
     (root / "data/released").symlink_to(ROOT / "data/released")
+    (root / "outputs").mkdir()
+    (root / "outputs/results").symlink_to(ROOT / "outputs/results")
     own_images(root / "data/folders")
     return root
 
