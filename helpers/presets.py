@@ -89,11 +89,12 @@ DEMO = {
         ClassifierConfig(64),
         GANConfig(64, base_channels=16),
         dcgan_config(64, base_channels=16),
-        TrainConfig(30, 32),
+        TrainConfig(80, 32),  # after 30 the classifiers name most lesions as one class
         TrainConfig(150, 4),
         TrainConfig(100, 8),
         num_synthetic=300,
         folds=2,
+        seeds=(0, 1),
     ),
     "balancing": BalancingExperiment(
         ClassifierConfig(64, arch="mobilenet_v2"),

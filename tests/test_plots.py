@@ -1,6 +1,7 @@
 import re
 from base64 import b64decode
 from io import BytesIO
+from itertools import pairwise
 
 import matplotlib
 
@@ -10,6 +11,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from helpers.data.layouts import read
@@ -50,6 +52,15 @@ def test_save_figure_of_images_displays_a_smaller_jpeg(tmp_path):
     assert display.format == "jpeg" and len(display.data) < (tmp_path / "noise.png").stat().st_size
 
 
+def test_show_displays_a_small_file_as_it_is_and_a_large_one_as_jpeg(tmp_path):
+    noise = np.random.default_rng(0).integers(0, 255, (200, 200, 3), dtype=np.uint8)
+    for image, name, expected in ((noise[:20, :20], "small.png", "png"), (noise, "large.png", "jpeg")):
+        Image.fromarray(image).save(tmp_path / name)
+        display = plots.show(tmp_path / name)
+        assert display.format == expected
+        assert Image.open(BytesIO(display.data)).size == image.shape[1::-1]
+
+
 def test_class_counts_bars_sum_to_all_images(phantoms):
     counts = read(phantoms).counts()
     (axis,) = plots.class_counts(counts).axes
@@ -57,11 +68,17 @@ def test_class_counts_bars_sum_to_all_images(phantoms):
     assert heights == counts.loc["all", "all"] and axis.get_ylabel() == "images (log)"
 
 
-def test_overlay_marks_only_the_border_and_copies_the_image():
-    mask, image = np.zeros((10, 10), np.uint8), np.zeros((10, 10, 3), np.uint8)
-    mask[3:7, 3:7] = 1
+def test_overlay_marks_a_border_of_two_pixels_and_copies_the_image():
+    mask, image = np.zeros((12, 12), np.uint8), np.zeros((12, 12, 3), np.uint8)
+    mask[2:10, 2:10] = 1
     marked = plots.overlay(image, mask, color=(9, 9, 9))
-    assert (marked[..., 0] == 9).sum() == 12 and marked[4:6, 4:6].max() == 0 and image.max() == 0
+    assert (marked[2:10, 2:10, 0] == 9).sum() == (marked == 9).sum() / 3 == 8 * 8 - 4 * 4
+    assert marked[4:8, 4:8].max() == 0 and image.max() == 0
+
+
+def test_overlay_marks_the_edge_of_the_image_where_the_mask_reaches_it():
+    marked = plots.overlay(np.zeros((10, 10, 3), np.uint8), np.ones((10, 10), np.uint8))
+    assert marked[:2].any(axis=2).all() and marked[:, -2:].any(axis=2).all() and not marked[2:-2, 2:-2].any()
 
 
 def test_curves_draw_every_key_of_a_group_over_the_steps():
@@ -75,6 +92,19 @@ def test_curves_draw_every_key_of_a_group_over_the_steps():
     lines = [line for axis in figure.axes for line in axis.lines]
     assert [line.get_label() for line in lines] == ["loss d", "real score", "fake score"]
     assert lines[0].get_xydata().tolist() == [[10, 2.0], [20, 1.5], [30, 1.0]]
+    names = {text.get_text(): text for axis in figure.axes for text in axis.texts}
+    assert set(names) == {"loss d", "real score", "fake score"}
+    assert all(names[line.get_label()].get_color() == line.get_color() for line in lines)
+    assert names["real score"].get_position()[1] > names["fake score"].get_position()[1]
+    assert not any(axis.get_legend() for axis in figure.axes)
+
+
+def test_curves_that_end_at_one_value_have_names_that_do_not_overlap():
+    history = {"step": [1, 2], "a": [0.0, 1.0], "b": [1.0, 1.0], "c": [2.0, 1.0]}
+    figure = plots.curves(history, [["a", "b", "c"]])
+    figure.canvas.draw()
+    boxes = sorted((Text.get_window_extent(text) for text in figure.axes[0].texts), key=lambda box: box.y0)
+    assert len(boxes) == 3 and all(lower.y1 <= upper.y0 for lower, upper in pairwise(boxes))
 
 
 def test_intervals_draw_values_and_ends_in_order():

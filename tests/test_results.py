@@ -3,6 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from helpers.data.files import DataError
 from helpers.experiments import results
 from helpers.experiments.results import Page, command_line, commit, markdown_table, publish
 
@@ -94,3 +95,45 @@ def test_commit_outside_of_git_is_unknown(tmp_path, monkeypatch):
 
 def test_markdown_table_without_index_name_has_only_columns():
     assert markdown_table(pd.DataFrame({"a": [1]})) == "| a |\n| --- |\n| 1 |"
+
+
+# ------------------------------------------------------------------------------------------------- reading published
+
+
+PUBLISHED = pd.DataFrame(
+    {
+        "arm": ["b against a", "b against a", "a"],
+        "measure": ["recall", "accuracy", "recall"],
+        "value": [0.5, 0.25, 1 / 3],
+        "low": [0.4, np.nan, 0.3],
+        "high": [0.6, np.nan, 0.4],
+        "n": [12, 12, 9],
+    }
+)
+
+
+def test_read_published_selects_rows_by_the_values_of_columns(tmp_path):
+    PUBLISHED.to_csv(tmp_path / "toy.csv", index=False)
+    assert len(results.read_published("toy", tmp_path)) == 3
+    assert results.read_published("toy", tmp_path, arm="b against a", measure="recall")["value"].tolist() == [0.5]
+
+
+def test_read_published_without_file_or_rows_is_an_error(tmp_path):
+    with pytest.raises(DataError, match=r"absent\.csv does not exist"):
+        results.read_published("absent", tmp_path)
+    PUBLISHED.to_csv(tmp_path / "toy.csv", index=False)
+    with pytest.raises(DataError, match=r"toy\.csv has no row with .*AUC"):
+        results.read_published("toy", tmp_path, measure="AUC")
+
+
+def test_to_table_gives_values_with_interval_and_n_in_the_order_of_the_file():
+    table = results.to_table(PUBLISHED, ["arm"], "measure")
+    assert table.columns.tolist() == ["recall", "accuracy"]
+    assert table.index.tolist() == [("b against a", 12), ("a", 9)] and table.index.names == ["arm", "N"]
+    assert table.to_numpy().tolist() == [["0.500 (0.400 to 0.600)", "0.250"], ["0.333 (0.300 to 0.400)", ""]]
+
+
+def test_to_charts_gives_a_chart_per_title_with_breakable_names():
+    charts = results.to_charts(PUBLISHED.assign(arm=["b against a", "c", "a"]), "measure", "arm")
+    assert list(charts) == ["recall", "accuracy"]
+    assert charts["recall"] == {"b\nagainst a": [0.5, 0.4, 0.6], "a": [1 / 3, 0.3, 0.4]}

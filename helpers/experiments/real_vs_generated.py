@@ -17,6 +17,7 @@ from helpers.data.files import DataError
 from helpers.data.store import SPLITS, Store
 from helpers.experiments.balancing import rare_recall
 from helpers.experiments.generators import content_hash
+from helpers.experiments.results import with_interval
 from helpers.experiments.runner import check_options, estimates, fingerprint_of, run_grid, training_facts
 from helpers.experiments.synthetic import check_same_classes
 from helpers.metrics.prediction_tables import accuracy, balanced_accuracy, classes_of, confusion_counts, predict_table
@@ -161,9 +162,7 @@ def to_columns(rows: pd.DataFrame) -> pd.DataFrame:
     rows = rows.assign(
         measure=rows["measure"].str.replace("_", " ") + (" " + rows["class"].astype("string")).fillna("")
     )
-    texts = rows["value"].map("{:.3f}".format)
-    interval = " (" + rows["low"].map("{:.3f}".format) + " to " + rows["high"].map("{:.3f}".format) + ")"
-    rows = rows.assign(text=texts + interval.where(rows["low"].notna(), ""))
+    rows = rows.assign(text=with_interval(rows))
     index = ["measure", "compared", "n"]
     columns = {init: part.set_index(index)["text"] for init, part in rows.groupby("init")}
     table = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(rows[index].drop_duplicates()))

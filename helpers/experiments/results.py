@@ -20,8 +20,8 @@ import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
-from helpers.config import ROOT, cpu_count
-from helpers.data.files import atomic_file
+from helpers.config import ROOT, cpu_count, display_path
+from helpers.data.files import DataError, atomic_file
 
 RESULTS = ROOT / "outputs" / "results"
 MAX_SETTINGS = 5
@@ -73,6 +73,47 @@ def publish(name: str, rows: pd.DataFrame, page: Page, folder: Path = RESULTS) -
     with atomic_file(files[2]) as temporary:
         page.figure.savefig(temporary, format="png", dpi=FIGURE_DPI, bbox_inches="tight")
     return files
+
+
+def read_published(name: str, folder: Path = RESULTS, **where: str) -> pd.DataFrame:
+    """Rows of the published `<name>.csv`; `where` gives the value that each column must have. Raises `DataError` if the
+    file does not exist or no row is left."""
+    file = folder / f"{name}.csv"
+    if not file.is_file():
+        raise DataError(f"{display_path(file)} does not exist: write it by `python -m helpers ... --publish`")
+    rows = pd.read_csv(file)
+    for column, value in where.items():
+        rows = rows[rows[column] == value]
+    if rows.empty:
+        raise DataError(f"{file.name} has no row with {where}")
+    return rows
+
+
+def with_interval(rows: pd.DataFrame) -> pd.Series:
+    """`value` as text with three decimals, followed by "(low to high)" where there is an interval."""
+    value, low, high = (rows[name].map("{:.3f}".format) for name in ("value", "low", "high"))
+    return value + (" (" + low + " to " + high + ")").where(rows["low"].notna(), "")
+
+
+def to_table(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame:
+    """Published rows for reading: a row for each value of the columns `index` and N, a column for each value of
+    `columns`, both in the order of the file; cells as `with_interval`, empty where there is no row."""
+    rows = rows.rename(columns={"n": "N"}).assign(text=with_interval(rows))
+    index = [*index, "N"]
+    table = pd.DataFrame({name: part.set_index(index)["text"] for name, part in rows.groupby(columns, sort=False)})
+    return table.reindex(pd.MultiIndex.from_frame(rows[index].drop_duplicates())).fillna("")
+
+
+def to_charts(rows: pd.DataFrame, title: str, entry: str) -> dict[str, dict[str, list[float]]]:
+    """Published rows for `plots.intervals`: a chart for each value of the column `title`, in it the value, low and high
+    of each value of the column `entry`."""
+    return {
+        name: {
+            row[entry].replace(" against ", "\nagainst "): [row["value"], row["low"], row["high"]]
+            for row in part.to_dict("records")
+        }
+        for name, part in rows.groupby(title, sort=False)
+    }
 
 
 def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:

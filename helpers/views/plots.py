@@ -6,6 +6,7 @@ from html import escape
 from io import BytesIO
 from pathlib import Path
 
+import cv2
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
@@ -91,10 +92,11 @@ def curves(history: dict[str, list[float]], groups: Sequence[Sequence[str]]) -> 
 
 def label_ends(axis: Axes) -> None:
     """Write the label of every line at the right of its last point, in its color; labels do not overlap."""
+    lines = [line for line in axis.lines if not line.get_label().startswith("_")]
     low, high = axis.get_ylim()
-    heights = [(line.get_ydata()[-1] - low) / (high - low) for line in axis.lines]
+    heights = [(line.get_ydata()[-1] - low) / (high - low) for line in lines]
     previous = -1.0
-    for line, height in sorted(zip(axis.lines, heights, strict=True), key=lambda pair: pair[1]):
+    for line, height in sorted(zip(lines, heights, strict=True), key=lambda pair: pair[1]):
         previous = max(height, previous + 0.12)  # a line of text
         axis.text(1.02, previous, line.get_label(), color=line.get_color(), fontsize=8, va="center",
                   transform=axis.transAxes)  # fmt: skip
@@ -111,6 +113,7 @@ def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figur
             axis.plot(value, y, "o", color=PALETTE[1])
         axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set_yticks(range(len(entries)), entries)
+        axis.locator_params(axis="x", nbins=4)
         axis.set(title=title, xlabel=unit, ylim=(len(entries) - 0.5, -0.5))
         axis.spines[["top", "right"]].set_visible(False)
     return figure
@@ -221,19 +224,20 @@ def calibration(tables: dict[str, pd.DataFrame]) -> Figure:
     figure, axis = plt.subplots(figsize=(3.6, 2.8), layout="constrained")
     axis.plot([0, 1], [0, 1], color="0.6", linewidth=0.8)
     for color, (name, table) in zip(PALETTE, tables.items(), strict=False):
-        axis.plot(table["confidence"], table["accuracy"], color=color, alpha=0.4)
+        axis.plot(table["confidence"], table["accuracy"], color=color, alpha=0.4, label=name)
         areas = 120 * table["N"] / table["N"].sum()
-        axis.scatter(table["confidence"], table["accuracy"], s=areas + 4, color=color, label=name)
+        axis.scatter(table["confidence"], table["accuracy"], s=areas + 4, color=color)
     axis.set(xlabel="confidence", ylabel="accuracy", xlim=(0, 1.02), ylim=(0, 1.02))
     axis.spines[["top", "right"]].set_visible(False)
-    axis.legend(frameon=False, fontsize=8)
+    label_ends(axis)
     return figure
 
 
 def overlay(image: np.ndarray, mask: np.ndarray, color: tuple[int, int, int] = (0, 255, 160)) -> np.ndarray:
-    """A copy of `image uint8 (H, W, 3)` with the border of `mask (H, W)` in {0, 1} in an RGB color."""
-    padded = np.pad(mask, 1)
-    inner = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+    """A copy of `image uint8 (H, W, 3)` with the border of `mask uint8 (H, W)` in {0, 1}, two pixels thick, in an RGB
+    color."""
+    cross = cv2.getStructuringElement(cv2.MORPH_CROSS, (3, 3))
+    inner = cv2.erode(mask, cross, iterations=2, borderType=cv2.BORDER_CONSTANT, borderValue=0)
     marked = image.copy()
     marked[(mask == 1) & (inner == 0)] = color
     return marked
@@ -268,6 +272,12 @@ def save(figure: Figure, path: str | Path) -> DisplayImage:
     figure.savefig(temporary, dpi=110, bbox_inches="tight")
     temporary.replace(path)
     plt.close(figure)
+    return show(path)
+
+
+def show(path: str | Path) -> DisplayImage:
+    """The image file `path` for a notebook: a PNG as it is if it is small, else as JPEG."""
+    path = Path(path)
     if path.stat().st_size < 60_000:
         return DisplayImage(data=path.read_bytes(), format="png")
     jpeg = BytesIO()
