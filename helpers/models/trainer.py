@@ -22,6 +22,7 @@ from tqdm.auto import tqdm
 
 from helpers.config import display_path
 from helpers.models.checkpoint import read_state, write_state
+from helpers.models.device import keep_freed_memory
 from helpers.models.stop import Stopped, StopSignals
 
 
@@ -152,6 +153,7 @@ def train(task: TrainTask, get_batch: GetBatch, out: str | Path, train_config: T
     smaller batch size to try if GPU memory is full, `OSError` if the disk is, and `Stopped` after SIGINT or SIGTERM,
     with the checkpoint of the last step written (with several processes these signals have their usual effect).
     """
+    keep_freed_memory()
     accelerator = Accelerator(mixed_precision=precision(train_config.precision))
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
