@@ -107,9 +107,9 @@ def test_real_vs_synthetic_experiment_without_sketches_or_with_wrong_fractions_r
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": TrainConfig(2, 8, seed=3)}, "--train.seed has no effect in this experiment: --seeds decides"),
-        ({"balance": "loss"}, "--classifier.balance has no effect in this experiment: the arms decide"),
-        ({"lesion_only": True}, "--classifier.lesion-only has no effect in this experiment: all arms see whole images"),
+        ({"train": TrainConfig(2, 8, seed=3)}, "--train.seed has no effect here: --seeds decides"),
+        ({"balance": "loss"}, "--classifier.balance has no effect here: the arms decide"),
+        ({"lesion_only": True}, "--classifier.lesion-only has no effect here: all arms see whole images"),
     ],
 )
 def test_options_without_effect_are_refused(phantom_store, tmp_path, changes, message):

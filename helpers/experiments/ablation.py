@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ import torch
 from helpers.data.batches import SketchSampling, balanced_batches
 from helpers.data.store import Store
 from helpers.experiments.runner import (
+    SEED_DECIDED,
     check_fractions,
     fingerprint_of,
     fit_configs,
@@ -69,6 +70,7 @@ class AblationExperiment:
     train: TrainConfig
     num_eval: int = 1_000  # val sketches to generate from
     seeds: tuple[int, ...] = (0, 1)  # of the trainings
+    no_effect: ClassVar = SEED_DECIDED
 
 
 @dataclass(frozen=True)

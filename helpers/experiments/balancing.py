@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.generators import ALL_ARMS, RunOptions, check_generators, prepare_generator
-from helpers.experiments.runner import fingerprint_of, fit_configs, run_grid, training_seconds
+from helpers.experiments.runner import ARMS_DECIDED, fingerprint_of, fit_configs, run_grid, training_seconds
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.metrics.prediction_tables import is_collapsed, predict_table, probabilities
@@ -70,6 +71,7 @@ class BalancingExperiment:
     folds: int = 5  # of the cross-validation, by lesion
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
     real_per_synthetic: tuple[int, ...] = (1,)  # real images of a rare class per synthetic one; one arm per value
+    no_effect: ClassVar = ARMS_DECIDED
 
     def __post_init__(self):
         if self.folds < 2:

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from helpers.data.files import DataError
 from helpers.data.store import SPLITS, Store
 from helpers.experiments.balancing import rare_recall
 from helpers.experiments.generators import content_hash
-from helpers.experiments.runner import check_options, estimates, fingerprint_of, run_grid, training_facts
+from helpers.experiments.runner import SEED_DECIDED, check_options, estimates, fingerprint_of, run_grid, training_facts
 from helpers.experiments.synthetic import check_same_classes
 from helpers.metrics.prediction_tables import accuracy, balanced_accuracy, classes_of, confusion_counts, predict_table
 from helpers.metrics.stats import percentile_ci
@@ -42,6 +43,7 @@ class RealVsGeneratedExperiment:
     arch: str = "resnet18"  # see `Backbone`
     seeds: tuple[int, ...] = (0, 1)  # trainings, each from ImageNet and from random weights
     latent_seed: int = 0  # of the generated images
+    no_effect: ClassVar = SEED_DECIDED
 
     def __post_init__(self):
         check_seed(self.latent_seed)

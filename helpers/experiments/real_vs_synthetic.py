@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -23,6 +24,7 @@ from helpers.experiments.arms import (
 )
 from helpers.experiments.generators import RunOptions, check_generators
 from helpers.experiments.runner import (
+    ARMS_DECIDED,
     check_fractions,
     check_rows,
     fingerprint_of,
@@ -48,6 +50,7 @@ class RealVsSyntheticExperiment:
     num_synthetic: int = 3_500  # images
     fractions: tuple[float, ...] = (0.1, 1.0)  # of the real training images, in (0, 1]
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
+    no_effect: ClassVar = ARMS_DECIDED
 
 
 BOTH = "real + synthetic + augmentation"

@@ -28,6 +28,12 @@ from helpers.models.gan import fit_style
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
 # A column of the results, averaged over images, or a function: (rows of one run, weights (R, N)) -> (R,).
 Measure = str | Callable[[pd.DataFrame, np.ndarray], np.ndarray]
+# Settings that something else decides, `no_effect` of an experiment: neither options nor to be changed.
+SEED_DECIDED = {"train.seed": "--seeds decides"}
+ARMS_DECIDED = SEED_DECIDED | {
+    "classifier.balance": "the arms decide",
+    "classifier.lesion_only": "all arms see whole images",
+}
 WITHOUT_COLLAPSED = ", without collapsed runs"
 
 
@@ -91,17 +97,17 @@ def fit_configs(experiment: Any, store: Store) -> Any:
 
 
 def check_options(experiment: Any) -> None:
-    """Raise `ValueError` for options that would have no effect, because the seeds or arms of the experiment decide."""
-    given = {"--train.seed": experiment.train.seed != 0}
-    if classifier := getattr(experiment, "classifier", None):
-        given |= {"--classifier.balance": classifier.balance != "sampling"}
-        given |= {"--classifier.lesion-only": classifier.lesion_only}
-    reasons = {"--train.seed": "--seeds decides", "--classifier.balance": "the arms decide",
-               "--classifier.lesion-only": "all arms see whole images"}  # fmt: skip
-    if useless := [
-        f"{option} has no effect in this experiment: {reasons[option]}" for option in given if given[option]
-    ]:
-        raise ValueError("; ".join(useless))
+    """Raise `ValueError` for settings in the experiment's `no_effect` that differ from their defaults."""
+    for name, reason in experiment.no_effect.items():
+        part, field = name.split(".")
+        config = getattr(experiment, part)
+        if getattr(config, field) != getattr(type(config), field):
+            raise ValueError(f"{option_of(name)} has no effect here: {reason}")
+
+
+def option_of(name: str) -> str:
+    """The option of a field of an experiment's config, such as "train.batch_size"."""
+    return f"--{name.replace('_', '-')}"
 
 
 def fingerprint_of(experiment: Any, **context: str | None) -> dict:

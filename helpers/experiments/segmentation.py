@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
@@ -22,6 +23,7 @@ from helpers.experiments.arms import (
 )
 from helpers.experiments.generators import RunOptions, check_generators
 from helpers.experiments.runner import (
+    SEED_DECIDED,
     check_fractions,
     check_rows,
     fingerprint_of,
@@ -46,6 +48,7 @@ class SegmentationExperiment:
     num_pairs: int = 2_000  # synthetic pairs of image and mask
     fractions: tuple[float, ...] = (0.1, 1.0)  # of the real training images, in (0, 1]
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
+    no_effect: ClassVar = SEED_DECIDED
 
 
 BOTH = "real + synthetic + augmentation"

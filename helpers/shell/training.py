@@ -118,11 +118,11 @@ class TrainDCGAN(TrainCommand):
     """The generator without a sketch."""
 
     preset: ClassVar = "dcgan"
+    no_effect: ClassVar = dict.fromkeys(
+        ("style", "paired", "hand_drawn_prob", "lambda_sketch", "separation_target", "fine_lines"),
+        "a DCGAN has no sketch, `train cgan` has",
+    )
     settings: Flat[GANConfig]
-
-    def __post_init__(self):
-        if self.settings.style != "none":
-            raise ValueError(f"a DCGAN has no sketch, got style {self.settings.style!r}: `train cgan`")
 
     def fit(self) -> None:
         store, out = self.store(self.settings.size, classes=self.settings.classes), self.folder("dcgan")
