@@ -324,7 +324,3 @@ def test_train_without_sketch_but_with_artifacts_and_maps_runs(phantom_store, tm
     generator, _ = load_gan(tmp_path / "checkpoint.pt", sketch=False)
     flags = np.ones((2, 7))
     assert not np.array_equal(sample(generator, None, [0, 1]), sample(generator, None, [0, 1], artifacts=flags))
-    keep = np.zeros((2, 64, 64), np.uint8)
-    keep[:, :, :32] = 1
-    kept = sample(generator, None, [0, 1], seed=1, keep=keep)
-    assert np.array_equal(kept[:, :, :32], sample(generator, None, [0, 1])[:, :, :32])
