@@ -67,7 +67,7 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
     train = generators.train_gan
     monkeypatch.setattr(generators, "train_gan", train_gan)
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
-    monkeypatch.setattr(module, "run_grid", run_arms)
+    monkeypatch.setattr(arms_module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
     real_vs_synthetic_experiment(phantom_store, experiment, tmp_path, ALL_ARMS)
     with_augmentation = ["real + augmentation", "class-weighted", "real + synthetic + augmentation", "filtered"]

@@ -49,6 +49,13 @@ class SyntheticArmsCommand(ArmsCommand):
         """What to run."""
         return RunOptions(self.split, self.arms, self.cgan, self.generator_init_from, also)
 
+    def settings_lines(self, store: Store, network: str, images: str) -> list[str]:
+        """Data, network, origin of the synthetic images, their number, and arms."""
+        settings = self.settings
+        training = f"{training_line(settings.train, early_stopping=False)}, seeds {settings.seeds}"
+        images = f"{images} per fraction and seed, scored on {self.split}"
+        return [data_line(store), f"{network}, {training}", self.generator_line(), images, ARMS_LINE]
+
     def generator_line(self) -> str:
         """Where the synthetic images come from."""
         own = f"trained here on each fraction, {training_line(self.settings.gan_train, early_stopping=False)}"
@@ -70,16 +77,10 @@ class Segmentation(SyntheticArmsCommand):
         print(f"{store}\nmean Jaccard on the real images of {self.split}, 95 % intervals over images and seeds")
         scores = Scores.of(results, {"jaccard": segmentation.COMPARISON_PAIRS})
         report(scores, out)
+        network = f"segmenter: {settings.segmenter.arch}, {settings.segmenter.encoder_name}"
         page = Page(
             question="Do synthetic pairs of image and mask help to segment real lesions?",
-            settings=[
-                data_line(store),
-                f"segmenter: {settings.segmenter.arch}, {settings.segmenter.encoder_name}, "
-                f"{training_line(settings.train, early_stopping=False)}, seeds {settings.seeds}",
-                self.generator_line(),
-                f"{settings.num_pairs} synthetic pairs per fraction and seed, scored on {self.split}",
-                ARMS_LINE,
-            ],
+            settings=self.settings_lines(store, network, f"{settings.num_pairs} synthetic pairs"),
             table=scores.table(),
             verdict=scores.sentences(segmentation.ARMS),
             limits=[CLIPPED, SECONDS, *[CENTRAL] * bool(self.cgan)],
@@ -129,14 +130,9 @@ class RealVsSynthetic(SyntheticArmsCommand):
             caption = "Confusion matrices with and without generated images"
         return Page(
             question="Do synthetic images help to classify real ones?",
-            settings=[
-                data_line(store),
-                f"classifier: {settings.classifier.arch}, {training_line(settings.train, early_stopping=False)}, "
-                f"seeds {settings.seeds}",
-                self.generator_line(),
-                f"{settings.num_synthetic} synthetic images per fraction and seed, scored on {self.split}",
-                ARMS_LINE,
-            ],
+            settings=self.settings_lines(
+                store, f"classifier: {settings.classifier.arch}", f"{settings.num_synthetic} synthetic images"
+            ),
             table=main.table(),
             verdict=[*main.sentences(real_vs_synthetic.ARMS), *(x for part in scores[1:] for x in part.sentences(()))],
             limits=[CLIPPED, COLLAPSED, SECONDS, *[FIRST_SEED] * bool(self.classes), *[ALSO_LIMIT] * (len(scores) > 1)],
