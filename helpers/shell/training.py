@@ -220,8 +220,10 @@ class Export(Command):
     method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts", "skin"]]
     checkpoint: Path | None = None  # default: the one of `train METHOD`
     out: Path | None = None  # file; default: data/released/METHOD.safetensors
-    license: str | None = None  # of the training data, for the file's header
-    onnx: bool = False  # an ONNX file instead, for programs without PyTorch; default: METHOD.onnx beside the checkpoint
+    license: str | None = None  # for the file's header; default: those of the training data
+    onnx: bool = (
+        False  # an ONNX file instead, for programs without PyTorch; default: METHOD.onnx next to the checkpoint
+    )
     all_networks: bool = False  # also encoder and discriminator, to continue the training of a GAN
 
     def run(self) -> int:
