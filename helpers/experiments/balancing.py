@@ -49,7 +49,7 @@ def lesion_folds(store: Store, num_folds: int) -> list[tuple[np.ndarray, np.ndar
     """Training and test rows of each fold, from the labeled images of all splits: lesions stay whole, folds have equal
     class proportions. Raises `DataError` if a class has fewer lesions than there are folds."""
     rows = store.rows(needs=["label"])
-    labels, lesions = store.labels[rows], store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
+    labels, lesions = store.labels[rows], store.lesions[rows]
     counts = {name: len(set(lesions[labels == k])) for k, name in enumerate(store.classes)}
     if too_few := [f"{count} of {name}" for name, count in counts.items() if 0 < count < num_folds]:
         raise DataError(f"{num_folds} folds need at least {num_folds} lesions per class, got {', '.join(too_few)}")
