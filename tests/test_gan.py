@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import load_checkpoint
+from factories import load_checkpoint, random_batch
 from torch import nn
 
 from helpers.data.files import DataError
@@ -31,11 +31,6 @@ def trained(phantom_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cgan")
     train_gan(phantom_store, SMALL, folder, TrainConfig(1, 4))
     return folder
-
-
-def random_batch() -> dict[str, torch.Tensor]:
-    images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
-    return {"images": images, "sketches": sketches, "labels": torch.arange(4), "artifacts": torch.rand(4, 7).round()}
 
 
 class RecordingBackward:

@@ -3,6 +3,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from factories import circle
 
 from helpers.data.store import UNKNOWN
 from helpers.models.gan import GANConfig, dcgan_config
@@ -27,12 +28,6 @@ def conditioned_generator(seed: int = 0) -> BaseGenerator:
     """An untrained generator."""
     torch.manual_seed(seed)
     return CONDITIONED.generator().eval().requires_grad_(False)
-
-
-def circle(size: int = 64) -> np.ndarray:
-    y, x = np.mgrid[:size, :size] - size / 2
-    radius = np.hypot(x, y)
-    return np.where(np.abs(radius - size / 4) < 1.5, 255, 0).astype(np.uint8)
 
 
 def test_sample_same_seed_repeats_and_latent_fixes_the_noise():
