@@ -178,23 +178,26 @@ def read_network(
     return network.to(best_device()).eval().requires_grad_(False), config
 
 
-def training_data(
-    store: Store, rows: np.ndarray, before: Iterable[str] = (), licenses_before: Iterable[str] = ()
-) -> dict:
-    """What a checkpoint's `extra_state` says about its data: `trained_on`, the identities of the lesions at `rows` and
-    those of `before`; `data`, the fingerprint of the store; and `licenses`, those that are known."""
-    trained_on = set(before).union(*(store.identities[row] for row in rows))
-    licenses = dict.fromkeys([*licenses_before, *filter(None, [LICENSES.get(store.name)])])
+def training_data(store: Store, rows: np.ndarray, before: dict | None = None) -> dict:
+    """What a checkpoint's `extra_state` says about its data: `trained_on`, the identities of the lesions at `rows`, and
+    `licenses`, both with those of `before`, the `extra_state` that the training starts from; and `data`, the
+    fingerprint of the store. A license that is not known is left out."""
+    trained_on, licenses = ((before or {}).get(name, []) for name in ("trained_on", "licenses"))
+    trained_on = set(trained_on).union(*(store.identities[row] for row in rows))
+    licenses = dict.fromkeys([*licenses, *filter(None, [LICENSES.get(store.name)])])
     return {"trained_on": sorted(trained_on), "data": store.fingerprint, "licenses": list(licenses)}
 
 
-def check_held_out(path: str | Path, trained_on: Iterable[str], store: Store, rows: np.ndarray) -> None:
-    """Raise `DataError` if weights of the file `path` were `trained_on` lesions of the store other than at `rows`."""
+def check_held_out(path: str | Path, store: Store, rows: np.ndarray) -> dict:
+    """The `extra_state` of a checkpoint or released file. Raises `DataError` if its weights were trained on lesions of
+    the store other than at `rows`."""
+    extra_state = read_checkpoint(path)["extra_state"]
     allowed = set().union(*(store.identities[row] for row in rows))
-    if leaked := len(store.rows_in(set(trained_on) - allowed)):
+    if leaked := len(store.rows_in(set(extra_state.get("trained_on", [])) - allowed)):
         raise DataError(
             f"{display_path(path)} was trained on the lesions of {leaked} images that are held out in {store.name}"
         )
+    return extra_state
 
 
 def pack_ids(ids: list[str]) -> str:

@@ -31,13 +31,11 @@ def start_from(
     Raises `DataError` if the file was trained on lesions of the store other than at the rows `allowed`, by default the
     training split, `ValueError` if it does not fit the task.
     """
-    licenses = []
+    before = {}
     if init_from:
         task.init_from(init_from)
-        licenses = read_checkpoint(init_from)["extra_state"].get("licenses", [])
-        allowed = store.rows("train") if allowed is None else allowed
-        check_held_out(init_from, task.extra_state["trained_on"], store, allowed)
-    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"], licenses)
+        before = check_held_out(init_from, store, store.rows("train") if allowed is None else allowed)
+    task.extra_state |= training_data(store, rows, before)
 
 
 def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str | Path) -> list[str]:

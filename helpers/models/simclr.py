@@ -153,8 +153,7 @@ def train_skin(
         raise DataError(f"{stores[0].name} needs at least 2 training images, got {count}")
     fingerprints = []
     for store, chosen in zip(stores, rows, strict=True):
-        before = (task.extra_state.get(name, []) for name in ("trained_on", "licenses"))
-        task.extra_state |= training_data(store, chosen, *before)
+        task.extra_state |= training_data(store, chosen, task.extra_state)
         fingerprints.append(task.extra_state["data"])
     task.extra_state["data"] = " ".join(fingerprints)
     sources = [ImageSource(store.images, chosen) for store, chosen in zip(stores, rows, strict=True)]
