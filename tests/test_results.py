@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from helpers.experiments import results
-from helpers.experiments.results import Page, command_line, commit, markdown_table, publish
+from helpers.experiments.results import Page, command_line, commit, markdown_table, publish, with_interval
 
 ROWS = pd.DataFrame(
     {"arm": ["real", "both"], "measure": "jaccard", "value": [0.5, 1 / 3], "n": [12, 12], "seconds": [10.0, 20.0]}
@@ -94,3 +94,8 @@ def test_commit_outside_of_git_is_unknown(tmp_path, monkeypatch):
 
 def test_markdown_table_without_index_name_has_only_columns():
     assert markdown_table(pd.DataFrame({"a": [1]})) == "| a |\n| --- |\n| 1 |"
+
+
+def test_with_interval_of_a_value_without_interval_is_the_value():
+    assert with_interval(0.8123, 0.7991, 0.824) == "0.812 (0.799 to 0.824)"
+    assert with_interval(1, float("nan"), float("nan")) == "1.000"

@@ -103,13 +103,13 @@ def bisect(measure: Callable[[int], float], target: float) -> int:
 def figure(table: pd.DataFrame, shown: dict[str, list[np.ndarray]]) -> Figure:
     """A row per damage, with the measured KID under each image."""
     titles = [f"KID {target:g}" for target in TARGETS]
-    drawn = grid(list(shown.values()), list(shown), titles)
+    images = grid(list(shown.values()), list(shown), titles)
     by_damage = table[table["reached"]].groupby("damage", sort=False)["value"].agg(list)
     for row, name in enumerate(shown):
-        for axis, value in zip(drawn.axes[row * len(TARGETS) :], by_damage[name], strict=False):
+        for axis, value in zip(images.axes[row * len(TARGETS) :], by_damage[name], strict=False):
             axis.set_xlabel(f"{value:.3f}", fontsize=8, labelpad=2)
-    drawn.subplots_adjust(hspace=0.2, bottom=0.05)
-    return drawn
+    images.subplots_adjust(hspace=0.2, bottom=0.05)
+    return images
 
 
 def summary_table(table: pd.DataFrame) -> pd.DataFrame:

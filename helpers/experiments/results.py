@@ -98,6 +98,11 @@ def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:
     return "\n\n".join(block for block in blocks if block) + "\n"
 
 
+def with_interval(value: float, low: float, high: float) -> str:
+    """`0.812 (0.799 to 0.824)`, or the value alone if the interval is missing."""
+    return f"{value:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """A table as Markdown, its named index levels as first columns; missing values are empty."""
     named = [level for level in table.index.names if level is not None]

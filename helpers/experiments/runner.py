@@ -21,6 +21,7 @@ from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store, fit_config
 from helpers.data.tables import read_own_table
+from helpers.experiments.results import with_interval
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.gan import fit_style
@@ -148,7 +149,7 @@ def to_wide(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         row |= {"steps": int(first["steps"]), "seconds": round(first["seconds"])}
         row |= {"images/s": f"{first['images_per_second']:.1f}"}
         values = zip(part["measure"], part["value"], part["low"], part["high"], strict=True)
-        row |= {name.replace("_", " "): f"{value:.3f} ({low:.3f} to {high:.3f})" for name, value, low, high in values}
+        row |= {name.replace("_", " "): with_interval(*numbers) for name, *numbers in values}
         table.append(row | {"N": int(first["n"])})
     return pd.DataFrame(table).set_index(list(keys))
 
@@ -275,7 +276,7 @@ def fraction_of_rows(store: Store, fraction: float, seed: int = 0) -> np.ndarray
     smaller one.
     """
     rows = store.rows("train", needs=["label", "sketch", *["mask"] * bool(store.has_mask.any())])
-    lesions = store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
+    lesions = store.lesions[rows]
     rng, chosen = np.random.default_rng(seed), []
     for label in np.unique(store.labels[rows]):
         shuffled = rng.permutation(np.unique(lesions[store.labels[rows] == label]))
