@@ -224,7 +224,7 @@ def build_store(
             dataset = replace(dataset, table=dataset.table.assign(content=contents))
         rows = map_in_chunks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
         write_store(
-            folder, dataset, config, tqdm(rows, "storing", len(dataset.table), disable=not progress, leave=False)
+            folder, dataset, config, tqdm(rows, "storing", len(dataset.table), leave=False, disable=not progress)
         )
     return Store(folder)
 

@@ -220,15 +220,14 @@ NOT_MEASURES = ("arm", "fraction", "seed", "n", "n_real", "kid_low", "kid_high",
 
 def score_rows(results: pd.DataFrame) -> pd.DataFrame:
     """A row per arm, fraction, seed and measure, the KID with its interval over images, then those of
-    `kid_differences`. The `seconds` of a training stand in one of its rows, the others have 0."""
+    `kid_differences`. The `seconds` of a training are in one of its rows, the others have 0."""
     measures, rows = [m for m in results if m not in NOT_MEASURES], []
     for run in results.to_dict("records"):
         facts = {k: run.get(k) for k in ("arm", "fraction", "seed", "n", "n_real", "num_images")}
         for k, measure in enumerate(measures):
             ends = {"low": run["kid_low"], "high": run["kid_high"]} if measure == "kid" else {}
-            rows.append(
-                facts | ends | {"measure": measure, "value": run[measure], "seconds": run["seconds"] * (k == 0)}
-            )
+            row = {"measure": measure, "value": run[measure], "seconds": run["seconds"] * (k == 0)}
+            rows.append(facts | ends | row)
     return pd.concat([pd.DataFrame(rows), kid_differences(results)], ignore_index=True)
 
 

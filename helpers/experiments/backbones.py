@@ -31,7 +31,7 @@ def backbone_experiment(store: Store, experiment: BackboneExperiment, out: str |
     """Train each architecture, its checkpoint in a folder of `out`; trainings that were stopped continue.
 
     Returns a row per architecture and measure of `MEASURES` on val: `arch init measure value n low high seed` and
-    `training_facts`, whose `seconds` stand in the first row of an architecture. Val also chose the weights, so the
+    `training_facts`, whose `seconds` are in the first row of an architecture. Val also chose the weights, so the
     scores are optimistic, those of all networks alike. Networks in `HALF_STEPS` are trained for half the steps.
     """
     check_options(experiment)
