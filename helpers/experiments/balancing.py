@@ -121,9 +121,8 @@ def balancing_experiment(
     synthetic = synthetic_arms(experiment.real_per_synthetic).items()
     arms |= {name: ("sampling", *arm) for name, arm in synthetic if arm[0] != "blended" or can_blend(store)}
     arms = {name: partial(runs.run_one, *arm) for name, arm in arms.items()}
-    fingerprint = fingerprint_of(
-        experiment, data=store.folder.name, generator_init_from=options.context()["generator_init_from"]
-    )
+    start = options.context()["generator_init_from"]
+    fingerprint = fingerprint_of(experiment, data=store.folder.name, generator_init_from=start)
     return run_grid(arms, [1.0], experiment.seeds, out, fingerprint, options.only)
 
 

@@ -28,9 +28,7 @@ class Command:
     """A command: its fields are the options, `run` returns the exit status."""
 
     preset: ClassVar[str | None] = None  # key of `PRESETS`: the fields `settings` and, of a method, `train`
-    no_effect: ClassVar[
-        dict[str, str]
-    ] = {}  # options of `settings` that are refused, and why; of experiments see there
+    no_effect: ClassVar[dict[str, str]] = {}  # options of `settings` that are refused, and why
     dataset: DatasetName | None = None  # data set; default: LESION_DATASET, else the embedded sample
 
     @classmethod

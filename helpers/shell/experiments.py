@@ -16,12 +16,7 @@ from helpers.experiments.generators import RunOptions
 from helpers.experiments.results import Page
 from helpers.experiments.runner import metric_name, summary, to_sentences
 from helpers.metrics.extractors import load_extractor_or_random
-from helpers.metrics.prediction_tables import (
-    auc,
-    average_precision,
-    balanced_accuracy,
-    recalls_by_arm,
-)
+from helpers.metrics.prediction_tables import auc, average_precision, balanced_accuracy, recalls_by_arm
 from helpers.shell.base import DatasetName, Flat
 from helpers.shell.pages import ArmsCommand, ExperimentCommand, data_line, training_line, write_csv
 from helpers.views import plots
@@ -104,9 +99,7 @@ class RealVsSynthetic(SyntheticArmsCommand):
     def run(self) -> int:
         settings, out = self.settings, self.folder("real-vs-synthetic")
         store = self.store(settings.classifier.size, settings.generator.style, classes=self.classes)
-        also = (
-            open_store(get_config(self.also_dataset, self.also_root), store.config.size) if self.also_dataset else None
-        )
+        also = self.also_dataset and open_store(get_config(self.also_dataset, self.also_root), store.config.size)
         results = real_vs_synthetic.real_vs_synthetic_experiment(store, settings, out, self.options(also))
         print(f"{store}\non the real images of {self.split}, 95 % intervals over lesions and seeds")
         pairs = dict.fromkeys((balanced_accuracy, auc, average_precision), real_vs_synthetic.COMPARISON_PAIRS)
@@ -236,9 +229,7 @@ def generator_page(
     """Rows and page of an experiment that scores generators; those of `arms` without results are named."""
     rows, means = ablation.score_rows(results), ablation.mean_over_seeds(results)
     kid = results.groupby(["arm", "fraction"], sort=False)[["kid", "kid_low", "kid_high"]].mean()
-    chart = {
-        f"{arm}, {fraction:.0%}": list(row) for (arm, fraction), row in zip(kid.index, kid.to_numpy(), strict=True)
-    }
+    chart = {f"{arm}, {fraction:.0%}": values for (arm, fraction), *values in kid.itertuples()}
     training = training_line(settings.train, early_stopping=False)
     page = Page(
         question=question,

@@ -18,13 +18,7 @@ from helpers.data.store import Store
 from helpers.experiments.evaluation import open_store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import load_extractor
-from helpers.models.artifacts import (
-    ArtifactConfig,
-    ensure_artifacts,
-    read_flags,
-    read_ids,
-    train_artifacts,
-)
+from helpers.models.artifacts import ArtifactConfig, ensure_artifacts, read_flags, read_ids, train_artifacts
 from helpers.models.checkpoint import export_weights
 from helpers.models.classifier import ClassifierConfig, train_classifier
 from helpers.models.device import peak_memory
@@ -221,9 +215,7 @@ class Export(Command):
     checkpoint: Path | None = None  # default: the one of `train METHOD`
     out: Path | None = None  # file; default: data/released/METHOD.safetensors
     license: str | None = None  # for the file's header; default: those of the training data
-    onnx: bool = (
-        False  # an ONNX file instead, for programs without PyTorch; default: METHOD.onnx next to the checkpoint
-    )
+    onnx: bool = False  # an ONNX file instead, for programs without PyTorch; default: next to the checkpoint
     all_networks: bool = False  # also encoder and discriminator, to continue the training of a GAN
 
     def run(self) -> int:

@@ -91,9 +91,8 @@ def cgan_figure(file: Path, generator: Path) -> Figure:
     figure = grid(rows, column_titles=titles, cell=CGAN_CELL)
     height, below = figure.get_figheight(), 2 * LINE
     figure.set_figheight(height + below)
-    figure.subplots_adjust(
-        bottom=below / (height + below), top=(below + figure.subplotpars.top * height) / (height + below)
-    )
+    total = height + below
+    figure.subplots_adjust(bottom=below / total, top=(below + figure.subplotpars.top * height) / total)
     for axis, name in zip(figure.axes[(len(rows) - 1) * len(rows[0]) :], ["sketch", *ARTIFACTS], strict=True):
         axis.set_xlabel(name.replace("_", " "), fontsize=9, labelpad=3)
     return figure

@@ -14,15 +14,7 @@ from helpers.config import ROOT, display_path
 from helpers.data.files import DataError
 from helpers.views import uploads  # before gradio
 from helpers.views.guard import guarded
-from helpers.views.handlers import (
-    ARTIFACT_NAMES,
-    CANVAS,
-    MAX_IMAGES,
-    MAX_TONE,
-    MAX_ZIP_IMAGES,
-    REGION_COLOR,
-    Handlers,
-)
+from helpers.views.handlers import ARTIFACT_NAMES, CANVAS, MAX_IMAGES, MAX_TONE, MAX_ZIP_IMAGES, REGION_COLOR, Handlers
 from helpers.views.predictor import Predictor, display_name
 from helpers.views.uploads import composite_only, fast_png, raw_path, show_errors
 
@@ -201,8 +193,7 @@ def paint_editor(**options) -> gr.ImageEditor:
 def sketch_input(handlers: Handlers) -> tuple[gr.ImageEditor, gr.Gallery]:
     """Canvas, examples and file upload; returns the first two."""
     canvas = paint_editor(
-        label="Canvas: draw an outline",
-        brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed"),
+        label="Canvas: draw an outline", brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed")
     )
     examples = gr.Gallery(
         [255 - sketch for sketch in handlers.examples],

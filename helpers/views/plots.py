@@ -55,9 +55,8 @@ def grid(
 
 def class_counts(counts: pd.DataFrame) -> Figure:
     """Bars of images per class and split on a log axis. `counts`: see `DatasetTable.counts()`; totals are ignored."""
-    counts = counts.drop(index="total" if "total" in counts.index else "all", errors="ignore").drop(
-        columns="all", errors="ignore"
-    )
+    total = "total" if "total" in counts.index else "all"
+    counts = counts.drop(index=total, columns="all", errors="ignore")
     figure, axis = plt.subplots(figsize=(7, 2.8))
     positions = np.arange(len(counts))
     num_splits = len(counts.columns)
