@@ -141,7 +141,7 @@ class Analysis:
     heat_inside: float | None = None  # share of the heat, in [0, 1], inside the lesion; None without either
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # arrays neither compare nor hash
 class Request:
     """Which images the CGAN is to generate. With `tone` and `structure` at 0 all of them are equal; the first images of
     a seed do not depend on `count`."""
