@@ -95,7 +95,7 @@ def cpu_count() -> int:
 
 
 def _folder_suffix(name: str, root: Path) -> str:
-    """For data sets that are anybody's folder: its name, and digits that tell folders of one name apart."""
+    """For data sets that are anybody's folder: its name, and digits that distinguish folders of one name."""
     if name not in ("course", "folders") or root == default_root(name, ""):
         return ""
     return f"-{root.name}-{hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:6]}"

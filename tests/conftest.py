@@ -4,10 +4,13 @@ import os
 from pathlib import Path
 
 import pytest
+from factories import MeanPoolExtractor
 
 from helpers.config import get_config
 from helpers.data.layouts import read
-from helpers.data.store import Store, StoreConfig, prepare
+from helpers.data.store import Store, StoreConfig, build_store, prepare
+from helpers.metrics import generator_eval
+from helpers.metrics.extractors import FeatureExtractor
 from helpers.phantoms import sample
 from helpers.views.predictor import Predictor, find_weights
 
@@ -25,6 +28,23 @@ def phantoms(tmp_path_factory) -> Path:
 def phantom_store(phantoms, tmp_path_factory) -> Store:
     """The small sample, audited and split, at 64 px; read only."""
     return prepare(read(phantoms), tmp_path_factory.mktemp("stores"), StoreConfig(64), progress=False)
+
+
+@pytest.fixture(scope="session")
+def store(phantoms, tmp_path_factory) -> Store:
+    """The small sample at 64 px as it is, with its injected faults; read only."""
+    return build_store(read(phantoms), tmp_path_factory.mktemp("store") / "s", StoreConfig(64), progress=False)
+
+
+@pytest.fixture
+def extractor() -> FeatureExtractor:
+    return FeatureExtractor("mean-pool", MeanPoolExtractor())
+
+
+@pytest.fixture
+def few_latents(monkeypatch):
+    monkeypatch.setattr(generator_eval, "NUM_LATENTS", 2)
+    monkeypatch.setattr(generator_eval, "MAX_DIVERSITY_SKETCHES", 3)
 
 
 @pytest.fixture(scope="module")

@@ -164,7 +164,7 @@ def derm7pt(root: Path) -> Path:
 
 
 def pad_ufes_20(root: Path) -> Path:
-    """PAD-UFES-20: two photographs of each of six diagnoses, of six patients, in three parts."""
+    """PAD-UFES-20: two images of each of six diagnoses, of six patients, in three parts."""
     lines = ["patient_id,lesion_id,smoke,img_id,diagnostic,biopsed"]
     for k, diagnosis in enumerate(["ACK", "BCC", "MEL", "NEV", "SCC", "SEK"] * 2):
         name = f"PAT_{k % 6}_{k % 6 + 20}_{k}.png"
@@ -260,3 +260,20 @@ def get_linear_batch(step: int, rank: int) -> dict[str, torch.Tensor]:
 def load_checkpoint(folder: Path) -> dict:
     """What `train` wrote to `folder`."""
     return torch.load(folder / "checkpoint.pt", weights_only=True)
+
+
+def circle(size: int = 64) -> np.ndarray:
+    """A sketch of a circle, `uint8 (size, size)` in {0, 255}."""
+    y, x = np.mgrid[:size, :size] - size / 2
+    return np.where(np.abs(np.hypot(x, y) - size / 4) < 1.5, 255, 0).astype(np.uint8)
+
+
+def random_batch() -> dict[str, torch.Tensor]:
+    """Four random images of 64 px with sketches, labels and artifact flags, as in a training step."""
+    images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
+    return {"images": images, "sketches": sketches, "labels": torch.arange(4), "artifacts": torch.rand(4, 7).round()}
+
+
+def to_uint8(images: torch.Tensor) -> np.ndarray:
+    """Images (B, 3, H, W) in [-1, 1] as uint8 (B, H, W, 3)."""
+    return ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()

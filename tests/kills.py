@@ -95,7 +95,7 @@ def same_checkpoint(*files: Path) -> bool:
 
 def kill_prepares(data: Path, folder: Path, kills: int, rng: np.random.Generator) -> tuple[int, int]:
     """Numbers of kills and of stores that differ from that of a command that was not killed, or have other files
-    beside them."""
+    next to them."""
 
     def arguments(name: str) -> list[str | Path]:
         return ["prepare", "--dataset", "phantoms", "--data-root", data, "--size", "64", "--out", folder / name]

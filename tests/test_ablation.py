@@ -4,7 +4,6 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
-from factories import MeanPoolExtractor
 
 from helpers.experiments import ablation as module
 from helpers.experiments.ablation import (
@@ -19,21 +18,9 @@ from helpers.experiments.ablation import (
 )
 from helpers.experiments.runner import fraction_of_rows
 from helpers.metrics import generator_eval
-from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.generator_eval import GeneratorEval
 from helpers.models.gan import GANConfig
 from helpers.models.trainer import TrainConfig
-
-
-@pytest.fixture
-def extractor() -> FeatureExtractor:
-    return FeatureExtractor("mean-pool", MeanPoolExtractor())
-
-
-@pytest.fixture
-def few_latents(monkeypatch):
-    monkeypatch.setattr(generator_eval, "NUM_LATENTS", 2)
-    monkeypatch.setattr(generator_eval, "MAX_DIVERSITY_SKETCHES", 3)
 
 
 def settings_for(store, projected: bool = False) -> SmallDataExperiment:

@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from factories import to_uint8
 
 from helpers.data.batches import (
     ImageSource,
@@ -11,19 +12,6 @@ from helpers.data.batches import (
     to_tensors,
 )
 from helpers.data.files import DataError
-from helpers.data.layouts import read
-from helpers.data.store import Store, StoreConfig, build_store
-
-
-@pytest.fixture(scope="module")
-def store(phantoms, tmp_path_factory) -> Store:
-    """The small sample as it is, with its injected faults; read only."""
-    return build_store(read(phantoms), tmp_path_factory.mktemp("store") / "s", StoreConfig(64), progress=False)
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) in [-1, 1] as uint8 (B, H, W, 3)."""
-    return ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 def test_balanced_batches_are_balanced_reproducible_and_of_the_training_split(store):

@@ -221,7 +221,10 @@ def test_train_classifier_init_from_records_file_and_training_images(tmp_path, c
     assert "small_cnn starts from" in capsys.readouterr().out
     classifier, _ = load_classifier(tmp_path / "second" / "checkpoint.pt")
     assert classifier.backbone.init.endswith("first/checkpoint.pt")
-    assert classifier.trained_on == training_data(store, store.rows("train"), ["ISIC_0024306"])["trained_on"]
+    assert (
+        classifier.trained_on
+        == training_data(store, store.rows("train"), {"trained_on": ["ISIC_0024306"]})["trained_on"]
+    )
 
 
 def test_train_classifier_init_from_trained_on_a_test_image_of_isic_2016_raises(tmp_path):

@@ -5,6 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from factories import circle, random_batch
 
 from helpers.__main__ import main
 from helpers.data.files import DataError
@@ -32,21 +33,6 @@ def conditioned_generator(seed: int = 0) -> Generator:
     """An untrained generator."""
     torch.manual_seed(seed)
     return SMALL.generator().eval().requires_grad_(False)
-
-
-def random_batch() -> dict[str, torch.Tensor]:
-    return {
-        "images": torch.rand(4, 3, 64, 64) * 2 - 1,
-        "sketches": torch.rand(4, 1, 64, 64).round(),
-        "labels": torch.arange(4),
-        "artifacts": torch.rand(4, 7).round(),
-    }
-
-
-def circle(size: int = 64) -> np.ndarray:
-    y, x = np.mgrid[:size, :size] - size / 2
-    radius = np.hypot(x, y)
-    return np.where(np.abs(radius - size / 4) < 1.5, 255, 0).astype(np.uint8)
 
 
 def test_config_conditions_on_artifacts_code_and_maps_by_default():

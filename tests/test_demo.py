@@ -31,7 +31,7 @@ from helpers.phantoms.photo import ARTIFACTS, render
 from helpers.views import demo, handlers, uploads
 from helpers.views.demo import build_page, launch_page
 from helpers.views.handlers import Handlers, canvas_with, editor_with, region_from_editor, sketch_from_canvas
-from helpers.views.predictor import Predictor, example_sketches
+from helpers.views.predictor import Predictor, Request, example_sketches
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 CHROMIUM_ARGS = ["--no-sandbox", "--disable-gpu", "--disable-background-networking", "--disable-sync", "--no-first-run"]
@@ -84,8 +84,8 @@ def test_generate_clips_count_seed_tone_and_structure(predictor):
     events = Handlers(predictor)
     canvas = canvas_with(events.examples[0])
     assert len(events.generate(canvas, "MEL", [], 1.0, 1.0, 10_000, 0)[0]) == handlers.MAX_IMAGES
-    images, _, seed, settings = events.generate(canvas, "MEL", None, 1.0, 1.0, -5, -7)
-    assert len(images) == 1 and seed == "0" and settings["artifacts"] == []
+    images, _, seed, request = events.generate(canvas, "MEL", None, 1.0, 1.0, -5, -7)
+    assert len(images) == 1 and seed == "0" and request.artifacts == []
     for k, largest in ((2, handlers.MAX_TONE), (3, 1)):
         clipped, limit = (events.generate(canvas, *SETTINGS[:k], v, *SETTINGS[k + 1 :])[0] for v in (1e9, largest))
         assert np.array_equal(clipped, limit)
@@ -126,12 +126,12 @@ def test_no_generated_image_has_the_color_of_the_region(predictor):
 
 def test_regenerate_changes_only_the_painted_part_of_the_last_images(predictor):
     events = Handlers(predictor)
-    settings = events.generate(canvas_with(events.examples[0]), "NV", ["hair"], 1.0, 0.5, 3, 4)[3]
-    original = predictor.sample(**settings)[1]
-    shown = np.asarray(events.edit(settings, 2)["composite"].resize((128, 128), Image.Resampling.BOX), int)
+    request = events.generate(canvas_with(events.examples[0]), "NV", ["hair"], 1.0, 0.5, 3, 4)[3]
+    original = predictor.generate(request)[1]
+    shown = np.asarray(events.edit(request, 2)["composite"].resize((128, 128), Image.Resampling.BOX), int)
     assert np.abs(shown - original).mean() < 3, "the second image is in the editor"
-    first, seed = events.regenerate(settings, 2, painted(original, (64, 64, 191, 191)), 0)
-    second, _ = events.regenerate(settings, 2, painted(original, (64, 64, 191, 191)), seed)
+    first, seed = events.regenerate(request, 2, painted(original, (64, 64, 191, 191)), 0)
+    second, _ = events.regenerate(request, 2, painted(original, (64, 64, 191, 191)), seed)
     inside = np.zeros((128, 128), bool)
     inside[32:96, 32:96] = True
     for image in (first, second):
@@ -139,7 +139,7 @@ def test_regenerate_changes_only_the_painted_part_of_the_last_images(predictor):
         assert (image != original).any(axis=2)[inside].mean() > 0.9
     assert seed == 1 and not np.array_equal(first, second), "pressing again gives another one"
     with pytest.raises(DataError, match="The image must be one of 1 to 3, got 4"):
-        events.edit(settings, 4)
+        events.edit(request, 4)
     with pytest.raises(DataError, match="generate images first"):
         events.regenerate(None, 1, painted(original, (0, 0, 9, 9)), 0)
 
@@ -231,7 +231,7 @@ def test_api_regenerate_changes_a_part_of_the_images_of_the_same_client(client, 
     image = np.array(Image.open(file).convert("RGB"))
     region = np.zeros((128, 128), np.uint8)
     region[:64, :64] = 1
-    expected = predictor.regenerate(sketch, "NV", 2, 1.0, 3, index=1, region=region, new_seed=5)
+    expected = predictor.regenerate(Request(sketch, "NV", 2, 1.0, 3), 1, region, new_seed=5)
     assert np.array_equal(image, expected) and seed == 6
     another = Client(address, verbose=False, download_files=tmp_path)
     with pytest.raises(AppError, match="generate images first"):

@@ -46,11 +46,6 @@ def folder(tmp_path):
     return tmp_path / "set"
 
 
-@pytest.fixture
-def extractor() -> FeatureExtractor:
-    return FeatureExtractor("mean_pool", MeanPoolExtractor())
-
-
 # ------------------------------------------------------------------------------------------------------------ images
 
 
@@ -305,7 +300,7 @@ def test_extract_features_files_and_array_are_known_values(folder, extractor):
 def test_extract_features_cache_depends_on_content_weights_and_size(folder, tmp_path):
     network, cache = MeanPoolExtractor(), tmp_path / "cache"
 
-    def extract(folder, name="mean_pool", network=network, image_size=32):
+    def extract(folder, name="mean-pool", network=network, image_size=32):
         return extract_features(ImageSet.from_folder(folder), FeatureExtractor(name, network), image_size, cache)
 
     features = extract(folder)

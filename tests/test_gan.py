@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from factories import load_checkpoint
+from factories import load_checkpoint, random_batch
 from torch import nn
 
 from helpers.data.files import DataError
@@ -31,11 +31,6 @@ def trained(phantom_store, tmp_path_factory):
     folder = tmp_path_factory.mktemp("cgan")
     train_gan(phantom_store, SMALL, folder, TrainConfig(1, 4))
     return folder
-
-
-def random_batch() -> dict[str, torch.Tensor]:
-    images, sketches = torch.rand(4, 3, 64, 64) * 2 - 1, torch.rand(4, 1, 64, 64).round()
-    return {"images": images, "sketches": sketches, "labels": torch.arange(4), "artifacts": torch.rand(4, 7).round()}
 
 
 class RecordingBackward:
@@ -324,7 +319,3 @@ def test_train_without_sketch_but_with_artifacts_and_maps_runs(phantom_store, tm
     generator, _ = load_gan(tmp_path / "checkpoint.pt", sketch=False)
     flags = np.ones((2, 7))
     assert not np.array_equal(sample(generator, None, [0, 1]), sample(generator, None, [0, 1], artifacts=flags))
-    keep = np.zeros((2, 64, 64), np.uint8)
-    keep[:, :, :32] = 1
-    kept = sample(generator, None, [0, 1], seed=1, keep=keep)
-    assert np.array_equal(kept[:, :, :32], sample(generator, None, [0, 1])[:, :, :32])

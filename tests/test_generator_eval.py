@@ -1,24 +1,10 @@
 import numpy as np
 import pytest
 import torch
-from factories import MeanPoolExtractor
 from torch import nn
 
 from helpers.data.files import DataError
-from helpers.metrics import generator_eval as module
-from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.generator_eval import GeneratorEval
-
-
-@pytest.fixture
-def extractor() -> FeatureExtractor:
-    return FeatureExtractor("mean-pool", MeanPoolExtractor())
-
-
-@pytest.fixture
-def few_latents(monkeypatch):
-    monkeypatch.setattr(module, "NUM_LATENTS", 2)
-    monkeypatch.setattr(module, "MAX_DIVERSITY_SKETCHES", 3)
 
 
 class CopyingGenerator(nn.Module):

@@ -12,6 +12,7 @@ from helpers.__main__ import main
 from helpers.data.files import DataError
 from helpers.models.checkpoint import export_weights, training_data
 from helpers.models.gan import GAN, GANConfig, grown_config, load_gan, train_gan
+from helpers.models.initialize import start_from
 from helpers.models.trainer import TrainConfig
 
 CLASSES = ("MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC")
@@ -187,3 +188,30 @@ def test_init_from_exported_networks_equals_the_checkpoint_in_half_precision(tra
                 assert torch.allclose(weight, saved[networks][name][key], rtol=1e-3, atol=1e-6), (name, key)
     assert task.extra_state["trained_on"] == saved["extra_state"]["trained_on"]
     assert load_gan(file)[1] == SMALL
+
+
+def license_of(file) -> str | None:
+    """The license in the header of a released file."""
+    with safe_open(file, "pt") as opened:
+        return json.loads(opened.metadata()["checkpoint"]).get("license")
+
+
+def test_licenses_of_all_training_data_are_recorded_and_exported(plain, phantom_store, tmp_path):
+    assert license_of(export_weights(plain / "checkpoint.pt", tmp_path / "phantoms.safetensors")) == "MIT"
+    names = ["CC BY-NC 4.0 (A: B, C, 2018)", "CC-0 (D)"]
+    file = tmp_path / "released.safetensors"
+    export_weights(plain / "checkpoint.pt", file, license_name="; ".join(names))
+    task = GAN(PLAIN)
+    start_from(task, file, phantom_store, phantom_store.rows("train"))
+    assert task.extra_state["licenses"] == [*names, "MIT"]
+    assert license_of(export_weights(file, tmp_path / "again.safetensors")) == "; ".join(names)
+
+
+def test_a_checkpoint_without_licenses_resumes_and_gets_them(plain, phantom_store, tmp_path):
+    saved = load_checkpoint(plain)
+    assert saved["extra_state"].pop("licenses") == ["MIT"]
+    torch.save(saved, tmp_path / "checkpoint.pt")
+    assert license_of(export_weights(tmp_path / "checkpoint.pt", tmp_path / "x.safetensors")) is None
+    train_gan(phantom_store, PLAIN, tmp_path, TrainConfig(2, 4))
+    resumed = load_checkpoint(tmp_path)
+    assert resumed["step"] == 2 and resumed["extra_state"]["licenses"] == ["MIT"]

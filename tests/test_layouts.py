@@ -194,14 +194,14 @@ def test_read_folders_spellings_of_splits_are_recognized(tmp_path):
 @pytest.mark.parametrize(
     ("names", "looks"),
     [
-        (("images", "masks"), "images beside masks"),
-        (("AUTO", "GT", "IMG"), "images beside masks"),
-        (("data", "gt"), "images beside masks"),
+        (("images", "masks"), "images next to masks"),
+        (("AUTO", "GT", "IMG"), "images next to masks"),
+        (("data", "gt"), "images next to masks"),
         (("trainA", "trainB"), "images of several splits"),
         (("trainx", "trainy"), "images of several splits"),
         (("part_1", "part_2"), "numbered parts"),
         (("images_part 1", "images_part 2"), "numbered parts"),
-        (("X_Training_Input", "X_GroundTruth"), "images beside masks"),
+        (("X_Training_Input", "X_GroundTruth"), "images next to masks"),
         (("all_images", "mel", "nv"), "images not sorted by diagnosis"),
     ],
 )
@@ -216,7 +216,7 @@ def test_read_folders_of_masks_are_not_classes(tmp_path):
     for i in range(3):
         write_image(tmp_path / "abc" / f"ISIC_{i}.jpg", i)
         write_mask(tmp_path / "xyz" / f"ISIC_{i}_Segmentation.png")
-    with pytest.raises(DataError, match=r"looks like images beside masks: .*got xyz"):
+    with pytest.raises(DataError, match=r"looks like images next to masks: .*got xyz"):
         read(tmp_path)
 
 

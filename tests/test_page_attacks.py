@@ -168,15 +168,15 @@ def test_api_answers_unusable_arguments_with_a_sentence(page, api, api_name, mon
 
 def test_regenerate_answers_unusable_positions_and_editors_with_a_sentence(predictor):
     events = handlers.Handlers(predictor)
-    settings = events.settings(events.examples[0], "MEL", [], 1, 1, 2, 0)
+    request = handlers.request_of(events.examples[0], ("MEL", [], 1, 1, 2, 0))
     painted = {"composite": Image.new("RGB", (9, 7), handlers.REGION_COLOR)}
     for position in (float("nan"), float("inf"), 1e9, 3, "1", [1]):
         with pytest.raises(DataError, match="The image must be"):
-            events.regenerate(settings, position, painted, 0)
+            events.regenerate(request, position, painted, 0)
     for new_seed in (float("nan"), "1"):
         with pytest.raises(DataError, match="The seed must be a number"):
-            events.regenerate(settings, 1, painted, new_seed)
-    assert events.regenerate(settings, None, painted, float("inf"))[1] == 2**31
+            events.regenerate(request, 1, painted, new_seed)
+    assert events.regenerate(request, None, painted, float("inf"))[1] == 2**31
 
 
 def test_number_clips_and_refuses_what_is_not_a_number():

@@ -2,6 +2,7 @@ import pytest
 import torch
 from torch import nn
 
+from helpers.models import projected
 from helpers.models.gan import GANConfig
 from helpers.models.networks import sketch_maps
 from helpers.models.projected import (
@@ -96,11 +97,12 @@ def test_projected_discriminator_sketch_label_and_artifacts_change_every_head(di
             assert not torch.equal(head[0], other[0]) and torch.equal(head[1], other[1])
 
 
-def test_projected_discriminator_training_mode_augments_the_images_of_the_heads_only(discriminator):
+def test_projected_discriminator_training_mode_augments_the_images_of_the_heads_only(discriminator, monkeypatch):
     image, seen, patches = random_images(64), [], []
     discriminator.feature_network.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     for training, strength in ((True, 0.3), (False, 0.3), (True, 0.0)):
-        discriminator.color_jitter = discriminator.cutout = strength
+        monkeypatch.setattr(projected, "COLOR_JITTER", strength)
+        monkeypatch.setattr(projected, "CUTOUT", strength)
         output = discriminator.train(training)(image, torch.zeros(2, 2, 64, 64), torch.tensor([0, 1]))
         patches.append(output.patch)
     assert (seen[0] == 0).all(dim=1).any(), "cutout"

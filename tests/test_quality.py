@@ -38,11 +38,6 @@ def class_row(result: Quality, compared: str, class_name: str) -> pd.Series:
     return row
 
 
-@pytest.fixture
-def extractor() -> FeatureExtractor:
-    return FeatureExtractor("mean_pool", MeanPoolExtractor())
-
-
 # ------------------------------------------------------------------------------------------- measures of feature sets
 
 
@@ -253,7 +248,7 @@ def test_quality_sets_with_classes_has_rows_per_class_floor_and_ceilings(phantom
     assert class_row(result, "other classes", "NV")["n_real"] == real_names.count("NV")
     assert any(f"only {half} images for {len(synthetic)} synthetic ones" in note for note in result.notes)
     assert not result.table[["kid", "fd", "precision", "recall", "n", "n_real"]].isna().any().any()
-    assert "mean_pool" in str(result) and "NaN" not in str(result)
+    assert "mean-pool" in str(result) and "NaN" not in str(result)
 
 
 def test_quality_small_or_unmatched_classes_have_notes_instead_of_rows(phantom_store, extractor):
@@ -316,7 +311,7 @@ def test_summary_with_floor_set_is_flat_json(phantom_store, extractor):
     real, synthetic, floor = (ImageSet.from_array(phantom_store.images[k::3], name=f"set {k}") for k in range(3))
     summary = json.loads(json.dumps(quality(real, synthetic, [extractor], floor).summary()))
     assert {"extractor", "n_real", "n_synthetic", "kid", "fd", "floor_kid", "floor_fd", "rows"} <= set(summary)
-    assert summary["floor_n"] == len(synthetic) and summary["extractor"] == "mean_pool"
+    assert summary["floor_n"] == len(synthetic) and summary["extractor"] == "mean-pool"
 
 
 def test_summary_floor_too_small_is_none_and_noted(phantom_store, extractor):

@@ -67,7 +67,7 @@ def test_real_vs_synthetic_experiment_arms_differ_in_data_augmentation_and_balan
     train = generators.train_gan
     monkeypatch.setattr(generators, "train_gan", train_gan)
     monkeypatch.setattr(module, "fit_classifier", fit_classifier)
-    monkeypatch.setattr(module, "run_grid", run_arms)
+    monkeypatch.setattr(arms_module, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
     real_vs_synthetic_experiment(phantom_store, experiment, tmp_path, ALL_ARMS)
     with_augmentation = ["real + augmentation", "class-weighted", "real + synthetic + augmentation", "filtered"]
@@ -107,9 +107,9 @@ def test_real_vs_synthetic_experiment_without_sketches_or_with_wrong_fractions_r
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"train": TrainConfig(2, 8, seed=3)}, "--train.seed has no effect in this experiment: --seeds decides"),
-        ({"balance": "loss"}, "--classifier.balance has no effect in this experiment: the arms decide"),
-        ({"lesion_only": True}, "--classifier.lesion-only has no effect in this experiment: all arms see whole images"),
+        ({"train": TrainConfig(2, 8, seed=3)}, "--train.seed has no effect here: --seeds decides"),
+        ({"balance": "loss"}, "--classifier.balance has no effect here: the arms decide"),
+        ({"lesion_only": True}, "--classifier.lesion-only has no effect here: all arms see whole images"),
     ],
 )
 def test_options_without_effect_are_refused(phantom_store, tmp_path, changes, message):

@@ -5,7 +5,7 @@ import pytest
 
 from helpers.data.files import DataError
 from helpers.experiments import results
-from helpers.experiments.results import Page, command_line, commit, markdown_table, publish
+from helpers.experiments.results import Page, command_line, commit, markdown_table, publish, with_interval
 
 ROWS = pd.DataFrame(
     {"arm": ["real", "both"], "measure": "jaccard", "value": [0.5, 1 / 3], "n": [12, 12], "seconds": [10.0, 20.0]}
@@ -137,3 +137,8 @@ def test_to_charts_gives_a_chart_per_title_with_breakable_names():
     charts = results.to_charts(PUBLISHED.assign(arm=["b against a", "c", "a"]), "measure", "arm")
     assert list(charts) == ["recall", "accuracy"]
     assert charts["recall"] == {"b\nagainst a": [0.5, 0.4, 0.6], "a": [1 / 3, 0.3, 0.4]}
+
+
+def test_with_interval_of_a_value_without_interval_is_the_value():
+    assert with_interval(0.8123, 0.7991, 0.824) == "0.812 (0.799 to 0.824)"
+    assert with_interval(1, float("nan"), float("nan")) == "1.000"

@@ -77,6 +77,7 @@ def test_score_images_compares_masks_at_the_images_own_size(isic_table):
 
 def test_score_images_of_an_untrained_segmenter_is_low(phantom_store):
     table = phantom_store.table.iloc[phantom_store.rows("test", needs=["mask"])]
+    torch.manual_seed(0)
     segmenter = Segmenter(SegmenterConfig(64, pretrained=False)).eval()
     assert score_images(segmenter, table)["jaccard"].mean() < 0.5
 
@@ -115,7 +116,7 @@ def test_segmentation_experiment_arms_differ_in_data_and_augmentation_only(phant
     train = generators.train_gan
     monkeypatch.setattr(generators, "train_gan", train_gan)
     monkeypatch.setattr(module, "fit_segmenter", fit_segmenter)
-    monkeypatch.setattr(module, "run_grid", run_arms)
+    monkeypatch.setattr(arms, "run_grid", run_arms)
     experiment = replace(settings_for(phantom_store), seeds=(1,))
     segmentation_experiment(phantom_store, experiment, tmp_path, ALL_ARMS)
     names = ["real", "real + augmentation", "real + synthetic", "real + synthetic + augmentation", "synthetic only"]

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from factories import course, folders, ham10000, isic2016, write_image, write_mask
+from factories import course, folders, ham10000, isic2016, to_uint8, write_image, write_mask
 
 from helpers.data import store as module
 from helpers.data.audit import audit
@@ -39,17 +39,6 @@ from helpers.data.store import (
 
 ROOT = Path(__file__).parents[1]
 SMALL = StoreConfig(size=32)
-
-
-@pytest.fixture(scope="module")
-def store(phantoms, tmp_path_factory) -> Store:
-    """The small sample as it is, with its injected faults; read only."""
-    return build_store(read(phantoms), tmp_path_factory.mktemp("store") / "s", StoreConfig(64), progress=False)
-
-
-def to_uint8(images: torch.Tensor) -> np.ndarray:
-    """Images (B, 3, H, W) in [-1, 1] as uint8 (B, H, W, 3)."""
-    return ((images.permute(0, 2, 3, 1) + 1) * 127.5).round().to(torch.uint8).numpy()
 
 
 # ----------------------------------------------------------------------------------------------------------- reading

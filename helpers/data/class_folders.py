@@ -1,5 +1,5 @@
 """Class folders: a folder of images for every diagnosis, alone or below folders of splits. Masks and sketches may lie
-beside the images."""
+next to the images."""
 
 import os
 import re
@@ -49,7 +49,7 @@ def files_by_id(paths: list[Path], problems: list[str] | None = None) -> dict[st
 # Names of folders that cannot be diagnoses, by what a folder with such folders looks like.
 _SPLIT_WORD = "train|training|val|valid|validation|test|testing"
 _NOT_A_CLASS = {
-    "images beside masks": r".*(masks?|segmentations?|ground.?truths?|sketch(es)?|contours?)|(.*[_ -])?gt|auto",
+    "images next to masks": r".*(masks?|segmentations?|ground.?truths?|sketch(es)?|contours?)|(.*[_ -])?gt|auto",
     "images of several splits, without classes": rf"({_SPLIT_WORD})([_ -]?([a-z]|\d+|images?|imgs?|data))?",
     "numbered parts of one set": r".*(part|fold|batch|chunk|split|folder|set|disc|volume|images?|data)[_ -]?\(?\d+\)?",
     "images not sorted by diagnosis": r"(.*[_ -])?(images?|imgs?|pictures?|photos?|input|data|results?|outputs?)",
@@ -59,15 +59,13 @@ _NOT_A_CLASS = {
 def _appearance(name: str, paths: list[Path]) -> str | None:
     """What a folder with this folder of images looks like if that is not a diagnosis."""
     if sum(bool(MASK_STEM.search(path.stem)) for path in paths) > len(paths) / 2:
-        return "images beside masks"
-    return next(
-        (text for text, names in _NOT_A_CLASS.items() if re.fullmatch(names, name.strip(), re.IGNORECASE)), None
-    )
+        return "images next to masks"
+    return next((text for text, names in _NOT_A_CLASS.items() if re.fullmatch(names, name.strip(), re.I)), None)
 
 
 def is_mask_folder(name: str) -> bool:
     """Whether a folder is named as one of masks or sketches."""
-    return _appearance(name, []) == "images beside masks"
+    return _appearance(name, []) == "images next to masks"
 
 
 def _check_class_names(folder: Path, class_folders: list[Path]) -> None:
@@ -101,7 +99,7 @@ def find_class_folders(folder: Path) -> list[tuple[str | None, Path]]:
 
 def _image_rows(folder: Path) -> list[dict]:
     """The images directly in a folder, each with the mask (a_mask.png, see `MASK_NAME`) or sketch (a_sketch.png) that
-    is beside it (a.jpg). A file of such a name without its image is an image."""
+    is next to it (a.jpg). A file of such a name without its image is an image."""
     paths = list_images(folder)
     by_stem = {path.stem: path for path in paths}
     rows = {path: {"image_id": clean_name(path.stem), "path": path} for path in paths}

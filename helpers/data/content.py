@@ -62,9 +62,9 @@ def pixel_hash(image: np.ndarray) -> str:
 
 
 def identities(table: pd.DataFrame) -> list[set[str]]:
-    """Per row of a cleaned table, what tells its lesion from those of all data sets: the `pixel_hash` of every image of
-    the lesion, and ids of the ISIC Archive, which also hold for copies of another size. Other ids do not: many data
-    sets have an image 0001."""
+    """Per row of a cleaned table, what distinguishes its lesion from those of all data sets: the `pixel_hash` of
+    every image of the lesion, and ids of the ISIC Archive, which also hold for copies of another size. Other ids do
+    not: many data sets have an image 0001."""
     lesions = table["lesion_id"].fillna(table["image_id"])
     contents = lesions.map(table["content"].groupby(lesions).agg(set))
     archive_ids = (table["image_id"] + " " + lesions).map(lambda text: {i.upper() for i in ARCHIVE_ID.findall(text)})

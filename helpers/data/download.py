@@ -21,6 +21,7 @@ from urllib.request import Request, urlopen
 from tqdm.auto import tqdm
 
 from helpers.data.files import DataError, atomic_folder, list_images
+from helpers.data.tables import LICENSES
 
 ISIC = "https://isic-challenge-data.s3.amazonaws.com"
 DATAVERSE = "https://dataverse.harvard.edu/api"
@@ -84,11 +85,6 @@ ARCHIVES: dict[str, list[Archive]] = {
         _ham(3838943, "HAM10000_segmentations_lesion_tschandl", "6e8d252e09cfdb0189199f15985a5b84", 10015, 10_808_743),
         Archive(f"{DATAVERSE}/access/datafile/4338392?format=original", "HAM10000_metadata.csv"),
     ],
-}
-LICENSES = {
-    "isic2016": "CC-0, no restrictions",
-    "isic2017": "CC-0, no restrictions",
-    "ham10000": "CC BY-NC 4.0, name the authors, no commercial use",
 }
 
 

@@ -11,15 +11,7 @@ import pandas as pd
 
 from helpers.data.class_folders import files_by_id, subfolders, tree
 from helpers.data.files import DataError, list_images
-from helpers.data.labels import (
-    clean_name,
-    find_entry,
-    find_table,
-    known_labels,
-    one_hot_labels,
-    read_table,
-    read_text,
-)
+from helpers.data.labels import clean_name, find_entry, find_table, known_labels, one_hot_labels, read_table, read_text
 from helpers.data.tables import DatasetTable, build_table, join
 from helpers.data.xlsx import read_xlsx
 

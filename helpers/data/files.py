@@ -38,7 +38,7 @@ with suppress(ImportError):  # optional
     IMAGE_SUFFIXES |= HEIF_SUFFIXES
 # Folders of operating systems, network storage (@eaDir, #recycle) and archives, never data.
 HIDDEN_FOLDER = re.compile(r"[.@#$~].*|__MACOSX|lost\+found|System Volume Information|thumb(nail)?s?", re.IGNORECASE)
-NOT_REPORTED = {".csv", ".tab", ".tsv", ".txt", ".json", ".md", ".xlsx", ".xls", ".db", ".ini"}  # beside images
+NOT_REPORTED = {".csv", ".tab", ".tsv", ".txt", ".json", ".md", ".xlsx", ".xls", ".db", ".ini"}  # next to images
 MAX_DEPTH = 3  # folders below a data set or a folder of images in which unread files are looked for
 _MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
 _LEFTOVER = re.compile(r"\.part-([0-9a-f]{8})-(\d+)-(old-)?.*")  # machine, process

@@ -134,11 +134,11 @@ def image_files(folder: Path, problems: list[str] | None = None) -> list[Path]:
 def _with_masks(
     folders: list[Path], mask_folder: Path | None, problems: list[str]
 ) -> tuple[dict[str, Path], dict[str, Path]]:
-    """Images and masks by id; masks are in their own folder or beside the images (ISIC_1_Segmentation.png)."""
+    """Images and masks by id; masks are in their own folder or next to the images (ISIC_1_Segmentation.png)."""
     paths = [path for folder in folders for path in _image_paths(folder)]
-    beside = [path for path in paths if MASK_STEM.search(path.stem)]
-    images = files_by_id([path for path in paths if path not in set(beside)], problems)
-    masks = files_by_id([*(_image_paths(mask_folder) if mask_folder else []), *beside], problems)
+    named_masks = [path for path in paths if MASK_STEM.search(path.stem)]
+    images = files_by_id([path for path in paths if path not in set(named_masks)], problems)
+    masks = files_by_id([*(_image_paths(mask_folder) if mask_folder else []), *named_masks], problems)
     return images, masks
 
 
@@ -266,9 +266,7 @@ def _course_files(folder: Path, problems: list[str]) -> dict[tuple[str, str], di
     for inner in order:
         name, files = names[inner], list_images(inner)
         if files and re.search(r"mask|segmentation|ground.?truth|result|output|prediction|(^|/)gt($|/)", name):
-            problems.append(
-                f"{len(files)} files in {name} are left out: the folder's name says that they are not images"
-            )
+            problems.append(f"{len(files)} files in {name} are left out: the folder's name says they are not images")
             continue
         kind = "unpaired" if "unpaired" in name else "sketch" if re.search("sketch|contour", name) else "image"
         split = "test" if re.search("(^|[/_ -])test", name) else "train"

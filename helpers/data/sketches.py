@@ -19,7 +19,7 @@ INK_THRESHOLD = 25  # of 255; downscaling dims thin lines, so 10 % of white stil
 MAX_INK = 0.35  # fraction of pixels that lines cover at most
 MIN_CONTRAST = 8  # of 255, between ink and paper when the sheet is reduced to `VIEW` pixels; noise stays below it
 EMPTY = "The drawing is empty: draw the outline of a lesion first."
-VIEW = 256  # pixels of the longer side at which paper and ink are told apart; noise of a scan averages out
+VIEW = 256  # pixels of the longer side at which paper and ink are separated; noise of a scan averages out
 XDOG_SIGMA = 1 / 128  # fraction of the shorter side
 XDOG_MIN_CONTRAST = 0.007  # of full scale; suppresses sensor noise on flat skin
 
@@ -245,9 +245,7 @@ def median_color(image: np.ndarray) -> np.ndarray:
     counts = np.zeros((channels, 256), np.int64)
     for rows in strips(height, width):
         counts += [np.bincount(image[rows, :, k].ravel(), minlength=256) for k in range(channels)]
-    middle = [
-        (counts.cumsum(axis=1) > index).argmax(axis=1) for index in ((height * width - 1) // 2, height * width // 2)
-    ]
+    middle = [(counts.cumsum(axis=1) > k).argmax(axis=1) for k in ((height * width - 1) // 2, height * width // 2)]
     return np.mean(middle, axis=0)
 
 

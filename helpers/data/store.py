@@ -95,7 +95,7 @@ class Store:
     def table(self) -> pd.DataFrame:
         """The data set's table, one row per image; read on first access."""
         table = read_own_table(self.folder / "table.csv", "string")
-        # The CSV cannot tell "none" from unknown. Predicted flags are left out: they depend on size and crop.
+        # The CSV cannot distinguish "none" from unknown. Predicted flags are left out: they depend on size and crop.
         flags = np.where(self.artifacts_known[:, None], self.artifacts, UNKNOWN)
         artifacts = pd.array(flags_to_names(flags), "string")
         return table.assign(label=table["label"].astype("Int64"), artifacts=artifacts)
@@ -104,6 +104,11 @@ class Store:
     def identities(self) -> list[set[str]]:
         """Per row, what tells its lesion from those of all data sets, see `content.identities`."""
         return identities(self.table)
+
+    @property
+    def lesions(self) -> np.ndarray:
+        """Per row the lesion's id, or the image's where that is not known, `(N,)`."""
+        return self.table["lesion_id"].fillna(self.table["image_id"]).to_numpy(str)
 
     def rows_in(self, others: Iterable[str], rows: np.ndarray | None = None) -> np.ndarray:
         """Those of `rows (M,)`, default all, whose lesion is among the identities `others`."""
@@ -219,7 +224,7 @@ def build_store(
             dataset = replace(dataset, table=dataset.table.assign(content=contents))
         rows = map_in_chunks(pool, partial(load_row, config=config), dataset.table.itertuples(index=False))
         write_store(
-            folder, dataset, config, tqdm(rows, "storing", len(dataset.table), disable=not progress, leave=False)
+            folder, dataset, config, tqdm(rows, "storing", len(dataset.table), leave=False, disable=not progress)
         )
     return Store(folder)
 

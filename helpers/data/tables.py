@@ -11,6 +11,10 @@ from helpers.data.labels import find_separator, report_ids
 
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
 IDS = dict.fromkeys(["image_id", "lesion_id", "group"], "string")
+HAM10000_LICENSE = "CC BY-NC 4.0 (HAM10000: Tschandl, Rosendahl, Kittler, Scientific Data 2018)"
+# Of the data sets to train on, by name; data/README.md has those of all.
+LICENSES = {"phantoms": "MIT", "isic2016": "CC-0 (ISIC 2016)", "isic2017": "CC-0 (ISIC 2017)",
+            "ham10000": HAM10000_LICENSE, "course": HAM10000_LICENSE}  # fmt: skip
 MISSING_LIMIT = 0.2  # largest fraction of files or labels that may be missing or unreadable
 
 

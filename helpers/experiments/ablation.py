@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ import torch
 from helpers.data.batches import SketchSampling, balanced_batches
 from helpers.data.store import Store
 from helpers.experiments.runner import (
+    SEED_DECIDED,
     check_fractions,
     fingerprint_of,
     fit_configs,
@@ -69,6 +70,7 @@ class AblationExperiment:
     train: TrainConfig
     num_eval: int = 1_000  # val sketches to generate from
     seeds: tuple[int, ...] = (0, 1)  # of the trainings
+    no_effect: ClassVar = SEED_DECIDED
 
 
 @dataclass(frozen=True)
@@ -218,15 +220,14 @@ NOT_MEASURES = ("arm", "fraction", "seed", "n", "n_real", "kid_low", "kid_high",
 
 def score_rows(results: pd.DataFrame) -> pd.DataFrame:
     """A row per arm, fraction, seed and measure, the KID with its interval over images, then those of
-    `kid_differences`. The `seconds` of a training stand in one of its rows, the others have 0."""
+    `kid_differences`. The `seconds` of a training are in one of its rows, the others have 0."""
     measures, rows = [m for m in results if m not in NOT_MEASURES], []
     for run in results.to_dict("records"):
         facts = {k: run.get(k) for k in ("arm", "fraction", "seed", "n", "n_real", "num_images")}
         for k, measure in enumerate(measures):
             ends = {"low": run["kid_low"], "high": run["kid_high"]} if measure == "kid" else {}
-            rows.append(
-                facts | ends | {"measure": measure, "value": run[measure], "seconds": run["seconds"] * (k == 0)}
-            )
+            row = {"measure": measure, "value": run[measure], "seconds": run["seconds"] * (k == 0)}
+            rows.append(facts | ends | row)
     return pd.concat([pd.DataFrame(rows), kid_differences(results)], ignore_index=True)
 
 

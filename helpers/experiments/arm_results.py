@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from helpers.experiments.results import with_interval
 from helpers.experiments.runner import (
     WITHOUT_COLLAPSED,
     Measure,
@@ -54,7 +55,7 @@ class Scores:
     def rows(self, with_seconds: bool = True) -> pd.DataFrame:
         """A row per arm, fraction, seed and measure; a row per arm, fraction and measure with the mean over `seeds`
         trainings and its interval; and a row per paired difference `against` another arm. The `seconds` of a training
-        stand in one of its rows, or in none if not `with_seconds`; the others have 0."""
+        are in one of its rows, or in none if not `with_seconds`; the others have 0."""
         rows = []
         for k, scored in enumerate(self.scored):
             rows += self._run_rows(scored.measure, with_seconds and k == 0)
@@ -96,8 +97,7 @@ class Scores:
         first = self.scored[0].arms
         columns = {
             metric_name(s.measure): [
-                f"{value:.3f} ({low:.3f} to {high:.3f})"
-                for value, low, high in s.arms[[metric_name(s.measure), "from", "to"]].to_numpy()
+                with_interval(*numbers) for numbers in s.arms[[metric_name(s.measure), "from", "to"]].to_numpy()
             ]
             for s in self.scored
         }

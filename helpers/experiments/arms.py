@@ -2,17 +2,25 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from scipy.stats import rankdata
 
 from helpers.data.batches import ImageSource
 from helpers.data.store import Store
-from helpers.experiments.generators import RunOptions, prepare_generator
-from helpers.experiments.runner import fraction_of_rows, training_seconds
+from helpers.experiments.generators import RunOptions, check_generators, prepare_generator
+from helpers.experiments.runner import (
+    check_fractions,
+    check_rows,
+    fingerprint_of,
+    fraction_of_rows,
+    run_grid,
+    training_seconds,
+)
 from helpers.experiments.synthetic import cgan_images, images_with_equal_artifacts
 from helpers.metrics.overlap import safe_ratio
 from helpers.models.checkpoint import read_checkpoint, training_data
@@ -67,7 +75,7 @@ def runnable(arms: dict[str, ArmConfig], store: Store, experiment: Any, options:
 
 
 class ArmSources:
-    """Training images of every arm, `count` of them synthetic.
+    """Training images of every arm, `count` of them synthetic. Nothing is generated before it is needed.
 
     The generator of a fraction is trained on its images, once for all arms and seeds, in a folder of `out`, or comes
     from a file, see `prepare_generator`; `experiment` has its config, `generator` and `gan_train`. `balanced`: see
@@ -119,6 +127,35 @@ class ArmSources:
         fit_classifier(sources, classifier, folder / "classifier", experiment.train, training_data(store, rows))
         return (load_segmenter(folder / "segmenter/checkpoint.pt")[0],
                 load_classifier(folder / "classifier/checkpoint.pt")[0])  # fmt: skip
+
+
+def run_arms(
+    arms: dict[str, ArmConfig],
+    sources_of: ArmSources,
+    test_rows: np.ndarray,
+    fit_of: Callable[[ArmConfig, float], Fit],
+    score: Callable[[Path], pd.DataFrame],
+) -> pd.DataFrame:
+    """Train a network per arm (those that the data and the options allow), fraction and seed by `fit_of(arm,
+    fraction)`, and score its checkpoint on the images at `test_rows`.
+
+    Returns a table of `run_grid`: the columns of `score`, then `generator init seconds`. Raises `DataError` and
+    `ValueError` as `check_fractions`, `check_rows`, `check_generators` and `run_grid` do.
+    """
+    store, experiment, options = sources_of.store, sources_of.experiment, sources_of.options
+    check_fractions(experiment.fractions)
+    check_rows(store, test_rows, options.split)
+    parts = (fraction_of_rows(store, fraction) for fraction in experiment.fractions)
+    check_generators(options, store, parts, experiment.generator)
+
+    def run_one(arm: ArmConfig, fraction: float, seed: int, work: Path) -> pd.DataFrame:
+        sources, train_config = sources_of(arm, fraction, seed), replace(experiment.train, seed=seed)
+        facts = fit_arm(fit_of(arm, fraction), arm, sources, work, train_config)
+        return score(work / "checkpoint.pt").assign(generator=sources_of.generator_name(arm, fraction), **facts)
+
+    runs = {name: partial(run_one, arm) for name, arm in runnable(arms, store, experiment, options).items()}
+    fingerprint, only = fingerprint_of(experiment, data=store.folder.name, **options.context()), options.only
+    return run_grid(runs, experiment.fractions, experiment.seeds, sources_of.out, fingerprint, with_augmentation(only))
 
 
 def agreement(source: ImageSource, segmenter: Segmenter, classifier: Classifier) -> np.ndarray:

@@ -3,11 +3,12 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
 from helpers.data.store import Store
-from helpers.experiments.runner import training_facts
+from helpers.experiments.runner import check_options, training_facts
 from helpers.metrics.prediction_tables import predict_table, score_table
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.trainer import TrainConfig
@@ -23,15 +24,17 @@ class BackboneExperiment:
     classifier: ClassifierConfig
     train: TrainConfig
     archs: tuple[str, ...] = ("small_cnn", "resnet18", "mobilenet_v2")  # networks to compare, see `Backbone`
+    no_effect: ClassVar = {"classifier.arch": "--archs decides"}
 
 
 def backbone_experiment(store: Store, experiment: BackboneExperiment, out: str | Path) -> pd.DataFrame:
     """Train each architecture, its checkpoint in a folder of `out`; trainings that were stopped continue.
 
     Returns a row per architecture and measure of `MEASURES` on val: `arch init measure value n low high seed` and
-    `training_facts`, whose `seconds` stand in the first row of an architecture. Val also chose the weights, so the
+    `training_facts`, whose `seconds` are in the first row of an architecture. Val also chose the weights, so the
     scores are optimistic, those of all networks alike. Networks in `HALF_STEPS` are trained for half the steps.
     """
+    check_options(experiment)
     return pd.DataFrame(row for arch in experiment.archs for row in backbone_rows(store, experiment, arch, Path(out)))
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,7 @@ from helpers.data.batches import ImageSource
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.generators import ALL_ARMS, RunOptions, check_generators, prepare_generator
-from helpers.experiments.runner import fingerprint_of, fit_configs, run_grid, training_seconds
+from helpers.experiments.runner import ARMS_DECIDED, fingerprint_of, fit_configs, run_grid, training_seconds
 from helpers.experiments.synthetic import blended_images, cgan_images, dcgan_images, small_lesions
 from helpers.metrics.classification import recalls
 from helpers.metrics.prediction_tables import is_collapsed, predict_table, probabilities
@@ -48,7 +49,7 @@ def lesion_folds(store: Store, num_folds: int) -> list[tuple[np.ndarray, np.ndar
     """Training and test rows of each fold, from the labeled images of all splits: lesions stay whole, folds have equal
     class proportions. Raises `DataError` if a class has fewer lesions than there are folds."""
     rows = store.rows(needs=["label"])
-    labels, lesions = store.labels[rows], store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
+    labels, lesions = store.labels[rows], store.lesions[rows]
     counts = {name: len(set(lesions[labels == k])) for k, name in enumerate(store.classes)}
     if too_few := [f"{count} of {name}" for name, count in counts.items() if 0 < count < num_folds]:
         raise DataError(f"{num_folds} folds need at least {num_folds} lesions per class, got {', '.join(too_few)}")
@@ -70,6 +71,7 @@ class BalancingExperiment:
     folds: int = 5  # of the cross-validation, by lesion
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
     real_per_synthetic: tuple[int, ...] = (1,)  # real images of a rare class per synthetic one; one arm per value
+    no_effect: ClassVar = ARMS_DECIDED
 
     def __post_init__(self):
         if self.folds < 2:
@@ -119,9 +121,8 @@ def balancing_experiment(
     synthetic = synthetic_arms(experiment.real_per_synthetic).items()
     arms |= {name: ("sampling", *arm) for name, arm in synthetic if arm[0] != "blended" or can_blend(store)}
     arms = {name: partial(runs.run_one, *arm) for name, arm in arms.items()}
-    fingerprint = fingerprint_of(
-        experiment, data=store.folder.name, generator_init_from=options.context()["generator_init_from"]
-    )
+    start = options.context()["generator_init_from"]
+    fingerprint = fingerprint_of(experiment, data=store.folder.name, generator_init_from=start)
     return run_grid(arms, [1.0], experiment.seeds, out, fingerprint, options.only)
 
 

@@ -40,7 +40,7 @@ from helpers.metrics.image_set import ImageSet
 from helpers.metrics.memorization import AUTHENTICITY, memorization, thumbnails
 from helpers.metrics.quality import quality
 from helpers.models.artifacts import load_artifacts, predict_artifacts
-from helpers.models.checkpoint import check_held_out, read_checkpoint
+from helpers.models.checkpoint import check_held_out
 from helpers.models.classifier import hide_surroundings, load_classifier, predict_proba
 from helpers.models.segmenter import load_segmenter, segment
 
@@ -72,7 +72,7 @@ class Generated:
 
 
 def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg: Config) -> pd.DataFrame:
-    """Table of a CGAN or DCGAN by protocol: distances to real images beside their floor and ceilings, label accuracy,
+    """Table of a CGAN or DCGAN by protocol: distances to real images next to their floor and ceilings, label accuracy,
     Dice of the sketches; for the natural mix also diversity, position, structure, artifact rates and memorization.
 
     Label accuracy needs the checkpoint of `train classifier` (on the lesion alone: of `--lesion-only`), the Dice that
@@ -88,8 +88,7 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
         else available_extractors(checkpoint_of_classifier)
     )
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
-    trained_on = read_checkpoint(checkpoint)["extra_state"].get("trained_on", [])
-    check_held_out(checkpoint, trained_on, store, np.flatnonzero(store.splits != SPLITS.index(options.split)))
+    check_held_out(checkpoint, store, np.flatnonzero(store.splits != SPLITS.index(options.split)))
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
         measured = distances(generated, extractors, cfg.features, notes, options.infinity)

@@ -237,7 +237,7 @@ def real_against_synthetic(
     if config.lesion_only:
         sets = {name: hide_surroundings(images, batch["masks"]) for name, images in sets.items()}
     correct = {name: label_accuracy(predict_proba(classifier, images), labels) for name, images in sets.items()}
-    lesions = store.table["lesion_id"].fillna(store.table["image_id"]).iloc[sketch_rows]
+    lesions = store.lesions[sketch_rows]
     for name, hits in correct.items():
         balanced = float(np.mean([hits[labels == k].mean() for k in np.unique(labels)]))
         rows.append(mean_row("label_accuracy", hits, lesions, compared=name))
@@ -257,7 +257,7 @@ class ArtifactEvaluation:
 
 
 def evaluate_artifacts(checkpoint: str | Path, options: ArtifactEvaluation, cfg: Config) -> pd.DataFrame:
-    """Table of the average precision of every artifact, beside its prevalence, and of how often it is detected.
+    """Table of the average precision of every artifact, next to its prevalence, and of how often it is detected.
 
     Raises `DataError` if the file is no detector, if the annotations are unreadable, or if no image is annotated.
     """

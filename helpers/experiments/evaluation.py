@@ -107,7 +107,7 @@ def to_page(table: pd.DataFrame, name: str, measures: Sequence[str], by_class: b
     shown = shown[["protocol", *PRINTED]].dropna(axis=1, how="all").astype(object)
     shown = shown.map(lambda x: "" if pd.isna(x) else _number(x) if isinstance(x, float) else x)
     verdict = sentences(overall, measures)
-    if by_class:  # the notes judge the rows
+    if by_class:  # the notes are the verdict on the rows
         return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, [*verdict, f"{'; '.join(notes)}."], [])
     return Page(f"How good is {name}?", header[:MAX_SETTINGS], shown, verdict, notes)
 

@@ -65,13 +65,12 @@ def compare_extractors(
 def measured_rows(rows: list[dict]) -> list[dict]:
     """Of the rows of `distances`, those of all generated images, with the interval of their floor; FID counts as FD."""
     rows = [row | {"measure": row["measure"].replace("fid", "fd")} for row in rows if row["class"] == "all"]
-    floors = {row["measure"]: row for row in rows if row["compared"] == "floor"}
-
-    def with_floor(row: dict) -> dict:
-        floor = floors.get(row["measure"], {})
-        return row | {"floor": floor.get("value"), "floor_low": floor.get("low"), "floor_high": floor.get("high")}
-
-    return [with_floor(row) for row in rows if row["compared"] == "synthetic"]
+    floors = {
+        row["measure"]: {"floor": row["value"], "floor_low": row.get("low"), "floor_high": row.get("high")}
+        for row in rows
+        if row["compared"] == "floor"
+    }
+    return [row | floors.get(row["measure"], {}) for row in rows if row["compared"] == "synthetic"]
 
 
 def above_floor(table: pd.DataFrame) -> dict[str, bool]:

@@ -1,7 +1,7 @@
 """Features of real images and of images generated from their sketches: how far apart they lie, and whether random
 forests that are trained on generated ones classify real ones.
 
-The test that flatters, on generated images, stands next to the honest one, on real images; see `forest.py`.
+The test on generated images, which is optimistic, is shown next to the one on real images; see `forest.py`.
 """
 
 import time
@@ -15,15 +15,9 @@ from sklearn.manifold import TSNE
 
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store
-from helpers.experiments.forest import (
-    SETS,
-    feature_table,
-    feature_values,
-    fit_forest,
-    of_sources,
-    predict_forest,
-)
+from helpers.experiments.forest import SETS, feature_table, feature_values, fit_forest, of_sources, predict_forest
 from helpers.experiments.real_vs_generated import generate_test_images
+from helpers.experiments.results import with_interval
 from helpers.metrics.classification import accuracy, balanced_accuracy
 from helpers.metrics.extractors import load_extractor_or_random
 from helpers.metrics.fidelity import ssim
@@ -100,10 +94,9 @@ def paired_images(store: Store, generator: Path, options: FeatureComparison, spl
     if len(rows) < MIN_IMAGES:
         raise DataError(f"{store.name} needs at least {MIN_IMAGES} {split} images with label and sketch, "
                         f"got {len(rows)}")  # fmt: skip
-    rows, table = np.sort(rows), store.table.iloc[np.sort(rows)]
+    rows = np.sort(rows)
     generated = generate_test_images(store, generator, rows, options.latent_seed)
-    groups = table["lesion_id"].fillna(table["image_id"]).to_numpy(str)
-    return Pairs({REAL: np.array(store.images[rows]), SYNTHETIC: generated}, store.labels[rows], groups)
+    return Pairs({REAL: np.array(store.images[rows]), SYNTHETIC: generated}, store.labels[rows], store.lesions[rows])
 
 
 # ------------------------------------------------------------------------------------------------------------ measures
@@ -185,10 +178,8 @@ def projections(tables: dict[str, pd.DataFrame]) -> dict[str, dict[str, np.ndarr
 def to_columns(rows: pd.DataFrame) -> pd.DataFrame:
     """The rows without differences for reading, rounded."""
     rows = rows[rows["against"].isna()]
-    texts = rows["value"].map("{:.3f}".format)
-    interval = " (" + rows["low"].map("{:.3f}".format) + " to " + rows["high"].map("{:.3f}".format) + ")"
-    table = rows.assign(value=texts + interval.where(rows["low"].notna(), ""))
-    table = table.assign(floor=rows["floor"].map(lambda x: "" if pd.isna(x) else f"{x:.3f}"))
+    texts = [with_interval(*row) for row in rows[["value", "low", "high"]].to_numpy()]
+    table = rows.assign(value=texts, floor=rows["floor"].map(lambda x: "" if pd.isna(x) else f"{x:.3f}"))
     keys = ["extractor", "measure", "trained_on", "tested_on", "split"]
     return table[[*keys, "value", "floor", "n"]].rename(columns={"n": "N"}).fillna("").set_index(keys)
 

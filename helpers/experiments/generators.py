@@ -11,7 +11,7 @@ from helpers.data.content import file_hashes
 from helpers.data.files import DataError
 from helpers.data.store import SPLITS, Store
 from helpers.models.artifacts import ensure_artifacts
-from helpers.models.checkpoint import check_held_out, read_checkpoint
+from helpers.models.checkpoint import check_held_out
 from helpers.models.gan import GANConfig, load_gan, train_gan
 from helpers.models.trainer import TrainConfig
 
@@ -63,10 +63,8 @@ def check_generators(options: RunOptions, store: Store, parts: Iterable[np.ndarr
 def check_trained_on(file: Path, store: Store, rows: np.ndarray) -> None:
     """Raise `DataError` if a generator was trained on lesions of the store other than those at `rows`, or if its file
     does not list what it was trained on."""
-    trained_on = read_checkpoint(file)["extra_state"].get("trained_on", [])
-    if not trained_on:
+    if not check_held_out(file, store, rows).get("trained_on"):
         raise DataError(f"{display_path(file)} does not list its training images: it may have seen test images")
-    check_held_out(file, trained_on, store, rows)
 
 
 def prepare_generator(

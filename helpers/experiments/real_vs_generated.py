@@ -9,6 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -18,12 +19,12 @@ from helpers.data.store import SPLITS, Store
 from helpers.experiments.balancing import rare_recall
 from helpers.experiments.generators import content_hash
 from helpers.experiments.results import with_interval
-from helpers.experiments.runner import check_options, estimates, fingerprint_of, run_grid, training_facts
+from helpers.experiments.runner import SEED_DECIDED, check_options, estimates, fingerprint_of, run_grid, training_facts
 from helpers.experiments.synthetic import check_same_classes
 from helpers.metrics.prediction_tables import accuracy, balanced_accuracy, classes_of, confusion_counts, predict_table
 from helpers.metrics.stats import percentile_ci
 from helpers.models.artifacts import ensure_artifacts
-from helpers.models.checkpoint import check_held_out, read_checkpoint
+from helpers.models.checkpoint import check_held_out
 from helpers.models.classifier import SMALL_CNN, ClassifierConfig, load_classifier, predict_proba, train_classifier
 from helpers.models.gan import load_gan
 from helpers.models.sampling import sample_batch
@@ -43,6 +44,7 @@ class RealVsGeneratedExperiment:
     arch: str = "resnet18"  # see `Backbone`
     seeds: tuple[int, ...] = (0, 1)  # trainings, each from ImageNet and from random weights
     latent_seed: int = 0  # of the generated images
+    no_effect: ClassVar = SEED_DECIDED
 
     def __post_init__(self):
         check_seed(self.latent_seed)
@@ -89,8 +91,7 @@ def generate_test_images(store: Store, generator: Path, rows: np.ndarray, seed: 
     check_same_classes(config.classes, store)
     if config.style != store.config.style:
         raise DataError(f"the store has {store.config.style} sketches, the network was trained on {config.style} ones")
-    trained_on = read_checkpoint(generator)["extra_state"].get("trained_on", [])
-    check_held_out(generator, trained_on, store, np.flatnonzero(store.splits != SPLITS.index("test")))
+    check_held_out(generator, store, np.flatnonzero(store.splits != SPLITS.index("test")))
     if config.artifacts:
         ensure_artifacts(store)
     return sample_batch(network, store.batch(rows), seed)
@@ -115,7 +116,7 @@ def score_rows(results: pd.DataFrame, latent_seed: int = 0) -> pd.DataFrame:
 
     Accuracy and balanced accuracy on real and generated images and their difference are means over seeds, with the
     95 % interval of a bootstrap over lesions; real and generated images of a lesion are resampled together. Recalls
-    have no interval. `seconds` of all trainings from `init` stand in its first row.
+    have no interval. `seconds` of all trainings from `init` are in its first row.
     """
     rows = [row for init, runs in results.groupby("arm", sort=False) for row in rows_of_init(init, runs)]
     return pd.DataFrame(rows).assign(latent_seed=latent_seed)
@@ -127,9 +128,8 @@ def rows_of_init(init: str, runs: pd.DataFrame) -> list[dict]:
     for name, measure in MEASURES.items():
         for compared, values in compare(runs, init, measure).items():
             low, high = percentile_ci(values[:, 1:].mean(axis=0))
-            rows.append(
-                {"compared": compared, "measure": name, "low": low, "high": high} | mean_and_count(values, runs)
-            )
+            row = {"compared": compared, "measure": name, "low": low, "high": high}
+            rows.append(row | mean_and_count(values, runs))
     for label, name in enumerate(classes := classes_of(runs)):
         if count := int((of_first_seed(runs, REAL)["label"] == label).sum()):
             by_images = compare(runs, init, rare_recall(classes, [name]))
@@ -159,10 +159,9 @@ def of_first_seed(runs: pd.DataFrame, images: str) -> pd.DataFrame:
 def to_columns(rows: pd.DataFrame) -> pd.DataFrame:
     """`score_rows` for reading: a row per measure, class and kind of images with N, a column per initialization, which
     is empty where it was not run."""
-    rows = rows.assign(
-        measure=rows["measure"].str.replace("_", " ") + (" " + rows["class"].astype("string")).fillna("")
-    )
-    rows = rows.assign(text=with_interval(rows))
+    class_names = (" " + rows["class"].astype("string")).fillna("")
+    rows = rows.assign(measure=rows["measure"].str.replace("_", " ") + class_names)
+    rows = rows.assign(text=[with_interval(*row) for row in rows[["value", "low", "high"]].to_numpy()])
     index = ["measure", "compared", "n"]
     columns = {init: part.set_index(index)["text"] for init, part in rows.groupby("init")}
     table = pd.DataFrame(columns, index=pd.MultiIndex.from_frame(rows[index].drop_duplicates()))

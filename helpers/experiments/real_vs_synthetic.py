@@ -1,8 +1,8 @@
 """Do synthetic images help a classifier? The arms are compared on real images."""
 
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pandas as pd
@@ -17,19 +17,11 @@ from helpers.experiments.arms import (
     REAL,
     ArmConfig,
     ArmSources,
-    fit_arm,
-    runnable,
-    with_augmentation,
+    Fit,
+    run_arms,
 )
-from helpers.experiments.generators import RunOptions, check_generators
-from helpers.experiments.runner import (
-    check_fractions,
-    check_rows,
-    fingerprint_of,
-    fit_configs,
-    fraction_of_rows,
-    run_grid,
-)
+from helpers.experiments.generators import RunOptions
+from helpers.experiments.runner import ARMS_DECIDED, fit_configs, fraction_of_rows
 from helpers.metrics.prediction_tables import confusion_counts, is_collapsed, predict_cross_dataset, predict_table
 from helpers.models.checkpoint import training_data
 from helpers.models.classifier import Classifier, ClassifierConfig, fit_classifier, load_classifier
@@ -48,6 +40,7 @@ class RealVsSyntheticExperiment:
     num_synthetic: int = 3_500  # images
     fractions: tuple[float, ...] = (0.1, 1.0)  # of the real training images, in (0, 1]
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
+    no_effect: ClassVar = ARMS_DECIDED
 
 
 BOTH = "real + synthetic + augmentation"
@@ -92,34 +85,27 @@ def real_vs_synthetic_experiment(
     the same data set twice.
     """
     experiment, test_rows = fit_configs(experiment, store), store.rows(options.split, needs=["label"])
-    check_fractions(experiment.fractions)
-    check_rows(store, test_rows, options.split)
     if options.also and options.also.name == store.name:
         raise ValueError(f"the data set to score on as well must be another one, got {store.name} twice")
-    parts = (fraction_of_rows(store, fraction) for fraction in experiment.fractions)
-    check_generators(options, store, parts, experiment.generator)
     sources_of = ArmSources(store, experiment, out, options, experiment.num_synthetic, balanced=True)
 
-    def run_one(arm: ArmConfig, fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        sources, train_config = sources_of(arm, fraction, seed), replace(experiment.train, seed=seed)
+    def fit_of(arm: ArmConfig, fraction: float) -> Fit:
         config = replace(arm.apply(experiment.classifier), balance=arm.balance)
         data = training_data(store, fraction_of_rows(store, fraction))
-        facts = fit_arm(partial(_fit, config, data), arm, sources, work, train_config)
-        classifier, _ = load_classifier(work / "checkpoint.pt")
+        return lambda sources, work, train_config, start: fit_classifier(
+            sources, config, work, train_config, data, start
+        )
+
+    def score(checkpoint: Path) -> pd.DataFrame:
+        classifier, _ = load_classifier(checkpoint)
         predictions = predict_table(classifier, store, test_rows)
         predictions = predictions.assign(collapsed=is_collapsed(predictions))
         if options.also:
             others = predict_also(classifier, options.also)
             predictions = pd.concat([predictions.assign(data=store.name), others], ignore_index=True)
-        return predictions.assign(generator=sources_of.generator_name(arm, fraction), **facts)
+        return predictions
 
-    arms = {name: partial(run_one, arm) for name, arm in runnable(ARMS, store, experiment, options).items()}
-    fingerprint = fingerprint_of(experiment, data=store.folder.name, **options.context())
-    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, with_augmentation(options.only))
-
-
-def _fit(config: ClassifierConfig, data: dict, sources: list, out: Path, train_config: TrainConfig, start: Path | None):
-    return fit_classifier(sources, config, out, train_config, data, start)
+    return run_arms(ARMS, sources_of, test_rows, fit_of, score)
 
 
 def predict_also(classifier: Classifier, store: Store) -> pd.DataFrame:

@@ -89,16 +89,11 @@ def read_published(name: str, folder: Path = RESULTS, **where: str) -> pd.DataFr
     return rows
 
 
-def with_interval(rows: pd.DataFrame) -> pd.Series:
-    """`value` as text with three decimals, followed by "(low to high)" where there is an interval."""
-    value, low, high = (rows[name].map("{:.3f}".format) for name in ("value", "low", "high"))
-    return value + (" (" + low + " to " + high + ")").where(rows["low"].notna(), "")
-
-
 def to_table(rows: pd.DataFrame, index: Sequence[str], columns: str) -> pd.DataFrame:
     """Published rows for reading: a row for each value of the columns `index` and N, a column for each value of
     `columns`, both in the order of the file; cells as `with_interval`, empty where there is no row."""
-    rows = rows.rename(columns={"n": "N"}).assign(text=with_interval(rows))
+    texts = [with_interval(*row) for row in rows[["value", "low", "high"]].to_numpy()]
+    rows = rows.rename(columns={"n": "N"}).assign(text=texts)
     index = [*index, "N"]
     table = pd.DataFrame({name: part.set_index(index)["text"] for name, part in rows.groupby(columns, sort=False)})
     return table.reindex(pd.MultiIndex.from_frame(rows[index].drop_duplicates())).fillna("")
@@ -137,6 +132,11 @@ def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:
         f"All numbers: [{name}.csv]({name}.csv).",
     ]
     return "\n\n".join(block for block in blocks if block) + "\n"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """`0.812 (0.799 to 0.824)`, or the value alone if the interval is missing."""
+    return f"{value:.3f}" + ("" if pd.isna(low) else f" ({low:.3f} to {high:.3f})")
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -21,6 +21,7 @@ from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store, fit_config
 from helpers.data.tables import read_own_table
+from helpers.experiments.results import with_interval
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
 from helpers.models.checkpoint import read_checkpoint
 from helpers.models.gan import fit_style
@@ -28,6 +29,12 @@ from helpers.models.gan import fit_style
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
 # A column of the results, averaged over images, or a function: (rows of one run, weights (R, N)) -> (R,).
 Measure = str | Callable[[pd.DataFrame, np.ndarray], np.ndarray]
+# Settings that something else decides, `no_effect` of an experiment: neither options nor to be changed.
+SEED_DECIDED = {"train.seed": "--seeds decides"}
+ARMS_DECIDED = SEED_DECIDED | {
+    "classifier.balance": "the arms decide",
+    "classifier.lesion_only": "all arms see whole images",
+}
 WITHOUT_COLLAPSED = ", without collapsed runs"
 
 
@@ -91,17 +98,17 @@ def fit_configs(experiment: Any, store: Store) -> Any:
 
 
 def check_options(experiment: Any) -> None:
-    """Raise `ValueError` for options that would have no effect, because the seeds or arms of the experiment decide."""
-    given = {"--train.seed": experiment.train.seed != 0}
-    if classifier := getattr(experiment, "classifier", None):
-        given |= {"--classifier.balance": classifier.balance != "sampling"}
-        given |= {"--classifier.lesion-only": classifier.lesion_only}
-    reasons = {"--train.seed": "--seeds decides", "--classifier.balance": "the arms decide",
-               "--classifier.lesion-only": "all arms see whole images"}  # fmt: skip
-    if useless := [
-        f"{option} has no effect in this experiment: {reasons[option]}" for option in given if given[option]
-    ]:
-        raise ValueError("; ".join(useless))
+    """Raise `ValueError` for settings in the experiment's `no_effect` that differ from their defaults."""
+    for name, reason in experiment.no_effect.items():
+        part, field = name.split(".")
+        config = getattr(experiment, part)
+        if getattr(config, field) != getattr(type(config), field):
+            raise ValueError(f"{option_of(name)} has no effect here: {reason}")
+
+
+def option_of(name: str) -> str:
+    """The option of a field of an experiment's config, such as "train.batch_size"."""
+    return f"--{name.replace('_', '-')}"
 
 
 def fingerprint_of(experiment: Any, **context: str | None) -> dict:
@@ -142,7 +149,7 @@ def to_wide(rows: pd.DataFrame, keys: Sequence[str]) -> pd.DataFrame:
         row |= {"steps": int(first["steps"]), "seconds": round(first["seconds"])}
         row |= {"images/s": f"{first['images_per_second']:.1f}"}
         values = zip(part["measure"], part["value"], part["low"], part["high"], strict=True)
-        row |= {name.replace("_", " "): f"{value:.3f} ({low:.3f} to {high:.3f})" for name, value, low, high in values}
+        row |= {name.replace("_", " "): with_interval(*numbers) for name, *numbers in values}
         table.append(row | {"N": int(first["n"])})
     return pd.DataFrame(table).set_index(list(keys))
 
@@ -269,7 +276,7 @@ def fraction_of_rows(store: Store, fraction: float, seed: int = 0) -> np.ndarray
     smaller one.
     """
     rows = store.rows("train", needs=["label", "sketch", *["mask"] * bool(store.has_mask.any())])
-    lesions = store.table["lesion_id"].fillna(store.table["image_id"]).to_numpy(str)[rows]
+    lesions = store.lesions[rows]
     rng, chosen = np.random.default_rng(seed), []
     for label in np.unique(store.labels[rows]):
         shuffled = rng.permutation(np.unique(lesions[store.labels[rows] == label]))

@@ -1,8 +1,8 @@
 """Do synthetic pairs of image and mask help to segment real lesions?"""
 
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
@@ -16,19 +16,11 @@ from helpers.experiments.arms import (
     REAL,
     ArmConfig,
     ArmSources,
-    fit_arm,
-    runnable,
-    with_augmentation,
+    Fit,
+    run_arms,
 )
-from helpers.experiments.generators import RunOptions, check_generators
-from helpers.experiments.runner import (
-    check_fractions,
-    check_rows,
-    fingerprint_of,
-    fit_configs,
-    fraction_of_rows,
-    run_grid,
-)
+from helpers.experiments.generators import RunOptions
+from helpers.experiments.runner import SEED_DECIDED, fit_configs
 from helpers.metrics.segmentation_scores import score_images
 from helpers.models.gan import GANConfig
 from helpers.models.segmenter import SegmenterConfig, fit_segmenter, load_segmenter
@@ -46,6 +38,7 @@ class SegmentationExperiment:
     num_pairs: int = 2_000  # synthetic pairs of image and mask
     fractions: tuple[float, ...] = (0.1, 1.0)  # of the real training images, in (0, 1]
     seeds: tuple[int, ...] = (0, 1, 2)  # of the trainings
+    no_effect: ClassVar = SEED_DECIDED
 
 
 BOTH = "real + synthetic + augmentation"
@@ -86,23 +79,13 @@ def segmentation_experiment(
     if not store.has_mask.any():
         raise DataError(f"{store.name} has no masks: segmentation needs them")
     experiment, test_rows = fit_configs(experiment, store), store.rows(options.split, needs=["mask"])
-    check_fractions(experiment.fractions)
-    check_rows(store, test_rows, options.split)
-    parts = (fraction_of_rows(store, fraction) for fraction in experiment.fractions)
-    check_generators(options, store, parts, experiment.generator)
     sources_of = ArmSources(store, experiment, out, options, experiment.num_pairs, balanced=False)
 
-    def run_one(arm: ArmConfig, fraction: float, seed: int, work: Path) -> pd.DataFrame:
-        sources, config = sources_of(arm, fraction, seed), arm.apply(experiment.segmenter)
-        facts = fit_arm(partial(_fit, config), arm, sources, work, replace(experiment.train, seed=seed))
-        segmenter, _ = load_segmenter(work / "checkpoint.pt")
-        scores = score_images(segmenter, store.table.iloc[test_rows])
-        return scores.assign(generator=sources_of.generator_name(arm, fraction), **facts)
+    def fit_of(arm: ArmConfig, fraction: float) -> Fit:
+        config = arm.apply(experiment.segmenter)
+        return lambda sources, *args: fit_segmenter(sources, config, *args)
 
-    arms = {name: partial(run_one, arm) for name, arm in runnable(ARMS, store, experiment, options).items()}
-    fingerprint = fingerprint_of(experiment, data=store.folder.name, **options.context())
-    return run_grid(arms, experiment.fractions, experiment.seeds, out, fingerprint, with_augmentation(options.only))
+    def score(checkpoint: Path) -> pd.DataFrame:
+        return score_images(load_segmenter(checkpoint)[0], store.table.iloc[test_rows])
 
-
-def _fit(config: SegmenterConfig, sources: list, out: Path, train_config: TrainConfig, start: Path | None):
-    return fit_segmenter(sources, config, out, train_config, start)
+    return run_arms(ARMS, sources_of, test_rows, fit_of, score)

@@ -2,13 +2,14 @@
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.evaluation import mean_row
-from helpers.experiments.runner import training_facts
+from helpers.experiments.runner import check_options, training_facts
 from helpers.metrics.segmentation_scores import score_images
 from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segmenter
 from helpers.models.trainer import TrainConfig
@@ -22,6 +23,7 @@ class SegmenterExperiment:
     train: TrainConfig
     archs: tuple[str, ...] = ("Unet", "DeepLabV3Plus")  # see `SegmenterConfig.arch`
     encoders: tuple[str, ...] = ("mobilenet_v2", "tu-tf_efficientnet_lite1")  # see `SegmenterConfig.encoder_name`
+    no_effect: ClassVar = {"segmenter.arch": "--archs decides", "segmenter.encoder_name": "--encoders decides"}
 
 
 def segmenter_experiment(store: Store, experiment: SegmenterExperiment, out: str | Path) -> pd.DataFrame:
@@ -32,6 +34,7 @@ def segmenter_experiment(store: Store, experiment: SegmenterExperiment, out: str
     mean Jaccard index on val, every image at its own size, with its interval over lesions. Val also chose the weights,
     so the scores are optimistic, those of all networks alike. Raises `DataError` if no image in val has a mask.
     """
+    check_options(experiment)
     if not len(store.rows("val", needs=["mask"])):
         raise DataError(f"{store.name} has no masks in val to compare with")
     pairs = [(arch, encoder) for arch in experiment.archs for encoder in experiment.encoders]

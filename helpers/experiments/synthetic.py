@@ -129,7 +129,7 @@ def small_lesions(store: Store, rows: np.ndarray) -> np.ndarray:
 
 
 def sample_balanced(labels: np.ndarray, rows: np.ndarray, count: int, rng: np.random.Generator) -> np.ndarray:
-    """Draw `count` of `rows` with replacement, about equally many per class: `(count,)`, ordered by class."""
+    """Sample `count` of `rows` with replacement, about equally many per class: `(count,)`, ordered by class."""
     by_class = [rows[labels[rows] == k] for k in np.unique(labels[rows])]
     counts = np.diff(np.linspace(0, count, len(by_class) + 1).round().astype(int))
     return np.concatenate([rng.choice(members, n) for members, n in zip(by_class, counts, strict=True)])

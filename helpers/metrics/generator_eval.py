@@ -50,11 +50,9 @@ class GeneratorEval:
         self.real = self.features(self.images, cache)
         train = rng.permutation(store.rows("train", needs=["label"]))
         by_class = [train[store.labels[train] == k][:MAX_PER_CLASS] for k in range(len(store.classes))]
-        self.label_classifier = self._fit_label_classifier(np.concatenate(by_class))
-
-    def _fit_label_classifier(self, rows: np.ndarray) -> Pipeline:
-        features = self.features(np.array(self.store.images[rows]), self.cache)
-        return linear_probe(features.values, self.store.labels[rows])
+        train = np.concatenate(by_class)
+        train_features = self.features(np.array(store.images[train]), cache)
+        self.label_classifier = linear_probe(train_features.values, store.labels[train])
 
     def features(self, images: np.ndarray, cache: Path | None = None) -> Features:
         """Features of images `uint8 (N, S, S, 3)`."""

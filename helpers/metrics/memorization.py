@@ -80,7 +80,7 @@ def make_copies(train: np.ndarray, count: int, rng: np.random.Generator) -> tupl
     """Near copies `(count, H, W, 3)` of random training images `uint8 (N, H, W, 3)`, and their rows.
 
     They imitate a network that memorizes: slightly brighter or darker and JPEG-compressed. `memorization` must find all
-    of them, else its result does not tell anything about a generator.
+    of them, else its result says nothing about a generator.
     """
     rows = rng.choice(len(train), count, replace=False)
     copies = []

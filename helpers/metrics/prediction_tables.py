@@ -81,10 +81,9 @@ def classifier_inputs(classifier: Classifier, store: Store, rows: np.ndarray) ->
 
 
 def _as_table(store: Store, rows: np.ndarray, labels: np.ndarray, p: np.ndarray, classes: Sequence[str]):
-    table = store.table.iloc[rows]
-    metadata = {"image_id": table["image_id"], "group": table["lesion_id"].fillna(table["image_id"]), "label": labels}
-    columns = metadata | {f"p_{name}": p[:, k] for k, name in enumerate(classes)}
-    return pd.DataFrame(columns).reset_index(drop=True)
+    ids = store.table["image_id"].iloc[rows].reset_index(drop=True)
+    probs = {f"p_{name}": p[:, k] for k, name in enumerate(classes)}
+    return pd.DataFrame({"image_id": ids, "group": store.lesions[rows], "label": labels} | probs)
 
 
 def check_not_trained_on(network: nn.Module, store: Store, rows: np.ndarray) -> None:

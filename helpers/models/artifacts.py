@@ -64,9 +64,8 @@ class ArtifactDetector(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         x = self.features(image)  # (B, 112, H/16, W/16)
-        pooled = torch.cat(
-            [x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1
-        )  # (B, 224): mean for large artifacts, maximum for small ones
+        # The mean for large artifacts, the maximum for small ones.
+        pooled = torch.cat([x.mean(dim=(2, 3)), x.amax(dim=(2, 3))], dim=1)  # (B, 224)
         return self.head(pooled)  # (B, 7)
 
 

@@ -65,7 +65,7 @@ def random_d4_translate(images: Tensor, translate: float) -> Tensor:
     """
     batch, channels, size, _ = images.shape
     max_shift = round(translate * size)
-    shift = torch.randint(-max_shift, max_shift + 1, (2, batch, 1))  # drawn on the CPU: equal on every device
+    shift = torch.randint(-max_shift, max_shift + 1, (2, batch, 1))  # sampled on the CPU: equal on every device
     flip, transpose = torch.rand(2, batch, 1) < 0.5, torch.rand(batch, 1, 1) < 0.5
     position = torch.arange(size)
     rows, columns = reflect(torch.where(flip, size - 1 - position, position) + shift, size)  # (B, S) each
@@ -84,11 +84,11 @@ def random_crop(images: Tensor, smallest: float) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def random_blur(images: Tensor, probability: float, sigma: float = 1.0) -> Tensor:
+def random_blur(images: Tensor, probability: float) -> Tensor:
     """Blur some of the images (B, C, H, W): with this `probability`, a random fraction of each is replaced by that
-    image after a Gaussian of `sigma` pixels."""
+    image after a Gaussian of one pixel."""
     amount = torch.rand(2, len(images), 1, 1, 1, device=images.device)
-    blurred = gaussian_blur(images, [5, 5], [sigma, sigma])
+    blurred = gaussian_blur(images, [5, 5], [1.0, 1.0])
     return torch.lerp(images, blurred, amount[0] * (amount[1] < probability))
 
 

@@ -21,6 +21,7 @@ from helpers.colab import keep
 from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store
+from helpers.data.tables import LICENSES
 from helpers.models.checks import check_weights, load_file
 from helpers.models.device import best_device
 
@@ -75,7 +76,8 @@ def export_weights(
     """Write the inference weights of a checkpoint (best on val, or the EMA generator) to `file`; returns its path.
 
     `all_networks`: those that a GAN needs to train on, with the EMA weights of the generator and without the feature
-    network, which every discriminator has. `license_name`: stored in the file's header.
+    network, which every discriminator has. `license_name`: stored in the file's header; by default those that the
+    checkpoint says of its training data.
 
     Raises `DataError` if the checkpoint has no such weights, or if they are not finite in half precision.
     """
@@ -94,6 +96,8 @@ def export_weights(
     if infinite := [name for name, w in half.items() if not w.isfinite().all()]:
         raise DataError(f"{display_path(checkpoint)}: {infinite[0]} is not finite in half precision")
     extra_state["trained_on"] = pack_ids(extra_state.get("trained_on", []))
+    licenses = extra_state.pop("licenses", [])
+    license_name = license_name or "; ".join(licenses)
     license_entry = {"license": license_name} if license_name else {}
     header = json.dumps({"config": saved["config"], "extra_state": extra_state} | license_entry)
     with atomic_file(file) as temporary:
@@ -117,9 +121,10 @@ def read_checkpoint(path: str | Path) -> dict:
             check_weights(weights)
     except ValueError as error:
         raise DataError(f"{display_path(path)} cannot be used: {error}") from error
-    ids = saved["extra_state"].get("trained_on", [])
-    if not isinstance(ids, list) or not all(isinstance(name, str) for name in ids):
-        raise DataError(f"{display_path(path)} cannot be used: its training images are not listed by names")
+    for name in ("trained_on", "licenses"):
+        texts = saved["extra_state"].get(name, [])
+        if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+            raise DataError(f"{display_path(path)} cannot be used: its {name} is not a list of texts")
     return saved
 
 
@@ -138,6 +143,8 @@ def _read_released(path: str | Path) -> dict:
             config, extra_state = header["config"], header["extra_state"]
             weights = {name: to_float32(file.get_tensor(name)) for name in names}
         extra_state["trained_on"] = unpack_ids(extra_state["trained_on"])
+        if license_name := header.get("license"):
+            extra_state["licenses"] = license_name.split("; ")
         saved = {"config": config, "extra_state": extra_state}
         if any("/" in name for name in weights):
             networks = {}
@@ -171,20 +178,26 @@ def read_network(
     return network.to(best_device()).eval().requires_grad_(False), config
 
 
-def training_data(store: Store, rows: np.ndarray, before: Iterable[str] = ()) -> dict:
-    """What a checkpoint's `extra_state` says about its data: `trained_on`, the identities of the lesions at `rows` and
-    those of `before`, and `data`, the fingerprint of the store."""
-    trained_on = set(before).union(*(store.identities[row] for row in rows))
-    return {"trained_on": sorted(trained_on), "data": store.fingerprint}
+def training_data(store: Store, rows: np.ndarray, before: dict | None = None) -> dict:
+    """What a checkpoint's `extra_state` says about its data: `trained_on`, the identities of the lesions at `rows`, and
+    `licenses`, both with those of `before`, the `extra_state` that the training starts from; and `data`, the
+    fingerprint of the store. A license that is not known is left out."""
+    trained_on, licenses = ((before or {}).get(name, []) for name in ("trained_on", "licenses"))
+    trained_on = set(trained_on).union(*(store.identities[row] for row in rows))
+    licenses = dict.fromkeys([*licenses, *filter(None, [LICENSES.get(store.name)])])
+    return {"trained_on": sorted(trained_on), "data": store.fingerprint, "licenses": list(licenses)}
 
 
-def check_held_out(path: str | Path, trained_on: Iterable[str], store: Store, rows: np.ndarray) -> None:
-    """Raise `DataError` if weights of the file `path` were `trained_on` lesions of the store other than at `rows`."""
+def check_held_out(path: str | Path, store: Store, rows: np.ndarray) -> dict:
+    """The `extra_state` of a checkpoint or released file. Raises `DataError` if its weights were trained on lesions of
+    the store other than at `rows`."""
+    extra_state = read_checkpoint(path)["extra_state"]
     allowed = set().union(*(store.identities[row] for row in rows))
-    if leaked := len(store.rows_in(set(trained_on) - allowed)):
+    if leaked := len(store.rows_in(set(extra_state.get("trained_on", [])) - allowed)):
         raise DataError(
             f"{display_path(path)} was trained on the lesions of {leaked} images that are held out in {store.name}"
         )
+    return extra_state
 
 
 def pack_ids(ids: list[str]) -> str:

@@ -26,16 +26,16 @@ def start_from(
     task: TrainTask, init_from: str | Path | None, store: Store, rows: np.ndarray, allowed: np.ndarray | None = None
 ) -> None:
     """Initialize a task from a checkpoint or released file, if given, by its `init_from`, and record in its
-    `extra_state` the training images of the file and those at `rows`.
+    `extra_state` the training images of the file and those at `rows`, and their licenses.
 
     Raises `DataError` if the file was trained on lesions of the store other than at the rows `allowed`, by default the
     training split, `ValueError` if it does not fit the task.
     """
+    before = {}
     if init_from:
         task.init_from(init_from)
-        allowed = store.rows("train") if allowed is None else allowed
-        check_held_out(init_from, task.extra_state["trained_on"], store, allowed)
-    task.extra_state |= training_data(store, rows, task.extra_state["trained_on"])
+        before = check_held_out(init_from, store, store.rows("train") if allowed is None else allowed)
+    task.extra_state |= training_data(store, rows, before)
 
 
 def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str | Path) -> list[str]:

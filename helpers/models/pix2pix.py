@@ -8,7 +8,6 @@ to 0 over the second half. Unlike the paper, both networks get the label: one pl
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -171,13 +170,13 @@ class Pix2Pix(TrainTask):
 
 
 def train_pix2pix(
-    store: Store, config: Pix2PixConfig, out: str | Path, train_config: TrainConfig, rows: np.ndarray | None = None
+    store: Store, config: Pix2PixConfig, out: str | Path, train_config: TrainConfig
 ) -> dict[str, list[float]]:
-    """Train on the store's training split, or on these `rows` of any split, every class equally often; checkpoint and
-    history go to `out`. Returns the history. Raises `ValueError` if the config does not fit the store."""
+    """Train on the store's training split, every class equally often; checkpoint and history go to `out`. Returns the
+    history. Raises `ValueError` if the config does not fit the store."""
     config = fit_config(config, store)
     torch.manual_seed(train_config.seed)
-    get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows=rows)
+    get_batch = balanced_batches(store, train_config.batch_size, train_config.seed)
     return train(Pix2Pix(config, train_config.steps), get_batch, out, train_config)
 
 

@@ -21,6 +21,8 @@ from helpers.models.weights import fuse_batchnorm, lite_network
 # Blocks of the network up to 1/4, 1/8, 1/16 and 1/32 of the image size, their channels, and those after mixing.
 STAGES, CHANNELS, MIXED_CHANNELS = ((0, 2), (2, 3), (3, 5), (5, 7)), (24, 40, 112, 320), (64, 128, 256, 512)
 OUT_CHANNELS = (64, 64, 128, 256)  # after the coarser maps were added
+HIDDEN_CHANNELS = 64  # of a head
+COLOR_JITTER, CUTOUT = 0.3, 0.2  # of the images of the heads; side of the square as a fraction
 # Smaller images are enlarged and larger ones reduced: the network has no features of 64 px images at 1/32.
 MIN_FEATURE_SIZE, MAX_FEATURE_SIZE = 128, 224
 
@@ -73,19 +75,17 @@ class FeatureHead(nn.Module):
     by projection (Miyato and Koyama, arXiv 1802.05637).
     """
 
-    def __init__(
-        self, channels: int, num_classes: int, halvings: int, num_artifacts: int = 0, hidden_channels: int = 64
-    ):
+    def __init__(self, channels: int, num_classes: int, halvings: int, num_artifacts: int = 0):
         super().__init__()
-        hidden = hidden_channels
+        hidden = HIDDEN_CHANNELS
         self.stem = spectral_norm(nn.Conv2d(channels + 2, hidden, 3, padding=1))
         self.down = nn.ModuleList(spectral_norm(nn.Conv2d(hidden, hidden, 4, 2, padding=1)) for _ in range(halvings))
         self.last = spectral_norm(nn.Conv2d(hidden, hidden, 3, padding=1))
         self.patch_head = spectral_norm(nn.Conv2d(hidden, 1, 1))
-        self.class_embed = nn.Embedding(num_classes, hidden_channels)
+        self.class_embed = nn.Embedding(num_classes, hidden)
         nn.init.normal_(self.class_embed.weight, std=0.3)
         if num_artifacts:
-            self.artifact_embed = nn.Linear(num_artifacts, hidden_channels, bias=False)
+            self.artifact_embed = nn.Linear(num_artifacts, hidden, bias=False)
             nn.init.normal_(self.artifact_embed.weight, std=0.3)
 
     def forward(self, features: Tensor, sketch: Tensor, label: Tensor, artifacts: Tensor | None = None) -> Tensor:
@@ -102,20 +102,12 @@ class ProjectedDiscriminator(Discriminator):
     of 256 px).
 
     The heads are conditioned on sketch, label and artifacts. Spectral normalization (Miyato et al., arXiv 1802.05957)
-    bounds their weights; the R1 penalty applies to the other logits only. `color_jitter` and `cutout` (side of the
-    square, as a fraction) augment their images further.
+    bounds their weights; the R1 penalty applies to the other logits only. Their images are augmented further, by
+    `COLOR_JITTER` and `CUTOUT`.
     """
 
-    def __init__(
-        self,
-        channels: list[int],
-        num_classes: int,
-        num_artifacts: int = 0,
-        color_jitter: float = 0.3,
-        cutout: float = 0.2,
-    ):
+    def __init__(self, channels: list[int], num_classes: int, num_artifacts: int = 0):
         super().__init__(channels, num_classes, num_artifacts)
-        self.color_jitter, self.cutout = color_jitter, cutout
         self.feature_network = FeatureNetwork()
         self.heads = nn.ModuleList(
             FeatureHead(c, num_classes, halvings, num_artifacts)
@@ -127,7 +119,7 @@ class ProjectedDiscriminator(Discriminator):
     ) -> DiscriminatorOutput:
         output = super().forward(image, sketch, label, artifacts, num_groups)
         if self.training:
-            image = cutout(jitter_color(image, self.color_jitter), self.cutout)
+            image = cutout(jitter_color(image, COLOR_JITTER), CUTOUT)
         lines, fill, logits = sketch[:, :1], sketch[:, 1:], []
         for head, features in zip(self.heads, self.feature_network(image), strict=True):
             size = features.shape[-2:]

@@ -28,8 +28,6 @@ def sample(
     seed: int = 0,
     latent: Tensor | None = None,
     artifacts: np.ndarray | None = None,
-    keep: np.ndarray | None = None,
-    keep_seed: int = 0,
     batch_size: int = 32,
 ) -> np.ndarray:
     """Generate `uint8 (N, H, W, 3)` from `sketches uint8 (N, H, W)` in {0, 255}, `labels (N,)`; repeatable by `seed`.
@@ -39,29 +37,22 @@ def sample(
     `seed`, so that they differ only in sketch, label and z. `artifacts (N, 7)` in {0, 1}, in the order of
     `ARTIFACTS`, are the flags to condition on; None: all 0.
 
-    `keep (N, H, W)` in {0, 1}: pixels with 1 are those of `sample(..., seed=keep_seed)`. The others come from a second
-    pass with the same z, the recorded noise inside the mask and noise of `seed` outside, so that both parts fit.
-
     Raises `ValueError` if the arguments differ in number, or sketches are not of the generator's size, or artifacts are
     wanted from a generator that was not conditioned on them.
     """
-    _check_inputs(generator, sketches, labels, latent, artifacts, keep)
+    _check_inputs(generator, sketches, labels, latent, artifacts)
     device = next(generator.parameters()).device
     batch_size = batch_size if latent is None else 1
-    first_seed = seed if keep is None else keep_seed
     images = []
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(first_seed)
+        torch.manual_seed(seed)
         latents = torch.randn(len(labels), generator.z_dim) if latent is None else latent
-        rng = torch.Generator(device).manual_seed(seed)
         for start in range(0, len(labels), batch_size):
             if latent is not None:
-                torch.manual_seed(first_seed)
-                rng.manual_seed(seed)
+                torch.manual_seed(seed)
             part = slice(start, start + batch_size)
             args = _generator_inputs(generator, sketches, labels, latents, artifacts, part)
-            image = generator(*args) if keep is None else _regenerate(partial(generator, *args), keep[part], rng)
-            images.append(to_uint8(image))
+            images.append(to_uint8(generator(*args)))
     return np.concatenate(images)
 
 
@@ -84,8 +75,9 @@ def sample_variations(
     seed, so that they stay standard normal. At 1 these are the images of N calls of `sample`, but the sketch is encoded
     once; at 0 all have the maps of the first image.
 
-    `keep (H, W)` in {0, 1}: pixels with 1 are those of the call without it. The others get random maps of `new_seed`,
-    which must differ from `seeds`.
+    `keep (H, W)` in {0, 1}: pixels with 1 are those of the call without it. The others come from a second pass with
+    the same latent, the recorded maps inside the mask and maps of `new_seed`, which must differ from `seeds`, outside,
+    so that both parts fit.
 
     Raises `ValueError` as `sample` does, and for another `structure`.
     """
@@ -138,9 +130,7 @@ def _generator_inputs(generator: BaseGenerator, sketches, labels, latents: Tenso
     return args
 
 
-def _regenerate(
-    forward: Callable[..., Tensor], keep: np.ndarray, rng: torch.Generator, noise: Noise = random_noise
-) -> Tensor:
+def _regenerate(forward: Callable[..., Tensor], keep: np.ndarray, rng: torch.Generator, noise: Noise) -> Tensor:
     """The image of `forward(noise=noise)` inside `keep (B, H, W)`, and outside of it another one that differs in the
     random maps there."""
     mask = torch.as_tensor(np.array(keep), dtype=torch.float32, device=rng.device)[:, None]  # (B, 1, H, W)
@@ -173,7 +163,7 @@ class NoiseRecorder:
         return noise
 
 
-def _check_inputs(generator: BaseGenerator, sketches, labels, latent, artifacts, keep) -> None:
+def _check_inputs(generator: BaseGenerator, sketches, labels, latent, artifacts, keep=None) -> None:
     n, size = len(labels), generator.size
     if sketches is None and generator.takes_sketch:
         raise ValueError("the generator needs sketches, got None")

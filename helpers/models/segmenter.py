@@ -277,9 +277,8 @@ def load_segmenter(path: str | Path) -> tuple[Segmenter, SegmenterConfig]:
     `DataError` if the file is not a segmenter's."""
 
     def build(saved: dict, config: SegmenterConfig) -> Segmenter:
-        segmenter = Segmenter(config, pretrained=False).to(
-            memory_format=torch.channels_last
-        )  # 20 % faster, on CPUs too
+        # 20 % faster, on CPUs too
+        segmenter = Segmenter(config, pretrained=False).to(memory_format=torch.channels_last)
         segmenter.load_state_dict(saved["extra_state"]["best_state_dict"])
         segmenter.init, segmenter.trained_on = saved["extra_state"]["init_from"], saved["extra_state"]["trained_on"]
         return segmenter

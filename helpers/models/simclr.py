@@ -97,8 +97,8 @@ def projection_head(num_features: int) -> nn.Sequential:
 
 
 def random_view(images: Tensor, config: SkinConfig) -> Tensor:
-    """Images (B, 3, S, S) after a random crop, one of the eight rotations and flips, color jitter and blur, each drawn
-    per image. A lesion stays a lesion of its kind."""
+    """Images (B, 3, S, S) after a random crop, one of the eight rotations and flips, color jitter and blur, each
+    sampled per image. A lesion stays a lesion of its kind."""
     images = random_d4_translate(random_crop(images, config.crop), translate=0)
     return random_blur(jitter_color(images, config.color_jitter), config.blur)
 
@@ -153,7 +153,7 @@ def train_skin(
         raise DataError(f"{stores[0].name} needs at least 2 training images, got {count}")
     fingerprints = []
     for store, chosen in zip(stores, rows, strict=True):
-        task.extra_state |= training_data(store, chosen, task.extra_state["trained_on"])
+        task.extra_state |= training_data(store, chosen, task.extra_state)
         fingerprints.append(task.extra_state["data"])
     task.extra_state["data"] = " ".join(fingerprints)
     sources = [ImageSource(store.images, chosen) for store, chosen in zip(stores, rows, strict=True)]

@@ -307,8 +307,9 @@ class TrainState:
             for part, modules in parts.items():
                 for name in modules.keys() | saved[part].keys():
                     modules[name].load_state_dict(saved[part][name])
+            saved_state = {"licenses": []} | saved["extra_state"]  # checkpoints of an earlier version lack it
             for name, value in getattr(self.task, "extra_state", {}).items():
-                if not isinstance(saved["extra_state"][name], type(value)):  # an OrderedDict is a dict
+                if not isinstance(saved_state[name], type(value)):  # an OrderedDict is a dict
                     raise TypeError(f"{name} is of another type")
             if self.accelerator.scaler and saved["scaler"]:  # empty after another precision
                 self.accelerator.scaler.load_state_dict(saved["scaler"])
@@ -321,7 +322,7 @@ class TrainState:
             raise ValueError(f"{path} was trained on other data: choose another folder or delete it")
         self.step, self.history = saved["step"], saved["history"]
         self.loss_sums, self.loss_count = saved["loss_sums"], saved["loss_count"]
-        self.stopped, self.task.extra_state = saved["stopped"], saved["extra_state"]
+        self.stopped, self.task.extra_state = saved["stopped"], extra_state | saved["extra_state"]
         self.seconds_before = saved["seconds"]
 
 

@@ -3,16 +3,19 @@
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import tyro
+from tyro.constructors import ConstructorRegistry, StructConstructorSpec, StructTypeInfo
 
 from helpers.config import DATASETS, Config, display_path, get_config
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.experiments.evaluation import open_store
+from helpers.experiments.runner import option_of
 from helpers.presets import PRESETS
 
 T = TypeVar("T")
@@ -25,14 +28,22 @@ class Command:
     """A command: its fields are the options, `run` returns the exit status."""
 
     preset: ClassVar[str | None] = None  # key of `PRESETS`: the fields `settings` and, of a method, `train`
+    no_effect: ClassVar[dict[str, str]] = {}  # options of `settings` that are refused, and why
     dataset: DatasetName | None = None  # data set; default: LESION_DATASET, else the embedded sample
 
     @classmethod
     def parse(cls, arguments: list[str], program: str, description: str) -> "Command":
         """The command with these options; in paths `~` is the home folder. Raises `SystemExit` with a message and the
-        nearest option for a wrong one."""
-        arguments = [expand_home(argument) for argument in arguments]
-        return tyro.cli(cls, args=arguments, prog=program, description=description, default=cls.default())
+        nearest option for a wrong one, `ValueError` for one without effect."""
+        arguments, default = [expand_home(argument) for argument in arguments], cls.default()
+        settings = getattr(default, "settings", None)
+        no_effect = getattr(settings, "no_effect", cls.no_effect)
+        given = {argument.partition("=")[0].replace("_", "-") for argument in arguments}
+        for name in no_effect:
+            if option_of(name) in given:
+                raise ValueError(f"{option_of(name)} has no effect here: {no_effect[name]}")
+        registry = hiding(settings, no_effect)
+        return tyro.cli(cls, args=arguments, prog=program, description=description, default=default, registry=registry)
 
     @classmethod
     def default(cls) -> Any:
@@ -60,6 +71,25 @@ class DataCommand(Command):
     def store(self, size: int, style: str | None = None, crop: str = "center", classes: tuple[str, ...] = ()) -> Store:
         """The data set's store, see `open_store`."""
         return open_store(self.config(), size, style, crop, classes)
+
+
+def hiding(settings: Any, names: Iterable[str]) -> ConstructorRegistry:
+    """Rules by which tyro leaves out options: fields of `settings`, such as "style", or of its parts, "train.seed"."""
+    registry, hidden = ConstructorRegistry(), {}
+    for name in names:
+        part, _, field = name.rpartition(".")
+        hidden.setdefault(id(getattr(settings, part) if part else settings), set()).add(field)
+
+    @registry.struct_rule
+    def rule(info: StructTypeInfo) -> StructConstructorSpec | None:
+        if id(info.default) not in hidden:
+            return None
+        spec = registry.get_struct_spec(replace(info, default=copy(info.default)))  # by the rules of tyro
+        names = hidden[id(info.default)]
+        fields = (replace(f, type=tyro.conf.Suppress[f.type]) if f.name in names else f for f in spec.fields)
+        return replace(spec, fields=tuple(fields))
+
+    return registry
 
 
 def expand_home(argument: str) -> str:

@@ -40,9 +40,7 @@ class EvaluateFolders(Command):
     real: Path  # folder of images, or of one folder per class
     synthetic: Path  # arranged as --real
     floor: Path | None = None  # folder of other real images; default: a part of --real
-    extractor: str | None = (
-        None  # inception, skin, a network with ImageNet weights, NAME=FILE or checkpoint.pt; default: all
-    )
+    extractor: str | None = None  # inception, skin, an ImageNet network, NAME=FILE or checkpoint.pt; default: all
     infinity: bool = False  # also the Fréchet distance extrapolated to infinitely many images
     json: bool = False  # print a summary as JSON instead of the table
 
@@ -101,12 +99,7 @@ class EvaluateGenerator(EvaluateCommand):
 
     options: Flat[GeneratorEvaluation] = field(default_factory=GeneratorEvaluation)
     function: ClassVar = staticmethod(evaluate_generator)
-    measures: ClassVar = (
-        "kid",
-        "fd",
-        "recall",
-        "coverage",
-    )
+    measures: ClassVar = ("kid", "fd", "recall", "coverage")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,10 +127,7 @@ class EvaluateSegmenter(EvaluateCommand):
 
     options: Flat[SegmenterEvaluation] = field(default_factory=SegmenterEvaluation)
     function: ClassVar = staticmethod(evaluate_segmenter)
-    measures: ClassVar = (
-        "jaccard",
-        "thresholded_jaccard",
-    )
+    measures: ClassVar = ("jaccard", "thresholded_jaccard")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,11 +136,7 @@ class EvaluateClassifier(EvaluateCommand):
 
     options: Flat[ClassifierEvaluation] = field(default_factory=ClassifierEvaluation)
     function: ClassVar = staticmethod(evaluate_classifier)
-    measures: ClassVar = (
-        "balanced_accuracy",
-        "auc",
-        "accuracy_at_coverage",
-    )
+    measures: ClassVar = ("balanced_accuracy", "auc", "accuracy_at_coverage")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,12 +16,7 @@ from helpers.experiments.generators import RunOptions
 from helpers.experiments.results import Page
 from helpers.experiments.runner import metric_name, summary, to_sentences
 from helpers.metrics.extractors import load_extractor_or_random
-from helpers.metrics.prediction_tables import (
-    auc,
-    average_precision,
-    balanced_accuracy,
-    recalls_by_arm,
-)
+from helpers.metrics.prediction_tables import auc, average_precision, balanced_accuracy, recalls_by_arm
 from helpers.shell.base import DatasetName, Flat
 from helpers.shell.pages import ArmsCommand, ExperimentCommand, data_line, training_line, write_csv
 from helpers.views import plots
@@ -49,6 +44,13 @@ class SyntheticArmsCommand(ArmsCommand):
         """What to run."""
         return RunOptions(self.split, self.arms, self.cgan, self.generator_init_from, also)
 
+    def settings_lines(self, store: Store, network: str, images: str) -> list[str]:
+        """Data, network, origin of the synthetic images, their number, and arms."""
+        settings = self.settings
+        training = f"{training_line(settings.train, early_stopping=False)}, seeds {settings.seeds}"
+        images = f"{images} per fraction and seed, scored on {self.split}"
+        return [data_line(store), f"{network}, {training}", self.generator_line(), images, ARMS_LINE]
+
     def generator_line(self) -> str:
         """Where the synthetic images come from."""
         own = f"trained here on each fraction, {training_line(self.settings.gan_train, early_stopping=False)}"
@@ -70,16 +72,10 @@ class Segmentation(SyntheticArmsCommand):
         print(f"{store}\nmean Jaccard on the real images of {self.split}, 95 % intervals over images and seeds")
         scores = Scores.of(results, {"jaccard": segmentation.COMPARISON_PAIRS})
         report(scores, out)
+        network = f"segmenter: {settings.segmenter.arch}, {settings.segmenter.encoder_name}"
         page = Page(
             question="Do synthetic pairs of image and mask help to segment real lesions?",
-            settings=[
-                data_line(store),
-                f"segmenter: {settings.segmenter.arch}, {settings.segmenter.encoder_name}, "
-                f"{training_line(settings.train, early_stopping=False)}, seeds {settings.seeds}",
-                self.generator_line(),
-                f"{settings.num_pairs} synthetic pairs per fraction and seed, scored on {self.split}",
-                ARMS_LINE,
-            ],
+            settings=self.settings_lines(store, network, f"{settings.num_pairs} synthetic pairs"),
             table=scores.table(),
             verdict=scores.sentences(segmentation.ARMS),
             limits=[CLIPPED, SECONDS, *[CENTRAL] * bool(self.cgan)],
@@ -103,9 +99,7 @@ class RealVsSynthetic(SyntheticArmsCommand):
     def run(self) -> int:
         settings, out = self.settings, self.folder("real-vs-synthetic")
         store = self.store(settings.classifier.size, settings.generator.style, classes=self.classes)
-        also = (
-            open_store(get_config(self.also_dataset, self.also_root), store.config.size) if self.also_dataset else None
-        )
+        also = self.also_dataset and open_store(get_config(self.also_dataset, self.also_root), store.config.size)
         results = real_vs_synthetic.real_vs_synthetic_experiment(store, settings, out, self.options(also))
         print(f"{store}\non the real images of {self.split}, 95 % intervals over lesions and seeds")
         pairs = dict.fromkeys((balanced_accuracy, auc, average_precision), real_vs_synthetic.COMPARISON_PAIRS)
@@ -129,14 +123,9 @@ class RealVsSynthetic(SyntheticArmsCommand):
             caption = "Confusion matrices with and without generated images"
         return Page(
             question="Do synthetic images help to classify real ones?",
-            settings=[
-                data_line(store),
-                f"classifier: {settings.classifier.arch}, {training_line(settings.train, early_stopping=False)}, "
-                f"seeds {settings.seeds}",
-                self.generator_line(),
-                f"{settings.num_synthetic} synthetic images per fraction and seed, scored on {self.split}",
-                ARMS_LINE,
-            ],
+            settings=self.settings_lines(
+                store, f"classifier: {settings.classifier.arch}", f"{settings.num_synthetic} synthetic images"
+            ),
             table=main.table(),
             verdict=[*main.sentences(real_vs_synthetic.ARMS), *(x for part in scores[1:] for x in part.sentences(()))],
             limits=[CLIPPED, COLLAPSED, SECONDS, *[FIRST_SEED] * bool(self.classes), *[ALSO_LIMIT] * (len(scores) > 1)],
@@ -240,9 +229,7 @@ def generator_page(
     """Rows and page of an experiment that scores generators; those of `arms` without results are named."""
     rows, means = ablation.score_rows(results), ablation.mean_over_seeds(results)
     kid = results.groupby(["arm", "fraction"], sort=False)[["kid", "kid_low", "kid_high"]].mean()
-    chart = {
-        f"{arm}, {fraction:.0%}": list(row) for (arm, fraction), row in zip(kid.index, kid.to_numpy(), strict=True)
-    }
+    chart = {f"{arm}, {fraction:.0%}": values for (arm, fraction), *values in kid.itertuples()}
     training = training_line(settings.train, early_stopping=False)
     page = Page(
         question=question,

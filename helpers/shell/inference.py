@@ -128,9 +128,8 @@ def iter_images(folder: Path, config: StoreConfig, problems: list[str], workers:
     masks, repeated, ids = [], [], set()
     paths = image_files(existing_folder(folder), problems)
     with ThreadPoolExecutor(workers) as pool:
-        loaded = tqdm(
-            map_in_chunks(pool, partial(load_image, config=config), iter(paths)), total=len(paths), leave=False
-        )
+        items = map_in_chunks(pool, partial(load_image, config=config), iter(paths))
+        loaded = tqdm(items, total=len(paths), leave=False)
         for path, item in zip(paths, loaded, strict=True):
             if item is None:
                 masks.append(path.relative_to(folder))
@@ -185,9 +184,8 @@ class Segment(Command):
         check_outputs([*dict.fromkeys(outputs), self.out / "areas.csv"], [*files, checkpoint])
         images = iter_images(self.images, StoreConfig(config.size, crop="none"), problems, self.config().workers)
         columns = ("image_id", "width", "height", "lesion_pixels", "lesion_fraction")
-        count = write_rows(
-            self.out / "areas.csv", columns, self.areas(segmenter, images, problems), self.images, problems
-        )
+        areas = self.areas(segmenter, images, problems)
+        count = write_rows(self.out / "areas.csv", columns, areas, self.images, problems)
         print_problems(problems)
         print(f"{count} masks and areas.csv in {display_path(self.out)}")
         return 0

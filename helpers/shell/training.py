@@ -18,13 +18,7 @@ from helpers.data.store import Store
 from helpers.experiments.evaluation import open_store
 from helpers.experiments.learning_curve import LearningCurve
 from helpers.metrics.extractors import load_extractor
-from helpers.models.artifacts import (
-    ArtifactConfig,
-    ensure_artifacts,
-    read_flags,
-    read_ids,
-    train_artifacts,
-)
+from helpers.models.artifacts import ArtifactConfig, ensure_artifacts, read_flags, read_ids, train_artifacts
 from helpers.models.checkpoint import export_weights
 from helpers.models.classifier import ClassifierConfig, train_classifier
 from helpers.models.device import peak_memory
@@ -118,11 +112,11 @@ class TrainDCGAN(TrainCommand):
     """The generator without a sketch."""
 
     preset: ClassVar = "dcgan"
+    no_effect: ClassVar = dict.fromkeys(
+        ("style", "paired", "hand_drawn_prob", "lambda_sketch", "separation_target", "fine_lines"),
+        "a DCGAN has no sketch, `train cgan` has",
+    )
     settings: Flat[GANConfig]
-
-    def __post_init__(self):
-        if self.settings.style != "none":
-            raise ValueError(f"a DCGAN has no sketch, got style {self.settings.style!r}: `train cgan`")
 
     def fit(self) -> None:
         store, out = self.store(self.settings.size, classes=self.settings.classes), self.folder("dcgan")
@@ -220,8 +214,8 @@ class Export(Command):
     method: tyro.conf.Positional[Literal["cgan", "dcgan", "segmenter", "classifier", "artifacts", "skin"]]
     checkpoint: Path | None = None  # default: the one of `train METHOD`
     out: Path | None = None  # file; default: data/released/METHOD.safetensors
-    license: str | None = None  # of the training data, for the file's header
-    onnx: bool = False  # an ONNX file instead, for programs without PyTorch; default: METHOD.onnx beside the checkpoint
+    license: str | None = None  # for the file's header; default: those of the training data
+    onnx: bool = False  # an ONNX file instead, for programs without PyTorch; default: next to the checkpoint
     all_networks: bool = False  # also encoder and discriminator, to continue the training of a GAN
 
     def run(self) -> int:

@@ -14,15 +14,7 @@ from helpers.config import ROOT, display_path
 from helpers.data.files import DataError
 from helpers.views import uploads  # before gradio
 from helpers.views.guard import guarded
-from helpers.views.handlers import (
-    ARTIFACT_NAMES,
-    CANVAS,
-    MAX_IMAGES,
-    MAX_TONE,
-    MAX_ZIP_IMAGES,
-    REGION_COLOR,
-    Handlers,
-)
+from helpers.views.handlers import ARTIFACT_NAMES, CANVAS, MAX_IMAGES, MAX_TONE, MAX_ZIP_IMAGES, REGION_COLOR, Handlers
 from helpers.views.predictor import Predictor, display_name
 from helpers.views.uploads import composite_only, fast_png, raw_path, show_errors
 
@@ -94,7 +86,7 @@ def generate_tab(handlers: Handlers) -> gr.ImageEditor:
             shown_seed = gr.Textbox(label="Seed of these images", interactive=False, **COPY_BUTTON)
             save = gr.DownloadButton("Save images, sketch and mask")
     class_name, *_, seed = settings
-    last = gr.State()  # the settings of the images
+    last = gr.State()  # the `Request` of the images
     outputs, inputs = [images, save, shown_seed, last], [canvas, *settings]
     shared = {"concurrency_id": "network"}
     generate.click(show_errors(handlers.generate), inputs, outputs, api_name="generate", **shared)
@@ -112,14 +104,14 @@ def generate_tab(handlers: Handlers) -> gr.ImageEditor:
 
 
 def condition_inputs(handlers: Handlers) -> list[gr.components.Component]:
-    """Components with the first values of `Handlers.settings`, diagnosis and artifacts."""
+    """Components with the first values of `request_of`, diagnosis and artifacts."""
     choices = class_choices(handlers.predictor, "cgan")
     class_name = gr.Radio(choices, value=choices[0][1], label="Diagnosis")
     return [class_name, artifact_input(handlers, "Artifacts")]
 
 
 def number_inputs() -> list[gr.components.Component]:
-    """Components with the other values of `Handlers.settings`: tone, structure, count and seed."""
+    """Components with the other values of `request_of`: tone, structure, count and seed."""
     with gr.Row():
         tone = gr.Slider(0, MAX_TONE, 1, step=0.1, label="Tone", info="How much the colors differ")
         structure = gr.Slider(0, 1, 1, step=0.1, label="Structure", info="How much the patterns differ")
@@ -136,7 +128,7 @@ def artifact_input(handlers: Handlers, label: str) -> gr.CheckboxGroup:
 
 
 def region_section(handlers: Handlers, images: gr.Gallery, last: gr.State) -> None:
-    """Components and events to regenerate a part of one of the images, whose settings are `last`."""
+    """Components and events to regenerate a part of one of the images, whose request is `last`."""
     with gr.Accordion("Regenerate a part", open=False):
         gr.Markdown("Click one of the generated images, paint over a part of it here, and regenerate that part.")
         with gr.Row():
@@ -201,8 +193,7 @@ def paint_editor(**options) -> gr.ImageEditor:
 def sketch_input(handlers: Handlers) -> tuple[gr.ImageEditor, gr.Gallery]:
     """Canvas, examples and file upload; returns the first two."""
     canvas = paint_editor(
-        label="Canvas: draw an outline",
-        brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed"),
+        label="Canvas: draw an outline", brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed")
     )
     examples = gr.Gallery(
         [255 - sketch for sketch in handlers.examples],

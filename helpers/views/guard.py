@@ -27,7 +27,7 @@ class Guard:
     """ASGI application around `app`.
 
     `host_names`: by which a proxy is reached, with or without a port. `any_host`: no check of host and origin, for
-    hosted notebooks, whose proxies have names that nobody knows before. `framed`: other pages may show this one in a
+    hosted notebooks, whose proxies have names that are not known before. `framed`: other pages may show this one in a
     frame, which notebooks do from an origin that only they know.
     """
 

@@ -6,6 +6,7 @@
 import math
 import re
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import ZipFile
 
@@ -16,7 +17,15 @@ from PIL import Image, ImageColor
 from helpers.data.files import DataError, atomic_file
 from helpers.data.sketches import mask_from_sketch, parse_drawing
 from helpers.views import uploads  # before gradio
-from helpers.views.predictor import Analysis, Predictor, display_name, example_sketches, read_drawing, read_photo
+from helpers.views.predictor import (
+    Analysis,
+    Predictor,
+    Request,
+    display_name,
+    example_sketches,
+    read_drawing,
+    read_photo,
+)
 from helpers.views.uploads import encode_png
 
 import gradio as gr  # isort: skip
@@ -34,7 +43,7 @@ probabilities.**"""
 HEAT = "**{:.0f} % of the heat lies inside the lesion.**"
 NO_THRESHOLD = "This classifier has no threshold below which it is unsure."
 NO_STATISTICS = "It does not recognize images unlike those it was trained on."
-NO_SETTINGS = "There is no image to change yet: generate images first."
+NO_REQUEST = "There is no image to change yet: generate images first."
 MAX_IMAGES, MAX_ZIP_IMAGES, MAX_TONE = 8, 100, 1.5
 REGION_COLOR = "#00c8ff"  # of the brush that marks a region; no generated image has it
 MAX_COLOR_DISTANCE = 80  # of a painted pixel from it, Euclidean in RGB of 0 to 255
@@ -109,87 +118,65 @@ class Handlers:
         self.predictor = predictor
         self.examples = example_sketches(predictor.size)
 
-    def settings(
-        self,
-        sketch: np.ndarray,
-        class_name: str,
-        artifacts: list[str] | None,
-        tone: float,
-        structure: float,
-        count: float,
-        seed: float,
-    ) -> dict:
-        """Arguments of `Predictor.sample` from the values of components."""
-        return {
-            "sketch": sketch,
-            "class_name": class_name,
-            "artifacts": artifacts or [],
-            "tone": number(tone, "The tone", 0, MAX_TONE),
-            "structure": number(structure, "The structure", 0, 1),
-            "count": clip_count(count, MAX_IMAGES),
-            "seed": clip_seed(seed),
-        }
-
-    def sample(self, settings: dict) -> tuple[list[np.ndarray], str, str, dict]:
+    def sample(self, request: Request) -> tuple[list[np.ndarray], str, str, Request]:
         """Images, the path of a zip with images, sketch and (for a closed outline) mask, the seed as text, and the
-        settings."""
-        images = self.predictor.sample(**settings)
-        name, seed, sketch = file_name(settings["class_name"]), settings["seed"], settings["sketch"]
-        files = {f"{name}-{seed}-{k + 1}": image for k, image in enumerate(images)}
-        mask = mask_from_sketch(sketch)
-        files |= {"sketch": sketch} | ({} if mask is None else {"mask": 255 * mask})
-        return images, write_zip(files, name), str(seed), settings
+        request."""
+        images, name = self.predictor.generate(request), file_name(request.class_name)
+        files = {f"{name}-{request.seed}-{k + 1}": image for k, image in enumerate(images)}
+        mask = mask_from_sketch(request.sketch)
+        files |= {"sketch": request.sketch} | ({} if mask is None else {"mask": 255 * mask})
+        return images, write_zip(files, name), str(request.seed), request
 
-    def generate(self, canvas: dict | None, *values) -> tuple[list[np.ndarray], str, str, dict]:
-        """`sample` of the drawing and the values of `settings`."""
-        return self.sample(self.settings(sketch_from_canvas(canvas, self.predictor.size), *values))
+    def generate(self, canvas: dict | None, *values) -> tuple[list[np.ndarray], str, str, Request]:
+        """`sample` of the drawing and the `values` of `request_of`."""
+        return self.sample(request_of(sketch_from_canvas(canvas, self.predictor.size), values))
 
-    def generate_more(self, canvas: dict | None, *values) -> tuple[list[np.ndarray], str, str, dict, int]:
+    def generate_more(self, canvas: dict | None, *values) -> tuple[list[np.ndarray], str, str, Request, int]:
         """`generate` with the next seed, which is returned as well."""
         *others, seed = values
         seed = clip_seed(seed) + 1
         return *self.generate(canvas, *others, seed), seed
 
     def generate_example(self, selected: gr.SelectData, *values) -> tuple:
-        """Canvas with the example that was clicked, and `sample` of it and the values of `settings`."""
+        """Canvas with the example that was clicked, and `sample` of it and the `values` of `request_of`."""
         sketch = self.examples[selected.index]
-        return canvas_with(sketch), *self.sample(self.settings(sketch, *values))
+        return canvas_with(sketch), *self.sample(request_of(sketch, values))
 
-    def select_image(self, settings: dict | None, selected: gr.SelectData) -> tuple[int, dict]:
+    def select_image(self, request: Request | None, selected: gr.SelectData) -> tuple[int, dict]:
         """Number, from 1, of the image that was clicked, and the editor with it."""
-        return selected.index + 1, self.edit(settings, selected.index + 1)
+        return selected.index + 1, self.edit(request, selected.index + 1)
 
-    def edit(self, settings: dict | None, position: float) -> dict:
+    def edit(self, request: Request | None, position: float) -> dict:
         """Editor with the image at a position, from 1, of the last ones."""
-        return editor_with(self.changed_image(settings, position, np.zeros((self.predictor.size,) * 2, np.uint8)))
+        return editor_with(self.changed_image(request, position, np.zeros((self.predictor.size,) * 2, np.uint8)))
 
     def regenerate(
-        self, settings: dict | None, position: float, editor: dict | None, new_seed: float
+        self, request: Request | None, position: float, editor: dict | None, new_seed: float
     ) -> tuple[np.ndarray, int]:
         """The image at a position, from 1, of the last ones, changed where the editor is painted over; and the next
         seed."""
         region, new_seed = region_from_editor(editor, self.predictor.size), clip_seed(new_seed)
-        return self.changed_image(settings, position, region, new_seed), new_seed + 1
+        return self.changed_image(request, position, region, new_seed), new_seed + 1
 
     def changed_image(
-        self, settings: dict | None, position: float, region: np.ndarray, new_seed: int = 0
+        self, request: Request | None, position: float, region: np.ndarray, new_seed: int = 0
     ) -> np.ndarray:
         """`Predictor.regenerate` of the image at a position, from 1."""
-        if settings is None:
-            raise DataError(NO_SETTINGS)
+        if request is None:
+            raise DataError(NO_REQUEST)
         index = int(number(position, "The image", 1, MAX_IMAGES)) - 1
-        return self.predictor.regenerate(**settings, index=index, region=region, new_seed=new_seed)
+        return self.predictor.regenerate(request, index, region, new_seed)
 
     def compare(self, canvas: dict | None, *values) -> tuple[list, list]:
-        """Images with captions of the drawing and the values of `settings`, and with another diagnosis and other
+        """Images with captions of the drawing and the values of `request_of`, and with another diagnosis and other
         artifacts, the last two values."""
         sketch = sketch_from_canvas(canvas, self.predictor.size)
         class_name, artifacts, *others, other_class, other_artifacts = values
         rows = []
         for name, flags in ((class_name, artifacts), (other_class, other_artifacts)):
-            settings = self.settings(sketch, name, flags, *others)
-            images = self.predictor.sample(**settings)
-            rows.append([(image, caption(name, settings["artifacts"])) for image in images])
+            request = request_of(sketch, (name, flags, *others))
+            text = caption(name, request.artifacts)
+            rows.append([(image, text) for image in self.predictor.generate(request)])
         return tuple(rows)
 
     def upload(self, path: str | None) -> dict:
@@ -259,6 +246,20 @@ class Handlers:
         if path is None:
             raise DataError("There is no sketch yet: analyze a photo with a lesion in its central square first.")
         return canvas_with(read_drawing(path, self.predictor.size)), gr.Tabs(selected="generate")
+
+
+def request_of(sketch: np.ndarray, values: Sequence) -> Request:
+    """A request from the values of components: diagnosis, artifacts, tone, structure, count and seed."""
+    class_name, artifacts, tone, structure, count, seed = values
+    return Request(
+        sketch,
+        class_name,
+        count=clip_count(count, MAX_IMAGES),
+        tone=number(tone, "The tone", 0, MAX_TONE),
+        seed=clip_seed(seed),
+        structure=number(structure, "The structure", 0, 1),
+        artifacts=artifacts or [],
+    )
 
 
 def number(value: float | None, name: str, low: float, high: float) -> float:

@@ -57,9 +57,8 @@ def grid(
 
 def class_counts(counts: pd.DataFrame) -> Figure:
     """Bars of images per class and split on a log axis. `counts`: see `DatasetTable.counts()`; totals are ignored."""
-    counts = counts.drop(index="total" if "total" in counts.index else "all", errors="ignore").drop(
-        columns="all", errors="ignore"
-    )
+    total = "total" if "total" in counts.index else "all"
+    counts = counts.drop(index=total, columns="all", errors="ignore")
     figure, axis = plt.subplots(figsize=(7, 2.8))
     positions = np.arange(len(counts))
     num_splits = len(counts.columns)
@@ -182,13 +181,11 @@ def scatter(groups: dict[str, tuple[Sequence[float], Sequence[float]]], labels: 
     return figure
 
 
-def scatters(charts: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]], columns: int = 2) -> Figure:
-    """Charts of points `(x, y)` by title, `columns` in a row, each group in its own color; axes without numbers, for
+def scatters(charts: dict[str, dict[str, tuple[Sequence[float], Sequence[float]]]]) -> Figure:
+    """Charts of points `(x, y)` by title, two in a row, each group in its own color; axes without numbers, for
     projections that have no unit."""
-    num_rows = -(-len(charts) // columns)
-    figure, axes = plt.subplots(
-        num_rows, columns, figsize=(3.3 * columns, 2.8 * num_rows), squeeze=False, layout="constrained"
-    )
+    rows = -(-len(charts) // 2)
+    figure, axes = plt.subplots(rows, 2, figsize=(6.6, 2.8 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(charts) :]:
         axis.axis("off")
     for axis, (title, groups) in zip(axes.flat, charts.items(), strict=False):
@@ -265,7 +262,7 @@ def as_text(value: object) -> str:
 
 def save(figure: Figure, path: str | Path) -> DisplayImage:
     """Write the figure as a PNG, close it, and return the image that a notebook displays: the PNG if it is small (lines
-    and charts), else a JPEG, which takes a fifth of the space for photos."""
+    and charts), else a JPEG, which takes a fifth of the space for images."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}")  # on a full disk an older file stays

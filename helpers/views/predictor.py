@@ -141,6 +141,20 @@ class Analysis:
     heat_inside: float | None = None  # share of the heat, in [0, 1], inside the lesion; None without either
 
 
+@dataclass(frozen=True, eq=False)  # arrays neither compare nor hash
+class Request:
+    """Which images the CGAN is to generate. With `tone` and `structure` at 0 all of them are equal; the first images of
+    a seed do not depend on `count`."""
+
+    sketch: np.ndarray  # (S, S) in {0, 255}
+    class_name: str
+    count: int = 4
+    tone: float = 1.0  # scales the latent, which acts on all pixels alike: 1 as in training, above 1 outside of it
+    seed: int = 0
+    structure: float = 1.0  # in [0, 1], how much the random maps differ, see `sample_variations`
+    artifacts: Sequence[str] = ()  # names, see `Predictor.artifact_flags`
+
+
 class Predictor:
     """The loaded networks. `LOCK` admits one call at a time, because all threads share PyTorch's random generator."""
 
@@ -185,62 +199,33 @@ class Predictor:
             raise DataError("This generator cannot add artifacts: it was not conditioned on them.")
         return np.array([name in names for name in ARTIFACTS], np.uint8) if names else None
 
-    def sample(
-        self,
-        sketch: np.ndarray,
-        class_name: str,
-        count: int = 4,
-        tone: float = 1.0,
-        seed: int = 0,
-        structure: float = 1.0,
-        artifacts: Sequence[str] = (),
-    ) -> list[np.ndarray]:
-        """Generate `count` images `uint8 (S, S, 3)` of a sketch `(S, S)` in {0, 255}, a class and the names of
-        artifacts.
+    def sample(self, *values, **named) -> list[np.ndarray]:
+        """`generate` for `Request(*values, **named)`: sketch, class name, count and so on."""
+        return self.generate(Request(*values, **named))
 
-        `tone` scales the latent, which acts on all pixels alike: 1 is the distribution of training, above 1 is outside
-        it. `structure` in [0, 1] is how much the random maps differ, see `sample_variations`. With both at 0 all images
-        are equal. The first images of a seed do not depend on `count`. Raises `DataError` as `label` and
-        `artifact_flags` do.
-        """
-        label, flags = self.label("cgan", class_name), self.artifact_flags(artifacts)
-        latents, seeds = self._random_inputs(count, tone, seed)
-        with LOCK:
-            return list(sample_variations(self.networks["cgan"], sketch, label, latents, seeds, structure, flags))
+    def generate(self, request: Request) -> list[np.ndarray]:
+        """The images of a request, `uint8 (S, S, 3)` each. Raises `DataError` as `label` and `artifact_flags` do."""
+        return list(self._variations(request, list(range(request.count))))
 
-    def regenerate(
-        self,
-        sketch: np.ndarray,
-        class_name: str,
-        count: int = 4,
-        tone: float = 1.0,
-        seed: int = 0,
-        structure: float = 1.0,
-        artifacts: Sequence[str] = (),
-        *,
-        index: int,
-        region: np.ndarray,
-        new_seed: int = 0,
-    ) -> np.ndarray:
-        """Image `index` of `sample` with these settings, `uint8 (S, S, 3)`: equal outside `region (S, S)` in {0, 1},
-        with other random maps inside it; another one for every `new_seed`. Raises `DataError` as `sample` does, and for
-        an `index` outside [0, count)."""
-        if not 0 <= index < count:
-            raise DataError(f"The image must be one of 1 to {count}, got {index + 1}.")
-        label, flags = self.label("cgan", class_name), self.artifact_flags(artifacts)
-        latents, seeds = self._random_inputs(count, tone, seed)
-        latents, seeds = latents[[0, index]], [seeds[0], seeds[index]]  # the first one is part of `structure`
-        new_seed = 2**32 - 1 - new_seed  # never one of `seeds`
+    def regenerate(self, request: Request, index: int, region: np.ndarray, new_seed: int = 0) -> np.ndarray:
+        """Image `index` of `generate`, `uint8 (S, S, 3)`: equal outside `region (S, S)` in {0, 1}, with other random
+        maps inside it; another one for every `new_seed`. Raises `DataError` as `generate` does, and for an `index`
+        outside [0, count)."""
+        if not 0 <= index < request.count:
+            raise DataError(f"The image must be one of 1 to {request.count}, got {index + 1}.")
+        # The first image is part of `structure`. The seed is never one of the images' own.
+        return self._variations(request, [0, index], keep=1 - region, new_seed=2**32 - 1 - new_seed)[-1]
+
+    def _variations(self, request: Request, indices: list[int], **regenerated) -> np.ndarray:
+        """`sample_variations` for the images `indices (N,)` of a request."""
+        label, flags = self.label("cgan", request.class_name), self.artifact_flags(request.artifacts)
+        generator, rng = self.networks["cgan"], torch.Generator().manual_seed(request.seed)
+        latents = torch.stack([torch.randn(generator.z_dim, generator=rng) for _ in range(request.count)])
+        latents, seeds = request.tone * latents[indices], [request.seed + k for k in indices]
         with LOCK:
             return sample_variations(
-                self.networks["cgan"], sketch, label, latents, seeds, structure, flags, 1 - region, new_seed
-            )[-1]
-
-    def _random_inputs(self, count: int, tone: float, seed: int) -> tuple[torch.Tensor, list[int]]:
-        """Latents (N, Z) and seeds of the random maps (N,)."""
-        rng = torch.Generator().manual_seed(seed)
-        latents = [torch.randn(self.networks["cgan"].z_dim, generator=rng) for _ in range(count)]
-        return tone * torch.stack(latents), [seed + k for k in range(count)]
+                generator, request.sketch, label, latents, seeds, request.structure, flags, **regenerated
+            )
 
     def sample_without_sketch(self, class_name: str, count: int = 4, seed: int = 0) -> list[np.ndarray]:
         """Generate `count` images `uint8 (S, S, 3)` of a class with the DCGAN. Raises `DataError` as `label` does."""
