@@ -133,7 +133,7 @@ SECTIONS = [f"## {name}" for name in ("Use it", "Sample", "Figures", "Data and l
 
 def test_released_files_are_small_and_have_a_model_card():
     sizes = {method: (RELEASED / f"{method}.safetensors").stat().st_size for method in METHODS}
-    assert max(sizes["cgan"], sizes["dcgan"]) < 15e6 and sizes["segmenter"] + sizes["classifier"] < 10e6
+    assert max(sizes["cgan"], sizes["dcgan"]) < 15e6 and sizes["segmenter"] + sizes["classifier"] < 11e6
     for method in METHODS:
         with safe_open(RELEASED / f"{method}.safetensors", "pt") as file:
             config = json.loads(file.metadata()["checkpoint"])["config"]
@@ -146,15 +146,15 @@ def test_released_folder_stays_below_its_limit():
     assert sum(path.stat().st_size for path in RELEASED.iterdir()) < 24e6
 
 
-@pytest.mark.parametrize("name", ["released/cgan", "training/cgan-ham10000", "training/cgan-isic2017"])
+@pytest.mark.parametrize("name", ["released/cgan", "training/cgan-ham10000", "training/cgan-isic2016"])
 def test_generator_card_has_license_attribution_and_the_classes_of_its_config(name):
     folder = RELEASED.parent
     with safe_open(folder / f"{name}.safetensors", "pt") as file:
         header = json.loads(file.metadata()["checkpoint"])
     card = (folder / f"{name}.md").read_text()
     assert card.startswith(f"# {name.split('/')[1]}.safetensors\n") and "Not for diagnosis" in card
-    if name.endswith("isic2017"):
-        assert header["config"]["classes"] == ["MEL", "SK", "NV"] and "CC-0" in card
+    if name.endswith("isic2016"):
+        assert header["config"]["classes"] == ["benign", "malignant"] and "CC BY-NC 4.0" in card
         return
     assert header["config"]["classes"] == ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
     assert header["config"]["artifacts"] and header["extra_state"]["trained_on"]
