@@ -27,6 +27,7 @@ class Row:
 
 GENERATED = {"protocol": "natural", "compared": "synthetic"}
 BY_FEATURES = GENERATED | {"extractor": "mobilenet_v2"}
+RESNET = {"init": "random init", "class": "", "measure": "accuracy"}
 TEN_PERCENT = "10 % of the real images, projected, 64 px, three seeds"
 FIVE_FOLDS = "64 px, five folds, three seeds"
 # In the order of the README.
