@@ -45,7 +45,7 @@ lab: $(READY) ## open the notebooks in Jupyter
 notebooks: $(READY) ## execute the notebooks in place, for committing
 	$(BIN)/python notebooks/run.py in-place $(NOTEBOOKS)
 
-bench: $(READY) ## measure the speeds that the README states
+bench: $(READY) ## measure speeds, as ratios
 	$(BIN)/python tests/bench.py
 
 badges: $(READY) ## write REPO=owner/name into config, README and notebooks

@@ -40,7 +40,8 @@ KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
 
 SETUP = """\
 # Setup. In Colab: choose here, then Runtime > Run all. Environment variables win over these fields.
-data = "sample"  # @param ["sample", "isic2016", "isic2017", "ham10000"]
+data = "sample"  # @param ["sample", "isic2016", "isic2017", "ham10000", "course", "folders"]
+data_folder = ""  # @param {{type: "string"}}
 profile = "demo"  # @param ["demo", "colab", "full"]
 keep_on_drive = False  # @param {{type: "boolean"}}
 import os
@@ -48,6 +49,7 @@ import subprocess
 import sys
 
 os.environ.setdefault("LESION_DATASET", data.replace("sample", "phantoms"))
+os.environ.setdefault("LESION_DATA_ROOT", data_folder)
 os.environ.setdefault("LESION_PROFILE", profile)
 root = os.path.abspath("{name}" if "google.colab" in sys.modules else "..")
 if not os.path.isdir(root):

@@ -1,4 +1,4 @@
-"""`make bench`: measures the speeds that the README reports.
+"""`make bench`: measures speeds, as ratios.
 
 On the embedded sample by default; `LESION_DATASET=ham10000 LESION_DATA_ROOT=... make bench` measures on real data.
 `python tests/bench.py bench_steps` runs one function. Speeds vary between machines and over time; compare the ratios

@@ -63,7 +63,7 @@ def test_headline_runs_its_steps_in_order_and_lists_them(copy):
     data = "--dataset ham10000 --data-root /some where"
     assert status == 0 and calls == [
         f"prepare {data} --size 128",
-        f"evaluate generator data/released/cgan.safetensors {data} --split test",
+        f"evaluate generator data/released/cgan.safetensors {data} --split test --publish",
         f"experiment real-vs-generated --cgan data/released/cgan.safetensors {data} --publish",
     ]
     assert [line.split(":")[0] for line in summary.splitlines()] == [
@@ -91,9 +91,10 @@ def test_headline_without_a_released_generator_trains_one(copy):
     assert status == 0 and "cgan-isic2016.safetensors is absent, one is trained for 5 minutes" in summary
     assert "train cgan --dataset isic2016 --size 128 --minutes 5 --out outputs/headline/cgan" in output
     assert "--cgan outputs/headline/cgan/checkpoint.pt" in output
-    (copy / "data/released/cgan-isic2016.safetensors").touch()
+    (copy / "data/training").mkdir(parents=True)
+    (copy / "data/training/cgan-isic2016.safetensors").touch()
     status, output, summary = run_headline(copy, STUB, DATASET="isic2016")
-    assert "train cgan" not in output and "generator: data/released/cgan-isic2016.safetensors" in summary
+    assert "train cgan" not in output and "generator: data/training/cgan-isic2016.safetensors" in summary
     _, output, _ = run_headline(copy, STUB, DATASET="isic2016", CHECKPOINT="my.pt")
     assert "evaluate generator my.pt" in output and "train cgan" not in output
 

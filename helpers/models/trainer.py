@@ -1,8 +1,8 @@
 """The training loop of every method: device, precision, EMA, checkpoints, exact resume, progress.
 
 A method (`gan.py`, `segmenter.py`, ...) defines a `TrainTask`: its networks, optimizers and one `training_step`. All
-random numbers of a step follow from the run's seed and the step, so a run that was killed and started again gives the
-same weights as one that was not.
+random numbers of a step follow from the run's seed and the step, so a run of `steps` that was killed and started
+again gives the same weights as one that was not (a run of `minutes` does not: its schedules follow the clock).
 """
 
 import copy

@@ -32,6 +32,7 @@ from helpers.shell.pages import ExperimentCommand, data_line, print_paths, train
 from helpers.views import plots
 
 VAL_LIMIT = "val also chose the weights, so the scores are optimistic, those of all networks alike"
+INIT_LIMIT = "networks that start from ImageNet have an advantage over those that start from random weights (init)"
 SEED_LIMIT = "one training of each network: the intervals do not include the variance of training"
 
 
@@ -123,7 +124,7 @@ class NetworkComparison(ExperimentCommand):
             settings=[data_line(store), training_line(train) + shorter, f"seed {train.seed}"],
             table=to_wide(rows, keys),
             verdict=[best_sentence(rows, rows["measure"].iloc[0], keys)],
-            limits=[VAL_LIMIT, SEED_LIMIT],
+            limits=[VAL_LIMIT, SEED_LIMIT, *([INIT_LIMIT] if rows["init"].nunique() > 1 else [])],
             figure=interval_figure(rows, keys),
             caption="Scores on val with 95 % intervals over lesions",
         )
