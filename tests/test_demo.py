@@ -167,7 +167,7 @@ def test_artifact_names_are_those_of_the_data_and_hidden_if_the_generator_has_no
 def test_class_choices_are_those_of_each_network_with_display_names(predictor):
     generated, analyzed = (demo.class_choices(predictor, method) for method in ("cgan", "classifier"))
     assert [name for _, name in generated] == ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
-    assert [name for _, name in analyzed] == ["MEL", "SK", "NV"]
+    assert [name for _, name in analyzed] == [name for _, name in generated]
     assert all(shown != name for shown, name in generated + analyzed), "every class has a display name"
 
 
@@ -277,7 +277,7 @@ def test_api_analyze_returns_a_sketch_that_generate_accepts(client, tmp_path):
     assert re.search(r"covers \*\*\d+\.\d %\*\* of the image", text)
     assert re.search(r"\*\*\d+ % of the heat lies inside the lesion\.\*\*", text)
     confidences = {entry["label"]: entry["confidence"] for entry in probabilities["confidences"]}
-    assert set(confidences) == {"melanoma", "seborrheic keratosis", "mole (nevus)"}
+    assert len(confidences) == 7 and {"melanoma", "benign keratosis", "mole (nevus)"} < set(confidences)
     assert sum(confidences.values()) == pytest.approx(1, abs=1e-4)
     canvas = client.predict(handle_file(sketch), api_name="/upload")
     canvas |= {"composite": handle_file(canvas["composite"]), "background": None, "layers": []}

@@ -27,6 +27,8 @@ from helpers.views.predictor import (
 
 # -------------------------------------------------------------------------------------------------------------- files
 
+LABELS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+
 
 def test_read_photo_applies_exif_rotation_and_display_image_limits_the_size(tmp_path):
     array = np.zeros((600, 1200, 3), np.uint8)
@@ -188,7 +190,7 @@ def test_analyze_gives_outline_probabilities_heatmap_and_sketch(predictor):
     analysis = predictor.analyze(image)
     assert analysis.image.shape == image.shape and not np.array_equal(analysis.image, image)
     assert abs(analysis.lesion_fraction - mask.mean()) < 0.15 and analysis.outside_fraction == 0
-    assert list(analysis.probabilities) == ["MEL", "SK", "NV"]
+    assert list(analysis.probabilities) == LABELS
     assert sum(analysis.probabilities.values()) == pytest.approx(1, abs=1e-5)
     assert analysis.heatmap.shape == (128, 128, 3) and 0 < analysis.heat_inside <= 1
     assert analysis.sketch.shape == (128, 128) and set(np.unique(analysis.sketch)) == {0, 255}
@@ -240,9 +242,9 @@ def test_predict_folder_gives_a_row_per_readable_image_and_the_other_files_as_pr
     Image.fromarray(255 * render(1, 0)[1]).save(tmp_path / "mask.png")
     (tmp_path / "photo.raw").write_text("not read")
     table, analyses, problems = predict_folder(predictor, tmp_path)
-    assert list(table.columns) == ["file", "diagnosis", "lesion_fraction", "MEL", "SK", "NV"]
+    assert list(table.columns) == ["file", "diagnosis", "lesion_fraction", *LABELS]
     assert list(table["file"]) == ["0.png", "1.jpg", "1.png", "2.png"]
-    assert (table["diagnosis"] == table[["MEL", "SK", "NV"]].idxmax(axis=1)).all()
+    assert (table["diagnosis"] == table[LABELS].idxmax(axis=1)).all()
     assert list(table["lesion_fraction"]) == [analysis.lesion_fraction for analysis in analyses]
     assert "1 files of formats that are not read (.raw) are left out: photo.raw" in problems[0]
     assert problems[1].startswith("broken.jpg is damaged or not an image")
