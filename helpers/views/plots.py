@@ -247,7 +247,7 @@ def table_with_images(table: pd.DataFrame, images: dict[str, Sequence[np.ndarray
     def tag(array: np.ndarray) -> str:
         image, file = Image.fromarray(array), BytesIO()
         resized = image.resize((round(TABLE_IMAGE_HEIGHT * image.width / image.height), TABLE_IMAGE_HEIGHT))
-        resized.convert("RGB").save(file, "JPEG", quality=82)
+        resized.convert("RGB").save(file, "JPEG", quality=75)
         return f'<img src="data:image/jpeg;base64,{b64encode(file.getvalue()).decode()}">'
 
     tags = pd.DataFrame({name: [tag(array) for array in column] for name, column in images.items()})
@@ -278,5 +278,5 @@ def show(path: str | Path) -> DisplayImage:
     if path.stat().st_size < 60_000:
         return DisplayImage(data=path.read_bytes(), format="png")
     jpeg = BytesIO()
-    Image.open(path).convert("RGB").save(jpeg, "JPEG", quality=82)
+    Image.open(path).convert("RGB").save(jpeg, "JPEG", quality=75)
     return DisplayImage(data=jpeg.getvalue(), format="jpeg")
