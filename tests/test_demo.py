@@ -603,13 +603,13 @@ def test_browser_page_passes_axe(address, browser, tmp_path, width):
 
 
 def test_browser_waiting_visitor_sees_the_position_in_the_queue(predictor, browser, figures, tmp_path, monkeypatch):
-    released, sample = Event(), Predictor.sample
+    released, generate = Event(), Predictor.generate
 
-    def wait_and_sample(*args, **kwargs):
+    def wait_and_generate(*args, **kwargs):
         assert released.wait(60)
-        return sample(*args, **kwargs)
+        return generate(*args, **kwargs)
 
-    monkeypatch.setattr(Predictor, "sample", wait_and_sample)
+    monkeypatch.setattr(Predictor, "generate", wait_and_generate)
     app = build_page(predictor)
     try:
         client = Client(launch_page(app, quiet=True), verbose=False, download_files=tmp_path)
