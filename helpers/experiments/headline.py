@@ -31,11 +31,11 @@ RESNET = {"init": "random init", "class": "", "measure": "balanced_accuracy"}
 FIVE_FOLDS = "64 px, five folds, three seeds"
 # In the order of the README.
 ROWS = (
-    Row("KID of generated images", "HAM10000 val", "cgan-ham10000-val",
+    Row("KID of generated images", "HAM10000 test", "cgan-ham10000-test",
         BY_FEATURES | {"class": "all", "measure": "kid"}, "other real images {floor}"),
-    Row("their recall (variety)", "HAM10000 val", "cgan-ham10000-val",
+    Row("their recall (variety)", "HAM10000 test", "cgan-ham10000-test",
         BY_FEATURES | {"class": "all", "measure": "recall"}, "other real images {floor}"),
-    Row("their copies of training images", "HAM10000 val", "cgan-ham10000-val",
+    Row("their copies of training images", "HAM10000 test", "cgan-ham10000-test",
         BY_FEATURES | {"measure": "copies"}, "{real} by definition"),
     Row("ResNet18 trained on real images: balanced accuracy on real ones", "HAM10000 test",
         "real-vs-generated-ham10000-128", RESNET | {"compared": "real"}, "always the majority 0.143"),
