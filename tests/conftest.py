@@ -51,3 +51,11 @@ def few_latents(monkeypatch):
 def predictor() -> Predictor:
     """The released networks, as the page uses them."""
     return Predictor(find_weights(get_config()))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def freed_memory_is_returned():
+    """Trainings would keep freed memory for the rest of the process, and tests of memory would count it."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("helpers.models.trainer.keep_freed_memory", lambda: None)
+        yield
