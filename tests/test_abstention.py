@@ -216,6 +216,15 @@ def test_predict_calls_other_images_unlike_dermoscopic_ones(dermoscopic_checkpoi
         assert predict(classifier, generated[150:]).unlike.mean() < 0.2
 
 
+def test_released_classifier_flags_what_its_card_says(generated):
+    classifier, _ = load_classifier(RELEASED / "classifier.safetensors")
+    sets = {kind: as_batch(images, 128) for kind, images in other_images().items()}
+    sets |= {"phantom": as_batch(new_phantoms(28), 128), "generated": generated}
+    flagged = {kind: (int(predict(classifier, images).unlike.sum()), len(images)) for kind, images in sets.items()}
+    assert all(flagged[kind] == (n, n) for kind, n in (("photo", 2), ("page", 10), ("plot", 20)))
+    assert flagged["phantom"][0] <= 5 and flagged["generated"][0] <= 5, flagged
+
+
 def test_predict_without_thresholds_flags_nothing(without_thresholds):
     classifier, _ = load_classifier(without_thresholds)
     predictions = predict(classifier, as_batch(new_phantoms(2)))

@@ -66,6 +66,8 @@ def test_notebook_says_under_every_figure_what_to_see(notebook, request):
     assert not [cells[k].source for k in figures if not cells[k + 1].source.startswith("**What to see:** ")]
     if request.node.callspec.id[:2] in ("03", "05"):
         assert any("$$" in cell.source for cell in cells), "the objective as a formula"
+        for sentence in (cells[k + 1].source for k in figures):
+            assert sentence.endswith(".") and "\n" not in sentence and ". " not in sentence, "one sentence"
 
 
 def test_notebook_code_does_not_branch_on_profile_or_dataset(notebook):

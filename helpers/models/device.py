@@ -30,8 +30,8 @@ def keep_freed_memory() -> None:
     """Let glibc keep freed memory for the next allocation instead of returning it to the system, for the rest of the
     process; without effect on other systems and on GPU memory.
 
-    By default every large tensor gets new pages from the kernel, which fills them with zeros: 8 to 25 % of the
-    time of a training step on a CPU (`make bench`). Peak memory grows by some percent.
+    By default every large tensor gets new pages from the kernel, which fills them with zeros. `make bench`
+    compares training steps on a CPU. Peak memory grows by some percent.
     """
     if not sys.platform.startswith("linux"):
         return
