@@ -13,6 +13,7 @@ from helpers.experiments.ablation import (
     AblatedCGAN,
     SmallDataExperiment,
     ablation_experiment,
+    images_by_arm,
     mean_over_seeds,
     small_data_experiment,
 )
@@ -61,6 +62,14 @@ def test_ablation_experiment_trains_every_arm_differently(
     assert (results["n"] == 12).all()
     assert results[["kid", "fd", "diversity", "label_acc", "sketch_sep", "sketch_sep_hand"]].notna().all(axis=None)
     assert results.set_index("arm")["updates"][[FULL_RECIPE, "pix2pix"]].to_list() == [2, 4], "equally many images"
+
+    images = images_by_arm(tmp_path, results)
+    assert list(images) == ["sketches", *arms] and {image.shape for image in images.values()} == {(64, 192, 3)}
+    evaluation = GeneratorEval(phantom_store, extractor, 12, tmp_path)
+    tiles = images["sketches"][:, :, 0].reshape(64, 3, 64).swapaxes(0, 1)
+    labels = [evaluation.labels[(evaluation.sketches == tile).all(axis=(1, 2))].item() for tile in tiles]
+    assert len(set(labels)) == 3, "sketches of three classes"
+    assert len({image.tobytes() for image in images.values()}) == len(images), "every arm has its own images"
 
     table = mean_over_seeds(results)
     assert table.loc[(FULL_RECIPE, 1.0), "kid, seed 0"] == results["kid"][1]

@@ -3,7 +3,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from helpers.data.files import DataError
+from helpers.data.files import DataError, read_image
 from helpers.experiments import results
 from helpers.experiments.results import Page, command_line, commit, markdown_table, publish, with_interval
 
@@ -44,6 +44,13 @@ def test_publish_writes_numbers_with_their_origin(tmp_path, monkeypatch):
         "30 s",
     ]
     assert [text.index(part) for part in order] == sorted(text.index(part) for part in order)
+
+
+def test_publish_writes_images_and_shows_them(tmp_path):
+    images = {"no R1": np.zeros((4, 12, 3), np.uint8)}
+    _, text = publish("toy", ROWS, page(images=images), tmp_path)
+    assert read_image(tmp_path / "toy" / "no R1.png").shape == (4, 12, 3)
+    assert "| no R1 | ![no R1](toy/no%20R1.png) |" in text.read_text(encoding="utf-8")
 
 
 def test_publish_keeps_a_given_command(tmp_path):

@@ -1,7 +1,8 @@
 """What does each component of the CGAN contribute, and how many training images does it need?
 
 Both experiments train one generator per run, each on equally many images. The images that they generate from sketches
-of the val split are compared with the real ones by a feature extractor that was not used in training.
+of the val split are compared with the real ones by a feature extractor that was not used in training. Every run writes
+the images of the same three sketches to the folder `images`.
 """
 
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ import pandas as pd
 import torch
 
 from helpers.data.batches import SketchSampling, balanced_batches
+from helpers.data.files import read_image, write_image
 from helpers.data.store import Store
 from helpers.experiments.runner import (
     SEED_DECIDED,
@@ -23,6 +25,7 @@ from helpers.experiments.runner import (
     fit_configs,
     fraction_of_rows,
     run_grid,
+    run_name,
     training_seconds,
 )
 from helpers.metrics.extractors import FeatureExtractor
@@ -37,6 +40,7 @@ from helpers.models.sampling import sample_batch
 from helpers.models.trainer import Batch, TrainConfig, train
 
 FULL_RECIPE, FLOOR = "full recipe", "real images"
+IMAGES, NUM_SKETCHES = "images", 3  # folder with the images of this many sketches by every run
 # Arguments of `Runs.cgan`: what an arm changes in the full recipe.
 ABLATIONS = {
     "no augmentation": {"color_jitter": 0.0, "translate": 0.0},
@@ -123,7 +127,7 @@ class Runs:
             sampling = SketchSampling(config.hand_drawn_prob)
             get_batch = balanced_batches(self.store, train_config.batch_size, seed, None, sampling, balanced)
             train(AblatedCGAN(config, use_label, use_z), get_batch, work, train_config)
-        scores = self.evaluation.evaluate(load_ablated_generator(work / "checkpoint.pt", use_label, use_z))
+        scores = self.score(load_ablated_generator(work / "checkpoint.pt", use_label, use_z), work)
         return scores.assign(seconds=training_seconds(work / "checkpoint.pt"), updates=train_config.steps)
 
     def pix2pix(self, _: float, seed: int, work: Path) -> pd.DataFrame:
@@ -133,8 +137,19 @@ class Runs:
         config = replace(config, steps=steps, batch_size=1, seed=seed, ema_nimg=0, save_every=save_every)
         generator = self.experiment.generator
         train_pix2pix(self.store, Pix2PixConfig(generator.size, generator.classes), work, config)
-        scores = self.evaluation.evaluate(load_pix2pix(work / "checkpoint.pt"), batch_size=1)
+        scores = self.score(load_pix2pix(work / "checkpoint.pt"), work, batch_size=1)
         return scores.assign(seconds=training_seconds(work / "checkpoint.pt"), updates=steps)
+
+    def score(self, generator: Generator, work: Path, batch_size: int = 32) -> pd.DataFrame:
+        """Scores of a generator; and writes `images/<run>.png`, its images of the sketches in `images/sketches.png`: of
+        the first val lesion of each of `NUM_SKETCHES` classes, side by side, with seed 0."""
+        folder = work.parent / IMAGES
+        firsts = np.unique(self.evaluation.labels, return_index=True)[1][:NUM_SKETCHES]
+        batch = {name: array[firsts] for name, array in self.evaluation.batch.items()}
+        write_image(folder / "sketches.png", np.hstack(batch["sketches"]))
+        images = sample_batch(generator, batch, 0, batch_size)
+        write_image(folder / f"{work.name.removeprefix('work-')}.png", np.hstack(images))
+        return self.evaluation.evaluate(generator, batch_size=batch_size)
 
     def small_data(self, fraction: float, seed: int, work: Path) -> pd.DataFrame:
         """The full recipe on a fraction of the training images, and how many generated images copy one of them."""
@@ -143,7 +158,7 @@ class Runs:
         generator, _ = load_gan(work / "checkpoint.pt")
         images = sample_batch(generator, self.evaluation.batch)
         sets = [images, np.array(self.store.images[rows]), self.evaluation.images]  # synthetic, training, held out
-        return self.evaluation.evaluate(generator).assign(
+        return self.score(generator, work).assign(
             seconds=training_seconds(work / "checkpoint.pt"),
             updates=train_config.steps,
             num_images=len(rows),
@@ -169,6 +184,14 @@ def ablation_experiment(
     ablations = {name: partial(runs.cgan, **changes) for name, changes in ABLATIONS.items()}
     arms = {FLOOR: runs.floor, FULL_RECIPE: runs.cgan, **ablations, "pix2pix": runs.pix2pix}
     return run_grid(arms, [1.0], experiment.seeds, out, runs.fingerprint("ablation"), only)
+
+
+def images_by_arm(out: Path, results: pd.DataFrame) -> dict[str, np.ndarray]:
+    """Images of the same `NUM_SKETCHES` sketches that `ablation_experiment` wrote to `out`, side by side, `uint8 (S,
+    3 S[, 3])`: "sketches", and every arm's with its first seed."""
+    runs = results[results["arm"] != FLOOR].drop_duplicates("arm")
+    names = {"sketches": "sketches"} | {run.arm: run_name(run.arm, run.fraction, run.seed) for run in runs.itertuples()}
+    return {arm: read_image(out / IMAGES / f"{name}.png") for arm, name in names.items()} if len(runs) else {}
 
 
 def small_data_experiment(

@@ -11,17 +11,19 @@ import shlex
 import subprocess
 import sys
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from urllib.parse import quote
 
+import numpy as np
 import pandas as pd
 import torch
 from matplotlib.figure import Figure
 
 from helpers.config import ROOT, cpu_count, display_path
-from helpers.data.files import DataError, atomic_file
+from helpers.data.files import DataError, atomic_file, write_image
 
 RESULTS = ROOT / "outputs" / "results"
 MAX_SETTINGS = 5
@@ -42,6 +44,7 @@ class Page:
     limits: Sequence[str]
     figure: Figure | None = None
     caption: str = ""  # what the figure shows
+    images: Mapping[str, np.ndarray] = field(default_factory=dict)  # by name, uint8 (H, W[, 3])
 
     def __post_init__(self):
         if len(self.settings) > MAX_SETTINGS:
@@ -49,7 +52,8 @@ class Page:
 
 
 def publish(name: str, rows: pd.DataFrame, page: Page, folder: Path = RESULTS) -> list[Path]:
-    """Write `<name>.csv`, `<name>.md` and, with a figure, `<name>.png` to `folder`; returns their paths.
+    """Write `<name>.csv`, `<name>.md` and, with a figure, `<name>.png` to `folder`, and the page's images to
+    `<name>/`; returns the paths of the first three.
 
     `rows` has at least the columns `measure value n seconds`; an existing `command`, `commit` or `machine` is kept.
     Raises `ValueError` for a missing column, or a value without N.
@@ -68,6 +72,8 @@ def publish(name: str, rows: pd.DataFrame, page: Page, folder: Path = RESULTS) -
         rows.to_csv(temporary, index=False, float_format="%.6g")
     with atomic_file(files[1]) as temporary:
         temporary.write_text(to_markdown(name, rows, page), encoding="utf-8")
+    for image, pixels in page.images.items():
+        write_image(folder / name / f"{image}.png", pixels)
     if page.figure is None:
         return files[:2]
     with atomic_file(files[2]) as temporary:
@@ -114,6 +120,7 @@ def to_charts(rows: pd.DataFrame, title: str, entry: str) -> dict[str, dict[str,
 def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:
     """The page: question, settings, table, figure, verdict, limits, origin of the numbers."""
     figure = f"![{page.caption}]({name}.png)\n\n*{page.caption}*" if page.figure is not None else ""
+    images = [f"| {image} | ![{image}]({name}/{quote(image)}.png) |" for image in page.images]
     origin = [
         f"`{command}`, commit {commit_id}, {machine_name}, {part['seconds'].sum():,.0f} s in all"
         for (command, commit_id, machine_name), part in rows.groupby(["command", "commit", "machine"], sort=False)
@@ -123,6 +130,7 @@ def to_markdown(name: str, rows: pd.DataFrame, page: Page) -> str:
         _bullets(page.settings),
         markdown_table(page.table),
         figure,
+        "\n".join(["| | images of the same sketches |", "|---|---|", *images]) if images else "",
         "## Verdict",
         _bullets(page.verdict),
         "## Limits" if page.limits else "",

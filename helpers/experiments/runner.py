@@ -61,7 +61,7 @@ def run_grid(
     _check_same_experiment(out, json.loads(json.dumps(fingerprint)))
     runs = tqdm(list(product(dict.fromkeys(fractions), arms, dict.fromkeys(seeds))), desc=out.name, unit="runs")
     for fraction, arm, seed in runs:
-        name = f"{arm.replace(' ', '_')}-{fraction:g}-{seed}"
+        name = run_name(arm, fraction, seed)
         file, work = out / f"{name}.csv", out / f"work-{name}"
         if not file.is_file():
             runs.set_postfix_str(f"{arm}, {fraction:.0%}, seed {seed}")
@@ -74,6 +74,11 @@ def run_grid(
         shutil.rmtree(work, ignore_errors=True)
         tables.append(read_own_table(file))
     return pd.concat(tables, ignore_index=True)
+
+
+def run_name(arm: str, fraction: float, seed: int) -> str:
+    """Name of a run's files."""
+    return f"{arm.replace(' ', '_')}-{fraction:g}-{seed}"
 
 
 def _check_same_experiment(out: Path, fingerprint: dict) -> None:

@@ -1,7 +1,7 @@
 """Commands that compare many trainings. Each resumes where it stopped."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -201,8 +201,9 @@ class Ablation(ArmsCommand):
         report_generators(results, store, self.settings, extractor.name, out / "means.csv")
         arms = [ablation.FLOOR, ablation.FULL_RECIPE, *ablation.ABLATIONS, "pix2pix"]
         question = "What does each component of the CGAN contribute?"
-        page = generator_page(question, self.settings, store, results, extractor.name, arms)
-        self.publish_page("ablation", store, *page)
+        rows, page = generator_page(question, self.settings, store, results, extractor.name, arms)
+        page = replace(page, images=ablation.images_by_arm(out, results))
+        self.publish_page("ablation", store, rows, page)
         return 0
 
 
