@@ -131,6 +131,25 @@ def test_prepare_writes_again_only_if_config_or_data_change(tmp_path):
     assert len(keys) == 5
 
 
+def test_prepare_of_some_classes_keeps_the_splits_of_the_whole_set(phantoms, tmp_path):
+    dataset, chosen = read(phantoms), ["NV", "MEL"]
+    dataset.table["split"] = pd.NA  # sampled by lesion
+    whole = prepare(dataset, tmp_path / "stores", SMALL, progress=False)
+    part = prepare(dataset, tmp_path / "stores", SMALL, progress=False, classes=chosen)
+    assert part.classes == chosen and part.folder != whole.folder
+    expected = whole.table[whole.table["label"].map(dict(enumerate(whole.classes))).isin(chosen)]
+    assert 0 < len(part) < len(whole) and len(set(expected["split"])) == 3
+    columns = ["image_id", "lesion_id", "split"]
+    assert part.table[columns].equals(expected[columns].reset_index(drop=True))
+    assert [chosen[k] for k in part.labels] == [whole.classes[k] for k in expected["label"]]
+    alone = prepare(dataset, tmp_path / "alone", SMALL, progress=False, classes=chosen)
+    assert alone.fingerprint == part.fingerprint and alone.folder.name == part.folder.name, "without the whole store"
+    everything = prepare(dataset, tmp_path / "stores", SMALL, progress=False, classes=dataset.classes)
+    assert everything.folder == whole.folder
+    with pytest.raises(DataError, match="not WART"):
+        prepare(dataset, tmp_path / "stores", SMALL, progress=False, classes=["WART"])
+
+
 def key_of(dataset: DatasetTable, seed: int = 0) -> str:
     paths = dataset.table[["path", "mask_path", "sketch_path"]].melt()["value"].dropna()
     return data_key(dataset, seed, {path: entry[-1] for path, entry in file_hashes(paths).items()})

@@ -7,7 +7,7 @@ array belongs to the same image. Arrays are mapped, not loaded, so memory does n
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
@@ -172,28 +172,35 @@ def prepare(
     report: Report | None = None,
     workers: int = 2,
     progress: bool = True,
+    classes: Sequence[str] = (),
 ) -> Store:
     """Open the store of a data set in the folder `stores`; if there is none, audit (unless a `report` is given), clean,
     split and write the data set first.
 
-    The store's name contains the config and a hash of the data, so changed data get a new store and a copy of the data
-    the same one. A store of the same data with another config supplies the cleaned table, which saves the audit. Raises
-    `DataError` for unusable data.
+    `classes`: only images of these, labeled in this order; every image has the split that it has in the whole data set,
+    so that networks trained on all classes are tested on nothing they saw. The store's name contains the config and a
+    hash of the data, so changed data get a new store and a copy of the data the same one. A store of the same data with
+    another config supplies the cleaned table, which saves the audit. Raises `DataError` for unusable data, and for
+    classes that it does not have.
     """
+    classes = () if list(classes) == dataset.classes else tuple(classes)
+    if classes:
+        dataset.subset(classes)  # unknown classes raise before the audit
     paths = dataset.table[PATHS].melt()["value"].dropna()
     hashes = file_hashes(paths, read_hashes(Path(stores).glob(f"{dataset.name}-*/files.json")), workers)
-    key = data_key(dataset, config.seed, {path: entry[-1] for path, entry in hashes.items()})
+    hash_of = {path: entry[-1] for path, entry in hashes.items()}
+    key, whole_key = (data_key(dataset, config.seed, hash_of, chosen) for chosen in (classes, ()))
     folder = Path(stores) / f"{dataset.name}-{key}-{config.size}-{config.style}-{config.crop}"
     if not folder.is_dir():
         check_style(dataset, config)
-        sibling = next(Path(stores).glob(f"{dataset.name}-{key}-*"), None)
+        sibling = next(Path(stores).glob(f"{dataset.name}-{whole_key}-*"), None)
         if sibling is not None:
             other = Store(sibling)
             cleaned = replace(dataset, table=with_paths(other.table, dataset.table), problems=other.problems)
         else:
             cleaned = clean(report or audit(dataset, workers, progress), config.seed)
         try:
-            build_store(cleaned, folder, config, workers, progress)
+            build_store(cleaned.subset(classes) if classes else cleaned, folder, config, workers, progress)
         except OSError:
             if not folder.is_dir():  # else another process was first to write the same store
                 raise
@@ -235,11 +242,11 @@ def check_style(dataset: DatasetTable, config: StoreConfig) -> None:
         raise DataError(f"style 'contour' needs masks or sketches, {dataset.name} has none: use style 'structure'")
 
 
-def data_key(dataset: DatasetTable, seed: int, hashes: dict[str, str]) -> str:
-    """Hash of 12 hexadecimal digits over the table, with the hash of every file instead of its path, and the split's
-    seed."""
+def data_key(dataset: DatasetTable, seed: int, hashes: dict[str, str], classes: Sequence[str] = ()) -> str:
+    """Hash of 12 hexadecimal digits over the table, with the hash of every file instead of its path, the split's seed,
+    and the chosen classes, if any."""
     table = dataset.table.assign(**{column: dataset.table[column].map(hashes) for column in PATHS})
-    digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes]).encode())
+    digest = hashlib.sha256(json.dumps([VERSION, seed, dataset.classes] + [list(classes)] * bool(classes)).encode())
     digest.update(table.to_csv(index=False).encode())
     return digest.hexdigest()[:12]
 

@@ -35,14 +35,14 @@ PRINTED = ("measure", "class", "compared", "extractor", "value", "n", "n_real", 
 def open_store(
     cfg: Config, size: int, style: str | None = None, crop: str = "center", classes: Sequence[str] = ()
 ) -> Store:
-    """Store of the selected data set, or of its images of some classes, in their order.
+    """Store of the selected data set, or of its images of some classes, in their order, see `prepare`.
 
     Sketch style, if None or "none": "contour" where the data set has masks or sketches, else "structure". Raises
     `DataError` if the data set lacks one of the classes, or masks and sketches for style "contour".
     """
-    dataset = open_dataset(cfg, list(classes) or None)
+    dataset = open_dataset(cfg)
     style = dataset.style if style in (None, "none") else style
-    return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers)
+    return prepare(dataset, cfg.stores, StoreConfig(size, style, crop, cfg.seed), workers=cfg.workers, classes=classes)
 
 
 def load_generator(checkpoint: str | Path) -> tuple[Generate, GANConfig]:
