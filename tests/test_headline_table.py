@@ -22,6 +22,12 @@ def test_readme_table_shows_value_interval_n_and_floor(tmp_path):
     ]
 
 
+def test_readme_table_compares_with_another_row(tmp_path):
+    write_results(tmp_path)
+    row = Row("KID of MEL", "HAM10000", "cgan", {"class": "MEL"}, "all classes {other}", {"class": "all"})
+    assert readme_table([row], tmp_path).splitlines()[2].endswith("| **0.500** | all classes 0.021 |")
+
+
 def test_readme_table_refuses_an_ambiguous_row(tmp_path):
     write_results(tmp_path, **{"class": ["all", "all"]})
     with pytest.raises(DataError, match="2 rows"):
