@@ -11,7 +11,6 @@ cores unless OMP_NUM_THREADS is set, because small networks cannot use more.
 import argparse
 import os
 import re
-import shutil
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -30,8 +29,6 @@ from helpers.config import REPOSITORY, cpu_count, get_config
 
 FIRST = ("01", "02", "03", "05")  # they write stores, generator and classifier
 
-# Figures of the README, copied when notebooks are executed for committing.
-GALLERY = ("01_examples.png", "02_structure.png")
 # What Colab reads: a notebook that trains asks for a GPU.
 GPU = {"accelerator": "GPU", "colab": {"gpuType": "T4"}}
 # Seconds that a cell may take, by profile; a GPU of `full` trains for hours.
@@ -140,10 +137,6 @@ def run_notebooks(mode: str, paths: list[Path]) -> int:
         )
     if not all(succeeded):
         return 1
-    if mode == "in-place":
-        executed = {path.name[:2] for path in paths}
-        for name in (name for name in GALLERY if name[:2] in executed):
-            shutil.copy(cfg.outputs / "figures" / name, ROOT / "outputs" / "gallery" / name)
     outputs = os.path.relpath(cfg.outputs)
     print(f"executed notebooks: {outputs}/notebooks/*.html; figures: {outputs}/figures/")
     return 0

@@ -51,7 +51,7 @@ from helpers.models.gan import GAN, GANConfig  # noqa: E402
 from helpers.models.pix2pix import PatchGAN, UNet  # noqa: E402
 from helpers.models.segmenter import SegmenterConfig, SegmenterTask, jaccard_loss, probabilities  # noqa: E402
 from helpers.phantoms.classes import CLASSES  # noqa: E402
-from helpers.phantoms.photo import render  # noqa: E402
+from helpers.phantoms.render import render  # noqa: E402
 from helpers.phantoms.sample import CLASS_FREQUENCIES  # noqa: E402
 
 # Operations that change no memory.

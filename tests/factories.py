@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from helpers.models.trainer import Backward, TrainTask
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 HAM = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 

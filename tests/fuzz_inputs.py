@@ -24,7 +24,7 @@ from safetensors.torch import save
 from helpers.data import files
 from helpers.data.labels import HAM_CLASSES
 from helpers.models.checkpoint import pack_ids
-from helpers.phantoms.photo import ARTIFACTS
+from helpers.phantoms.render import ARTIFACTS
 
 FORMATS = {
     "JPEG": ["RGB", "L", "CMYK"], "PNG": ["RGB", "RGBA", "P", "1", "LA", "I;16"], "BMP": ["RGB", "P"],

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from helpers.data.sketches import contour  # noqa: E402
-from helpers.phantoms.photo import render  # noqa: E402
+from helpers.phantoms.render import render  # noqa: E402
 from helpers.phantoms.sample import SAMPLE_SIZES, write  # noqa: E402
 
 CLASS_NAMES = ("MEL", "NV", "BCC")

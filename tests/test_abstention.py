@@ -28,7 +28,7 @@ from helpers.models.classifier import (
 from helpers.models.gan import load_gan
 from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.views.handlers import NO_STATISTICS, NO_THRESHOLD, UNLIKE, Handlers
 from helpers.views.predictor import Predictor
 

@@ -5,7 +5,7 @@ from PIL import Image
 
 from helpers.config import ROOT
 from helpers.data.files import DataError
-from helpers.phantoms.photo import ARTIFACTS
+from helpers.phantoms.render import ARTIFACTS
 from helpers.views.cards import FIGURES, cgan_figure, write_cards, write_checksums
 
 RELEASED = ROOT / "data" / "released"

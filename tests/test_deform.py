@@ -3,7 +3,7 @@ import numpy as np
 
 from helpers.data.deform import deform, deform_sketch, deformation, hand_drawn
 from helpers.data.sketches import contour
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 
 def disc(size: int = 128, radius: float = 0.3) -> np.ndarray:

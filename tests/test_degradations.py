@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from helpers.metrics.degradations import DEGRADATIONS
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 
 @pytest.mark.parametrize("name", DEGRADATIONS)

@@ -27,7 +27,7 @@ from PIL import Image, ImageDraw
 
 from helpers.config import ROOT, get_config
 from helpers.data.files import DataError
-from helpers.phantoms.photo import ARTIFACTS, render
+from helpers.phantoms.render import ARTIFACTS, render
 from helpers.views import demo, handlers, uploads
 from helpers.views.demo import build_page, launch_page
 from helpers.views.handlers import Handlers, canvas_with, editor_with, region_from_editor, sketch_from_canvas
@@ -112,7 +112,7 @@ def test_region_from_editor_is_where_the_brush_was():
     huge = {"composite": Image.new("RGBA", (3_000, 2_000), handlers.REGION_COLOR)}
     assert region_from_editor(huge, 64).all(), "of whatever size"
     for nothing in (None, handlers.EMPTY_CANVAS, editor_with(image)):
-        with pytest.raises(DataError, match="Paint over a part of the image first"):
+        with pytest.raises(DataError, match="Mark a part of the image first"):
             region_from_editor(nothing, 128)
 
 
@@ -120,7 +120,7 @@ def test_no_generated_image_has_the_color_of_the_region(predictor):
     sketch = example_sketches(128)[0]
     for class_name in predictor.classes["cgan"]:
         for image in predictor.sample(sketch, class_name, 4, handlers.MAX_TONE, artifacts=["ink", "patches"]):
-            with pytest.raises(DataError, match="Paint over a part"):
+            with pytest.raises(DataError, match="Mark a part"):
                 region_from_editor(editor_with(image), 128)
 
 
@@ -531,7 +531,7 @@ def test_browser_example_generates_and_a_painted_part_is_regenerated(address, br
     page.get_by_role("button", name="Generate more").click()
     seed.locator("input, textarea").evaluate("e => new Promise(f => setInterval(() => e.value == '1' && f(), 100))")
     page.get_by_role("button", name="Regenerate this part").click()
-    page.get_by_text("Paint over a part of the image first").first.wait_for()
+    page.get_by_text("Mark a part of the image first").first.wait_for()
     page.close()
 
 

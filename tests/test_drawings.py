@@ -7,7 +7,7 @@ from PIL import Image, ImageDraw
 
 from helpers.data.files import DataError
 from helpers.data.sketches import contour, extract_lines, mask_from_sketch, parse_drawing, read_drawings
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.views.handlers import canvas_with, sketch_from_canvas
 from helpers.views.predictor import read_drawing
 

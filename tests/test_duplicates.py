@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from helpers.data.duplicates import Fingerprint, fingerprint, near_pairs, same_lesion
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 
 def save(path, image):

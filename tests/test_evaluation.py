@@ -14,7 +14,12 @@ from helpers.config import ROOT, Config
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.experiments import evaluate_generator as generator_module
-from helpers.experiments.evaluate_generator import GeneratorEvaluation, evaluate_generator, sample_rows
+from helpers.experiments.evaluate_generator import (
+    GeneratorEvaluation,
+    evaluate_generator,
+    own_or_released,
+    sample_rows,
+)
 from helpers.experiments.evaluate_networks import (
     MEASURES,
     ArtifactEvaluation,
@@ -29,6 +34,7 @@ from helpers.experiments.evaluation import format_table, load_generator, mean_ro
 from helpers.metrics.extractors import FeatureExtractor
 from helpers.metrics.prediction_tables import predict_table, score_table
 from helpers.models.artifacts import ArtifactConfig, train_artifacts
+from helpers.models.checkpoint import export_weights
 from helpers.models.classifier import ClassifierConfig, load_classifier, train_classifier
 from helpers.models.gan import GANConfig, dcgan_config, train_gan
 from helpers.models.segmenter import SegmenterConfig, train_segmenter
@@ -165,6 +171,20 @@ def test_evaluate_generator_without_other_networks_says_what_is_missing(cfg, out
     assert not {"label_accuracy", "sketch_dice", "artifact_rate"} & set(table["measure"])
     assert {"no Dice of the sketches: there is no checkpoint of `train segmenter`",
             "no artifact rates: there is no released detector"} < set(table.attrs["notes"])  # fmt: skip
+
+
+def test_own_or_released_takes_the_own_segmenter_else_a_released_one_that_saw_no_held_out_lesion(
+    cfg, outputs, phantom_store, tmp_path
+):
+    def choose(folder, rows):
+        return own_or_released(replace(cfg, outputs=folder, released=tmp_path), "segmenter", phantom_store, rows)
+
+    own, train = outputs / "segmenter" / "checkpoint.pt", phantom_store.rows("train")
+    assert choose(outputs, train) == own and not choose(tmp_path, train).exists()
+    released = export_weights(own, tmp_path / "segmenter.safetensors")
+    assert choose(outputs, train) == own and choose(tmp_path, train) == released
+    with pytest.raises(DataError, match="held out"):
+        choose(tmp_path, train[:1])
 
 
 def test_evaluate_generator_trained_on_the_split_raises(cfg, phantom_store, extractor, tmp_path):

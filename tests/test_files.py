@@ -34,7 +34,7 @@ from helpers.data.files import (
     remove_leftovers,
     report_skipped,
 )
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 DISC = (np.hypot(*np.mgrid[-16:16, -20:20]) < 9).astype(np.uint8)
 

@@ -14,7 +14,7 @@ from helpers.__main__ import main
 from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.store import StoreConfig, load_row, resize
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.shell.base import check_outputs
 from helpers.shell.inference import iter_images, write_rows
 from helpers.views.predictor import Predictor, find_weights, read_photo

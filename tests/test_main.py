@@ -30,7 +30,7 @@ from helpers.models.segmenter import SegmenterConfig, load_segmenter, train_segm
 from helpers.models.simclr import load_skin
 from helpers.models.stop import Stopped
 from helpers.models.trainer import TrainConfig
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.views import plots
 
 ROOT = Path(__file__).parents[1]

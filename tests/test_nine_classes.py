@@ -18,7 +18,7 @@ from helpers.data.store import StoreConfig, prepare, resize
 from helpers.models.classifier import ClassifierConfig, hide_surroundings, predict, train_classifier
 from helpers.models.segmenter import load_segmenter, segment
 from helpers.models.trainer import TrainConfig
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.views.predictor import Predictor, find_weights
 
 CLASSES = [

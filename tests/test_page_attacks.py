@@ -21,7 +21,7 @@ from helpers.__main__ import main
 from helpers.config import ROOT
 from helpers.data.files import DataError
 from helpers.data.sketches import contour
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.views import demo, guard, handlers, uploads
 from helpers.views import predictor as predictor_module
 from helpers.views.demo import build_page, free_port, launch_page

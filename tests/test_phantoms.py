@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import ARTIFACTS, _hairs, _light, artifact_flags, render, render_with_flags
+from helpers.phantoms.render import ARTIFACTS, _hairs, _light, artifact_flags, render, render_with_flags
 
 LESIONS = 30  # per class, for the statistics below
 MEL, NV, BCC, AKIEC, BKL, DF, VASC = range(7)

@@ -9,7 +9,7 @@ from helpers.config import get_config
 from helpers.data.files import DataError
 from helpers.data.sketches import mask_from_sketch
 from helpers.data.store import StoreConfig
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 from helpers.shell.inference import iter_images
 from helpers.views.predictor import (
     Predictor,

@@ -14,7 +14,7 @@ from helpers.data.audit import audit
 from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import ARTIFACTS, artifact_flags, render_with_flags
+from helpers.phantoms.render import ARTIFACTS, artifact_flags, render_with_flags
 from helpers.phantoms.sample import _VERSION, SAMPLE_SIZES, _lesions, write
 
 

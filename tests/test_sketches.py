@@ -13,7 +13,7 @@ from helpers.data.sketches import (
     stroke_width,
     structure,
 )
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 
 def disc(size: int = 128, radius: float = 0.3, center: tuple[float, float] = (0.5, 0.5)) -> np.ndarray:

@@ -56,6 +56,14 @@ def test_ensure_generator_takes_the_released_one_of_this_data_set(checkpoint, ph
     assert own == cfg.outputs / "cgan" / "checkpoint.pt"
 
 
+def test_ensure_generator_takes_one_for_this_data_set_beside_the_released_one(checkpoint, phantom_store, tmp_path):
+    cfg = replace(get_config(), outputs=tmp_path / "outputs", released=tmp_path / "data" / "released")
+    (tmp_path / "data/training").mkdir(parents=True)
+    shutil.copytree(get_config().released, cfg.released, ignore=lambda _, names: {*names} - {"cgan.safetensors"})
+    file = export_weights(checkpoint, tmp_path / "data/training/cgan-phantoms.safetensors")
+    assert ensure_generator(phantom_store, GANConfig(64, base_channels=8), TrainConfig(1, 4), cfg) == file
+
+
 def test_ensure_generator_trains_one_if_the_released_saw_held_out_images(phantom_store, tmp_path):
     cfg = replace(get_config(), outputs=tmp_path / "outputs", released=tmp_path / "released")
     cfg.released.mkdir()

@@ -33,7 +33,7 @@ from helpers.data.labels import (
 )
 from helpers.data.tables import DatasetTable, build_table, join
 from helpers.phantoms import sample
-from helpers.phantoms.photo import ARTIFACTS
+from helpers.phantoms.render import ARTIFACTS
 
 
 @dataclass(frozen=True)

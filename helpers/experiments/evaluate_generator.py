@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 
-from helpers.config import Config
+from helpers.config import Config, display_path
 from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import SPLITS, Store
@@ -75,8 +75,9 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
     """Table of a CGAN or DCGAN by protocol: distances to real images next to their floor and ceilings, label accuracy,
     Dice of the sketches; for the natural mix also diversity, position, structure, artifact rates and memorization.
 
-    Label accuracy needs the checkpoint of `train classifier` (on the lesion alone: of `--lesion-only`), the Dice that
-    of `train segmenter`, both in `cfg.outputs`; artifact rates the detector in `cfg.released`. Raises `DataError` if
+    Label accuracy needs the checkpoint of `train classifier` (on the lesion alone: of `--lesion-only`) in
+    `cfg.outputs`, the Dice that of `train segmenter` there or the released segmenter; artifact rates the detector in
+    `cfg.released`. Raises `DataError` if
     the file is no generator, if it was trained on lesions of the split, if its classes are not those of the data set or
     of the classifier, or for fewer than 10 images.
     """
@@ -88,14 +89,16 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
         else available_extractors(checkpoint_of_classifier)
     )
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
-    check_held_out(checkpoint, store, np.flatnonzero(store.splits != SPLITS.index(options.split)))
+    others = np.flatnonzero(store.splits != SPLITS.index(options.split))
+    check_held_out(checkpoint, store, others)
+    segmenter = own_or_released(cfg, "segmenter", store, others)
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
         measured = distances(generated, extractors, cfg.features, notes, options.infinity)
         for name in ("classifier", "classifier-lesion-only"):
             measured += label_accuracies(generated, cfg.outputs / name / "checkpoint.pt", notes)
         if config.style != "none":  # a DCGAN has no sketches
-            measured += sketch_dices(generated, cfg.outputs / "segmenter" / "checkpoint.pt", notes)
+            measured += sketch_dices(generated, segmenter, notes)
         if protocol == "natural":
             measured += diversities(generated, extractors)
             measured += structures(generated)
@@ -193,6 +196,16 @@ def label_accuracies(generated: Generated, checkpoint: Path, notes: list[str]) -
     return real_and_synthetic("label_accuracy_lesion_only" if config.lesion_only else "label_accuracy", *correct)
 
 
+def own_or_released(cfg: Config, method: str, store: Store, rows: np.ndarray) -> Path:
+    """The checkpoint of `train METHOD`; without one the released file. Raises `DataError` if the latter was trained on
+    lesions of the store other than at `rows`."""
+    own, released = cfg.outputs / method / "checkpoint.pt", cfg.released / f"{method}.safetensors"
+    if not own.is_file() and released.is_file():
+        check_held_out(released, store, rows)
+        return released
+    return own
+
+
 def sketch_dices(generated: Generated, checkpoint: Path, notes: list[str]) -> list[dict]:
     """Rows of the Dice between sketch and segmented lesion, of real and of generated images that have a mask."""
     if not checkpoint.is_file():
@@ -202,6 +215,7 @@ def sketch_dices(generated: Generated, checkpoint: Path, notes: list[str]) -> li
     if has_mask.sum() < 2:
         notes.append(f"{generated.protocol}: no Dice of the sketches: {has_mask.sum()} images have a mask")
         return []
+    notes.append(f"{generated.protocol}: Dice of the sketches by {display_path(checkpoint)}")
     segment_lesions = partial(segment, load_segmenter(checkpoint)[0])
     sets, masks = (generated.batch["images"], generated.images), generated.batch["masks"][has_mask]
     return real_and_synthetic("sketch_dice", *(sketch_dice(s[has_mask], masks, segment_lesions) for s in sets))

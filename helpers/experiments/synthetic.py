@@ -23,12 +23,14 @@ SPURIOUS = ("ruler", "hair")  # artifacts that correlate with the diagnosis (arX
 
 
 def ensure_generator(store: Store, config: GANConfig, train_config: TrainConfig, cfg: Config) -> Path:
-    """Checkpoint of a CGAN for this store: that of `train cgan`, whose training continues if it was stopped; else the
-    released one, if it has this size and was trained on training images of this data set; else a new training."""
-    own, released = cfg.outputs / "cgan" / "checkpoint.pt", cfg.released / "cgan.safetensors"
-    if not own.is_file() and released.is_file() and fits(released, store, config.size):
-        print(f"generator: {display_path(released)}")
-        return released
+    """Checkpoint of a CGAN for this store: that of `train cgan`, whose training continues if it was stopped; else a
+    file of this repository with this size, trained on training images of this data set; else a new training."""
+    own = cfg.outputs / "cgan" / "checkpoint.pt"
+    files = [*cfg.released.glob("cgan.safetensors"), *sorted(cfg.released.parent.glob("training/cgan-*.safetensors"))]
+    for file in files if not own.is_file() else []:
+        if fits(file, store, config.size):
+            print(f"generator: {display_path(file)}")
+            return file
     train_gan(store, config, own.parent, train_config)
     return own
 

@@ -10,7 +10,7 @@ import pandas as pd
 from helpers.data.files import atomic_folder, write_image
 from helpers.data.sketches import contour
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import render
+from helpers.phantoms.render import render
 
 COURSE = {  # split: labels, images, sketches, first id
     "train": ("Train_labels.csv", "Train_data", "Train/Train_sketch/Contours", 24306),

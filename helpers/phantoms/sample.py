@@ -12,7 +12,7 @@ import pandas as pd
 
 from helpers.data.files import DataError, atomic_folder, write_image
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import ARTIFACTS, render_with_flags
+from helpers.phantoms.render import ARTIFACTS, render_with_flags
 
 # images, pixels per side
 SAMPLE_SIZES = {"smoke": (120, 64), "demo": (1000, 128), "colab": (1000, 128), "full": (4000, 256)}

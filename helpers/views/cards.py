@@ -23,7 +23,7 @@ from helpers.models.gan import GANConfig, load_gan
 from helpers.models.sampling import sample
 from helpers.models.segmenter import load_segmenter, segment
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import ARTIFACTS, render, render_with_flags
+from helpers.phantoms.render import ARTIFACTS, render, render_with_flags
 from helpers.views.plots import grid, overlay, save
 
 CELL, CGAN_CELL = 0.92, 1.2  # inches per image side, 110 pixels each

@@ -130,11 +130,11 @@ def artifact_input(handlers: Handlers, label: str) -> gr.CheckboxGroup:
 def region_section(handlers: Handlers, images: gr.Gallery, last: gr.State) -> None:
     """Components and events to regenerate a part of one of the images, whose request is `last`."""
     with gr.Accordion("Regenerate a part", open=False):
-        gr.Markdown("Click one of the generated images, paint over a part of it here, and regenerate that part.")
+        gr.Markdown("Click one of the generated images, mark a part of it with the brush, and regenerate it.")
         with gr.Row():
-            editor = paint_editor(
+            editor = mask_editor(
                 elem_id="region",
-                label="Image: paint over a part",
+                label="Image: mark a part",
                 brush=gr.Brush(14, [REGION_COLOR], color_mode="fixed"),
             )
             with gr.Column():
@@ -173,7 +173,7 @@ def compare_section(handlers: Handlers, inputs: list[gr.components.Component]) -
     )
 
 
-def paint_editor(**options) -> gr.ImageEditor:
+def mask_editor(**options) -> gr.ImageEditor:
     """A square canvas of fixed size with pen and eraser, without layers and uploads, and with limits on size and
     number."""
     return composite_only(
@@ -192,7 +192,7 @@ def paint_editor(**options) -> gr.ImageEditor:
 
 def sketch_input(handlers: Handlers) -> tuple[gr.ImageEditor, gr.Gallery]:
     """Canvas, examples and file upload; returns the first two."""
-    canvas = paint_editor(
+    canvas = mask_editor(
         label="Canvas: draw an outline", brush=gr.Brush(default_size=2, colors=["#000000"], color_mode="fixed")
     )
     examples = gr.Gallery(

@@ -46,7 +46,7 @@ NO_STATISTICS = "It does not recognize images unlike those it was trained on."
 NO_REQUEST = "There is no image to change yet: generate images first."
 MAX_IMAGES, MAX_ZIP_IMAGES, MAX_TONE = 8, 100, 1.5
 REGION_COLOR = "#00c8ff"  # of the brush that marks a region; no generated image has it
-MAX_COLOR_DISTANCE = 80  # of a painted pixel from it, Euclidean in RGB of 0 to 255
+MAX_COLOR_DISTANCE = 80  # of a marked pixel from it, Euclidean in RGB of 0 to 255
 ARTIFACT_NAMES = {
     "dark_corner": "dark corner",
     "hair": "hair",
@@ -66,13 +66,13 @@ def sketch_from_canvas(canvas: dict | None, size: int) -> np.ndarray:
 
 
 def region_from_editor(editor: dict | None, size: int) -> np.ndarray:
-    """Where the image in the editor is painted over in `REGION_COLOR`: `uint8 (size, size)` in {0, 1}. Raises
+    """Where the image in the editor is marked in `REGION_COLOR`: `uint8 (size, size)` in {0, 1}. Raises
     `DataError` if it is nowhere."""
     composite = (editor or EMPTY_CANVAS)["composite"] or Image.new("RGB", (CANVAS, CANVAS))
     colors = np.asarray(composite.convert("RGB").resize((CANVAS, CANVAS), Image.Resampling.NEAREST), np.float32)
     marked = np.linalg.norm(colors - ImageColor.getrgb(REGION_COLOR), axis=2) < MAX_COLOR_DISTANCE
     if not marked.any():
-        raise DataError("Paint over a part of the image first.")
+        raise DataError("Mark a part of the image first.")
     return (cv2.resize(marked.astype(np.float32), (size, size), interpolation=cv2.INTER_AREA) > 0).astype(np.uint8)
 
 
@@ -153,7 +153,7 @@ class Handlers:
     def regenerate(
         self, request: Request | None, position: float, editor: dict | None, new_seed: float
     ) -> tuple[np.ndarray, int]:
-        """The image at a position, from 1, of the last ones, changed where the editor is painted over; and the next
+        """The image at a position, from 1, of the last ones, changed where the editor is marked; and the next
         seed."""
         region, new_seed = region_from_editor(editor, self.predictor.size), clip_seed(new_seed)
         return self.changed_image(request, position, region, new_seed), new_seed + 1

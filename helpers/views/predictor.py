@@ -34,7 +34,7 @@ from helpers.models.sampling import sample, sample_variations
 from helpers.models.segmenter import is_uniform, segment
 from helpers.models.weights import fuse_batchnorm
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.photo import ARTIFACTS, render
+from helpers.phantoms.render import ARTIFACTS, render
 from helpers.views.plots import overlay
 
 DISPLAY_NAMES = {
