@@ -835,7 +835,7 @@ def test_experiment_segmentation_resumes_compares_and_refuses_other_settings(
     assert not (out / "generator-0.5").exists() and len(list(out.glob("*-0.5-0.csv"))) == 2
     assert main(half) == 0
     output = capsys.readouterr().out
-    assert output.count("50% of the real images, ") == 8 and "synthetic only against real: one seed" in output
+    assert output.count("50% of the training images, ") == 8 and "synthetic only against real: one seed" in output
     assert (out / "arms-jaccard.csv").is_file() and (out / "comparisons-jaccard.csv").is_file()
     assert len(list(out.glob("*-0.5-0.csv"))) == 7
     fails(capsys, [*args, "--train.steps", "3"], "holds another experiment")
@@ -880,7 +880,7 @@ def test_experiment_real_vs_synthetic_writes_arms_by_three_measures(phantoms, tm
     output = capsys.readouterr().out
     plan = json.loads((tmp_path / "plan.json").read_text())
     assert plan["generator"]["projected"] is False and plan["num_synthetic"] == 7
-    assert output.count("50% of the real images, ") == 30 and "one seed, no verdict" in output
+    assert output.count("50% of the training images, ") == 30 and "one seed, no verdict" in output
     measures = ("auc", "average-precision", "balanced-accuracy")
     assert {path.name for path in tmp_path.glob("arms*")} == {f"arms-{measure}.csv" for measure in measures}
 

@@ -121,7 +121,7 @@ def test_comparisons_find_the_better_arm(tmp_path):
     assert differences.loc[0.1]["difference"].to_list() == pytest.approx([0.01, 0, -0.02, -0.03], abs=0.005)
     sentences = to_sentences(differences, "jaccard")
     assert len(sentences) == 8
-    assert sentences[4].startswith("100% of the real images, better against real: helps (+0.")
+    assert sentences[4].startswith("100% of the training images, better against real: helps (+0.")
     assert sentences[4].endswith("N 40, 3 seeds)")
 
 

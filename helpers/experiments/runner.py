@@ -266,7 +266,7 @@ def to_sentences(table: pd.DataFrame, measure: Measure) -> list[str]:
     """One sentence for every row of a table of `comparisons`."""
     name = metric_name(measure)
     return [
-        f"{fraction:.0%} of the real images, {arm} against {reference}: {row['verdict']} ({row['difference']:+.3f} "
+        f"{fraction:.0%} of the training images, {arm} against {reference}: {row['verdict']} ({row['difference']:+.3f} "
         f"{name}, {row['from']:+.3f} to {row['to']:+.3f}, N {row['N']}, {row['seeds']} seeds"
         + (f", {row['collapsed']} collapsed runs included)" if row.get("collapsed") else ")")
         for (fraction, arm, reference), row in table.iterrows()
