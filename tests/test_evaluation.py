@@ -389,5 +389,8 @@ def test_to_page_shows_overall_rows_and_says_what_they_compare_with():
     ]  # fmt: skip
     page = to_page(to_table(rows, ["store", "config"], ["a note"]), "x on y", ("kid",))
     assert page.question == "How good is x on y?" and page.settings == ["store", "config"] and page.limits == ["a note"]
-    assert page.verdict == ["KID 0.0200 (0.0100 to 0.0300), floor 0.0040, N 50: natural mix, pool, synthetic."]
+    text = "KID 0.0200 (0.0100 to 0.0300), floor 0.0040, N 50: natural mix, pool, synthetic; "
+    assert page.verdict == [text + "these images can be told from real ones."]
+    rows[0]["low"] = 0.003
+    assert to_page(to_table(rows, [], []), "x", ("kid",)).verdict[0].endswith("no difference from real images seen.")
     assert len(page.table) == 2 and "MEL" not in page.table.to_string()

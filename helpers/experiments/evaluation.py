@@ -113,7 +113,8 @@ def to_page(table: pd.DataFrame, name: str, measures: Sequence[str], by_class: b
 
 
 def sentences(table: pd.DataFrame, measures: Sequence[str]) -> list[str]:
-    """For every row of these measures, without floors and ceilings: value, interval, N, and what it compares with."""
+    """For every row of these measures, without floors and ceilings: value, interval, N, and what it compares with; for
+    a KID with an interval whether that lies above the floor."""
     lines = []
     for row in table.reindex(columns=list(COLUMNS)).itertuples():
         if row.measure not in measures or str(row.compared).startswith(("floor", "blurred", "other", "real")):
@@ -123,8 +124,15 @@ def sentences(table: pd.DataFrame, measures: Sequence[str]) -> list[str]:
         setting = [f"{row.protocol} mix"] if pd.notna(row.protocol) else []
         setting += [word for word in (row.extractor, row.compared) if pd.notna(word)]
         text = ", ".join([f"{name} {_interval(row)}", *facts, f"N {row.n:,}"])
-        lines.append(f"{text}{': ' * bool(setting)}{', '.join(setting)}.")
+        lines.append(f"{text}{': ' * bool(setting)}{', '.join(setting)}{_against_floor(row)}.")
     return lines
+
+
+def _against_floor(row) -> str:
+    """What a KID with interval and floor says, else nothing."""
+    if row.measure != "kid" or pd.isna(row.low) or pd.isna(row.floor):
+        return ""
+    return "; these images can be told from real ones" if row.low > row.floor else "; no difference from real images seen"
 
 
 def _a_line_per_comparison(rows: pd.DataFrame) -> pd.DataFrame:
