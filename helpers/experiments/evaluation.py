@@ -132,7 +132,8 @@ def _against_floor(row) -> str:
     """What a KID with interval and floor says, else nothing."""
     if row.measure != "kid" or pd.isna(row.low) or pd.isna(row.floor):
         return ""
-    return "; these images can be told from real ones" if row.low > row.floor else "; no difference from real images seen"
+    differs = row.low > row.floor
+    return "; these images can be told from real ones" if differs else "; no difference from real images seen"
 
 
 def _a_line_per_comparison(rows: pd.DataFrame) -> pd.DataFrame:
