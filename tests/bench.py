@@ -35,7 +35,7 @@ from factories import random_inception  # noqa: E402
 
 from helpers.config import get_config  # noqa: E402
 from helpers.data.audit import audit  # noqa: E402
-from helpers.data.batches import ImageSource, labeled_batches  # noqa: E402
+from helpers.data.batches import ImageSource, source_batches  # noqa: E402
 from helpers.data.deform import hand_drawn  # noqa: E402
 from helpers.data.layouts import ARTIFACTS, DatasetTable, open_dataset  # noqa: E402
 from helpers.data.sketches import contour, structure  # noqa: E402
@@ -412,7 +412,7 @@ def classification_rate(name: str, steps: int = 14, batch_size: int = 32) -> Non
     store = prepare(dataset, cfg.stores, StoreConfig(128), progress=False)
     source = ImageSource(store.images, store.rows("train", needs=["label"]), labels=store.labels)
     config = ClassifierConfig(128, tuple(store.classes), "resnet18", pretrained=False)
-    get_batch = labeled_batches([source], batch_size, 0)
+    get_batch = source_batches([source], batch_size, 0, ("images", "labels"), balanced=True)
     print(loop_rate(ClassifierTask(config, steps), get_batch, steps, batch_size))
 
 

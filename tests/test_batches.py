@@ -7,8 +7,7 @@ from helpers.data.batches import (
     ImageSource,
     SketchSampling,
     balanced_batches,
-    labeled_batches,
-    pair_batches,
+    source_batches,
     to_tensors,
 )
 from helpers.data.files import DataError
@@ -60,6 +59,9 @@ def test_balanced_batches_unpaired_take_given_sketches(phantom_store):
     assert torch.equal(batch["sketches"], torch.from_numpy(sketches[:1, None] / 255).float().expand(8, 1, 64, 64))
 
 
+IMAGES_LABELS = ("images", "labels")
+
+
 def gray_source(value: int, labels) -> ImageSource:
     """Labeled images of one gray value and masks of ones; the first is not among the rows."""
     count = len(labels)
@@ -67,9 +69,9 @@ def gray_source(value: int, labels) -> ImageSource:
     return ImageSource(images, np.arange(1, count), masks, np.array(labels))
 
 
-def test_labeled_batches_balance_classes_then_sources():
+def test_source_batches_balance_classes_then_sources():
     real, synthetic = gray_source(10, [2, 0, 0, 0, 0, 0, 1]), gray_source(200, [0, 1, 1, 1])
-    batch = labeled_batches([real, synthetic], 4000, 0)(0, 0)
+    batch = source_batches([real, synthetic], 4000, 0, IMAGES_LABELS, balanced=True)(0, 0)
     is_synthetic = batch["images"][:, 0, 0, 0] > 0
     assert set(batch) == {"images", "labels"} and batch["labels"].unique().tolist() == [0, 1], "2 is not among the rows"
     assert (batch["labels"] == 1).float().mean() == pytest.approx(0.5, abs=0.03)
@@ -77,22 +79,22 @@ def test_labeled_batches_balance_classes_then_sources():
     assert not is_synthetic[batch["labels"] == 0].any(), "there are no synthetic images of class 0"
 
 
-def test_labeled_batches_unbalanced_keep_the_class_frequencies():
-    batch = labeled_batches([gray_source(10, [2, 0, 0, 0, 0, 0, 1])], 4000, 0, balanced=False)(0, 0)
+def test_source_batches_unbalanced_keep_the_class_frequencies():
+    batch = source_batches([gray_source(10, [2, 0, 0, 0, 0, 0, 1])], 4000, 0, IMAGES_LABELS)(0, 0)
     assert (batch["labels"] == 1).float().mean() == pytest.approx(1 / 6, abs=0.03)
 
 
-def test_labeled_batches_depend_on_step_and_rank_only():
-    get_batch = labeled_batches([gray_source(10, np.arange(30) % 3)], 16, 5)
+def test_source_batches_depend_on_step_and_rank_only():
+    get_batch = source_batches([gray_source(10, np.arange(30) % 3)], 16, 5, IMAGES_LABELS, balanced=True)
     assert torch.equal(get_batch(3, 0)["labels"], get_batch(3, 0)["labels"])
     assert not torch.equal(get_batch(3, 0)["labels"], get_batch(4, 0)["labels"])
     assert not torch.equal(get_batch(3, 0)["labels"], get_batch(3, 1)["labels"]), "every process gets other images"
 
 
-def test_pair_batches_balance_sources_and_keep_images_with_their_masks():
+def test_source_batches_balance_sources_and_keep_images_with_their_masks():
     real, synthetic = gray_source(10, np.zeros(20)), gray_source(200, np.zeros(3))
     real.masks[:] = 0
-    get_batch = pair_batches([real, synthetic], 400, 0)
+    get_batch = source_batches([real, synthetic], 400, 0, ("images", "masks"))
     batch = get_batch(0, 0)
     is_synthetic = batch["images"][:, 0, 0, 0] > 0
     assert set(batch) == {"images", "masks"} and is_synthetic.float().mean() == pytest.approx(0.5, abs=0.1)

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torchvision.models import mobilenet_v2
 
-from helpers.data.batches import ImageSource, pair_batches
+from helpers.data.batches import ImageSource, source_batches
 from helpers.data.files import DataError
 from helpers.models import segmenter as module
 from helpers.models.checkpoint import training_data
@@ -168,7 +168,8 @@ def test_train_segmenter_resumed_equals_uninterrupted(phantom_store, tmp_path):
     train_config = TrainConfig(3, 4, save_every=1)
     train_segmenter(phantom_store, CONFIG, tmp_path / "uninterrupted", train_config)
     rows = phantom_store.rows("train", ["mask"])
-    get_batch = pair_batches([ImageSource(phantom_store.images, rows, phantom_store.masks)], 4, 0)
+    source = ImageSource(phantom_store.images, rows, phantom_store.masks)
+    get_batch = source_batches([source], 4, 0, ("images", "masks"))
     torch.manual_seed(0)
     task = SegmenterTask(CONFIG, 3, phantom_store.batch(phantom_store.rows("val", ["mask"])))
     task.extra_state |= training_data(phantom_store, rows)

@@ -95,24 +95,6 @@ class ImageSource:
     labels: np.ndarray | None = None  # (N,)
 
 
-def pair_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> Callable[[int, int], dict]:
-    """`get_batch(step, rank)` for the training loop, with images and masks.
-
-    All sources are equally likely, and all rows of a source. The same seed, step and rank give the same batch.
-    """
-
-    def get_batch(step: int, rank: int) -> dict:
-        rng = np.random.default_rng([seed, step, rank])
-        sampled = [
-            (source, rng.choice(source.rows))
-            for source in (sources[k] for k in rng.integers(len(sources), size=batch_size))
-        ]
-        return to_tensors({name: np.stack([getattr(source, name)[row] for source, row in sampled])
-                           for name in ("images", "masks")})  # fmt: skip
-
-    return get_batch
-
-
 def image_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) -> Callable[[int, int], dict]:
     """`get_batch(step, rank)` for the training loop, with images; all rows of all sources are equally likely, and none
     comes twice in a batch if there are enough. The same seed, step and rank give the same batch."""
@@ -126,24 +108,24 @@ def image_batches(sources: Sequence[ImageSource], batch_size: int, seed: int) ->
     return get_batch
 
 
-def labeled_batches(
-    sources: Sequence[ImageSource], batch_size: int, seed: int, balanced: bool = True
+def source_batches(
+    sources: Sequence[ImageSource], batch_size: int, seed: int, names: Sequence[str], balanced: bool = False
 ) -> Callable[[int, int], dict]:
-    """`get_batch(step, rank)` for the training loop, with images and labels.
+    """`get_batch(step, rank)` for the training loop, with the arrays `names` of the sources.
 
     If `balanced`, a class is sampled, then a source that has it, then a row of that class there; else a source, then a
     row; each uniformly. The same seed, step and rank give the same batch.
     """
-    labels = np.unique(np.concatenate([source.labels[source.rows] for source in sources]))
-    by_class = [[(source, rows) for source in sources if len(rows := source.rows[source.labels[source.rows] == label])]
-                for label in labels]  # fmt: skip
-    groups = by_class if balanced else [[(source, source.rows)] for source in sources]
+    groups = [[(source, source.rows)] for source in sources]
+    if balanced:
+        labels = np.unique(np.concatenate([source.labels[source.rows] for source in sources]))
+        groups = [[(source, rows) for source in sources if len(rows := source.rows[source.labels[source.rows] == k])]
+                  for k in labels]  # fmt: skip
 
     def get_batch(step: int, rank: int) -> dict:
         rng = np.random.default_rng([seed, step, rank])
         picked = [groups[k][rng.integers(len(groups[k]))] for k in rng.integers(len(groups), size=batch_size)]
         sampled = [(source, rows[rng.integers(len(rows))]) for source, rows in picked]
-        return to_tensors({"images": np.stack([source.images[row] for source, row in sampled]),
-                           "labels": np.array([source.labels[row] for source, row in sampled])})  # fmt: skip
+        return to_tensors({name: np.stack([getattr(source, name)[row] for source, row in sampled]) for name in names})
 
     return get_batch

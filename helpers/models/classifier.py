@@ -20,7 +20,7 @@ from scipy.special import log_softmax, softmax
 from torch import Tensor, nn
 
 from helpers.config import display_path
-from helpers.data.batches import ImageSource, labeled_batches, to_tensors
+from helpers.data.batches import ImageSource, source_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.store import Store, fit_config
 from helpers.models.abstention import MAX_REFERENCES, Confidence, FeatureSubspace, choose_confidence, fit_subspace
@@ -306,7 +306,7 @@ def fit_classifier(
     data: dict | None = None,
     init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
-    """Train on `sources`, see `labeled_batches`, for exactly `train_config.steps`, without validation. Returns the
+    """Train on `sources`, see `source_batches`, for exactly `train_config.steps`, without validation. Returns the
     history.
 
     `data`: the `training_data` of the real images, saved so that they are not used as test images. `init_from`: see
@@ -337,7 +337,7 @@ def train_task(
 ) -> dict[str, list[float]]:
     """Train with batches from `sources`; returns the history with the scores on val."""
     balanced = task.config.balance == "sampling"
-    get_batch = labeled_batches(sources, train_config.batch_size, train_config.seed, balanced=balanced)
+    get_batch = source_batches(sources, train_config.batch_size, train_config.seed, ("images", "labels"), balanced)
     return train(task, get_batch, out, train_config) | task.scores()
 
 

@@ -18,7 +18,7 @@ import torchvision
 from torch import Tensor, nn
 
 from helpers.config import display_path
-from helpers.data.batches import ImageSource, pair_batches, to_tensors
+from helpers.data.batches import ImageSource, source_batches, to_tensors
 from helpers.data.files import DataError
 from helpers.data.sketches import fill
 from helpers.data.store import Store, StoreConfig, fit_config, resize
@@ -242,7 +242,7 @@ def train_segmenter(
     start_from(task, init_from, store, rows)
     print(f"{config.encoder_name} starts from: {task.extra_state['init_from']}")
     source = ImageSource(store.images, rows, masks=store.masks)
-    get_batch = pair_batches([source], train_config.batch_size, train_config.seed)
+    get_batch = source_batches([source], train_config.batch_size, train_config.seed, ("images", "masks"))
     return train(task, get_batch, out, train_config) | task.scores()
 
 
@@ -266,7 +266,8 @@ def fit_segmenter(
     task = SegmenterTask(config, train_config.steps)
     if init_from:
         task.init_from(init_from)
-    return train(task, pair_batches(sources, train_config.batch_size, train_config.seed), out, train_config)
+    get_batch = source_batches(sources, train_config.batch_size, train_config.seed, ("images", "masks"))
+    return train(task, get_batch, out, train_config)
 
 
 # --------------------------------------------------------------------------------------------------------- inference

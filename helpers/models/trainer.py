@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypedDict
+from typing import Any, Literal
 
 import torch
 from accelerate import Accelerator
@@ -25,18 +25,7 @@ from helpers.models.checkpoint import read_state, write_state
 from helpers.models.device import keep_freed_memory
 from helpers.models.stop import Stopped, StopSignals
 
-
-class Batch(TypedDict, total=False):
-    """One batch of tensors; a method reads the keys it needs."""
-
-    images: Tensor  # (B, 3, H, W) in [-1, 1]
-    sketches: Tensor  # (B, 1, H, W) in [0, 1]
-    sketch_maps: Tensor  # (B, 2, H, W): lines and filled area, what a discriminator sees
-    masks: Tensor  # (B, 1, H, W) in {0, 1}
-    labels: Tensor  # (B,) int64
-    artifacts: Tensor  # (B, 7) in [0, 1]
-
-
+Batch = dict[str, Tensor]  # of `batches.to_tensors`; a method reads the keys it needs
 GetBatch = Callable[[int, int], Batch]  # (step, rank) -> that process's part of the global batch, on the CPU
 Backward = Callable[[Tensor], None]
 MAX_SEED = 2**32 - 1
