@@ -78,10 +78,7 @@ class ArtifactTask(ValidatedTask):
 
     def __init__(self, config: ArtifactConfig, steps: int, val: dict[str, np.ndarray] | None = None):
         """`val`: `images uint8 (N, S, S, 3)` and `artifacts (N, 7)` in [0, 1], see `ValidatedTask`."""
-        super().__init__(config, steps, val)
-        self.networks = {"detector": ArtifactDetector(config)}
-        params = self.networks["detector"].parameters()
-        self.optimizers = {"detector": torch.optim.AdamW(params, config.lr, fused=True)}
+        super().__init__(config, steps, val, ArtifactDetector(config))
         self.extra_state["init_from"] = "ImageNet" if config.pretrained else "random init"
 
     def init_from(self, checkpoint: str | Path) -> None:

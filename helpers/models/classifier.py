@@ -184,11 +184,8 @@ class ClassifierTask(ValidatedTask):
     ):
         """`class_weights (K,)`: weights of the loss. `val`: `images` and `labels`, see `ValidatedTask`. `references`:
         training images `uint8 (N, H, W, 3)` to fit the `FeatureSubspace` on."""
-        super().__init__(config, steps, val)
+        super().__init__(config, steps, val, Classifier(config))
         self.class_weights, self.references = class_weights, references
-        self.networks = {"classifier": Classifier(config)}
-        params = self.networks["classifier"].parameters()
-        self.optimizers = {"classifier": torch.optim.AdamW(params, config.lr, fused=True)}
         self.extra_state |= {"init_from": self.networks["classifier"].backbone.init, "temperature": 1.0}
 
     def init_from(self, checkpoint: str | Path) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 from helpers.models.trainer import TrainTask
@@ -12,25 +13,22 @@ class ValidatedTask(TrainTask):
     """One network, whose EMA weights with the best score on val are kept; training stops after `patience` validations
     without improvement.
 
-    A subclass sets `score_name` and defines `evaluate`. `extra_state` has the steps of the validations, `checked_at`,
-    the scores under `score_name`, and `best_state_dict`; without `val` these are the last EMA weights.
+    A subclass sets the name of the network, `ema_names`, and `score_name`, and defines `evaluate(network)`: a dict of
+    the score on `val` under `score_name` and what else to keep with the best weights. `extra_state` has the steps of
+    the validations, `checked_at`, the scores under `score_name`, and `best_state_dict`; without `val` these are the
+    last EMA weights.
     """
 
     score_name: str
     patience: float = 8
 
-    def __init__(self, config: Any, steps: int, val: dict[str, np.ndarray] | None):
+    def __init__(self, config: Any, steps: int, val: dict[str, np.ndarray] | None, network: nn.Module):
         """`steps`: length of the learning rate schedule. `val`: arrays to validate on; without, nothing stops early."""
         self.config, self.steps, self.val = config, steps, val
+        (name,) = self.ema_names
+        self.networks = {name: network}
+        self.optimizers = {name: torch.optim.AdamW(network.parameters(), config.lr, fused=True)}
         self.extra_state = {"checked_at": [], self.score_name: [], "best_state_dict": {}, "trained_on": []}
-
-    def config_dict(self) -> dict:
-        """The config with the number of steps, which the learning rate depends on."""
-        return super().config_dict() | {"steps": self.steps}
-
-    def evaluate(self, network: nn.Module) -> dict[str, float]:
-        """The score on `val` under `score_name`, and what else to keep with the best weights."""
-        raise NotImplementedError
 
     def statistics(self, network: nn.Module) -> dict[str, Tensor]:
         """Further tensors to keep with the best weights, computed for these only."""

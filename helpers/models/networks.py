@@ -100,22 +100,42 @@ class StyledConvBlock(nn.Module):
         return x
 
 
-class LatentStats(nn.Module):
-    """Base of the generators: in eval mode z ~ N(0, I) is mapped to mean and covariance of the encoder's latents.
+class BaseGenerator(nn.Module):
+    """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z), artifacts (B, A) in {0, 1} -> image (B, 3, H, W) in [-1, 1];
+    H = W = `size`. A subclass defines `encode(sketch, condition, noise)`: feature maps, the last of 8 x 8 pixels.
 
-    The reconstruction losses train the generator on those latents only (the aggregate posterior), and the KL loss does
-    not bring them all the way to N(0, I). Both statistics are means over all latents so far; beyond `WINDOW` latents,
-    old ones decay exponentially.
+    A = `num_artifacts`: 7 or 0. z acts on all pixels alike. What varies the structure inside a lesion are random maps
+    (3D noise of OASIS: Sushko et al., arXiv 2012.04781): N(0, 1) maps of `noise_channels` channels at 8, 16 and 32
+    pixels, and a code of `code_channels` channels at 8 pixels, which the encoder can predict from a real image. Without
+    a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps. `maps` are those of `encode`
+    for the sketch, if they are known. Training mode does not clamp, so values may leave [-1, 1] a little.
+
+    In eval mode z ~ N(0, I) is mapped to mean and covariance of the encoder's latents: the reconstruction losses train
+    the generator on those only (the aggregate posterior), and the KL loss does not bring them all the way to N(0, I).
+    Both statistics are means over all latents so far; beyond `WINDOW` latents, old ones decay exponentially.
     """
 
     WINDOW = 1_000
+    takes_sketch: bool
 
-    def __init__(self, z_dim: int):
+    def __init__(
+        self,
+        channels: list[int],
+        num_classes: int,
+        z_dim: int,
+        num_artifacts: int = 0,
+        noise_channels: int = 0,
+        code_channels: int = 0,
+    ):
         super().__init__()
-        self.z_dim = z_dim
+        self.size, self.z_dim = MIN_SIZE * 2 ** len(channels), z_dim
         self.register_buffer("running_mean", torch.zeros(z_dim))
         self.register_buffer("running_cov", torch.eye(z_dim))
         self.register_buffer("num_seen", torch.zeros(()))  # latents so far, at most WINDOW
+        self.num_artifacts, self.noise_channels, self.code_channels = num_artifacts, noise_channels, code_channels
+        self.class_embed = nn.Embedding(num_classes, 64)
+        layers = [nn.Linear(64 + z_dim, W_DIM), nn.LeakyReLU(0.2), nn.Linear(W_DIM, W_DIM), nn.LeakyReLU(0.2)]
+        self.mapping = nn.Sequential(*layers)
 
     def match_stats(self, z: Tensor) -> Tensor:
         """In eval mode mean + z cov^(1/2), else z unchanged: (B, Z) -> (B, Z)."""
@@ -133,36 +153,6 @@ class LatentStats(nn.Module):
         self.running_mean.lerp_(z.mean(dim=0), weight)
         centered = z - self.running_mean
         self.running_cov.lerp_(centered.T @ centered / len(centered), weight)
-
-
-class BaseGenerator(LatentStats):
-    """sketch (B, 1, H, W) in [0, 1], label (B,), z (B, Z), artifacts (B, A) in {0, 1} -> image (B, 3, H, W) in [-1, 1];
-    H = W = `size`. A subclass defines `encode(sketch, condition, noise)`: feature maps, the last of 8 x 8 pixels.
-
-    A = `num_artifacts`: 7 or 0. z acts on all pixels alike. What varies the structure inside a lesion are random maps
-    (3D noise of OASIS: Sushko et al., arXiv 2012.04781): N(0, 1) maps of `noise_channels` channels at 8, 16 and 32
-    pixels, and a code of `code_channels` channels at 8 pixels, which the encoder can predict from a real image. Without
-    a given code (B, C, 8, 8) it is random as well; `noise(x, channels)` samples the maps. `maps` are those of `encode`
-    for the sketch, if they are known. Training mode does not clamp, so values may leave [-1, 1] a little.
-    """
-
-    takes_sketch: bool
-
-    def __init__(
-        self,
-        channels: list[int],
-        num_classes: int,
-        z_dim: int,
-        num_artifacts: int = 0,
-        noise_channels: int = 0,
-        code_channels: int = 0,
-    ):
-        super().__init__(z_dim)
-        self.size = MIN_SIZE * 2 ** len(channels)
-        self.num_artifacts, self.noise_channels, self.code_channels = num_artifacts, noise_channels, code_channels
-        self.class_embed = nn.Embedding(num_classes, 64)
-        layers = [nn.Linear(64 + z_dim, W_DIM), nn.LeakyReLU(0.2), nn.Linear(W_DIM, W_DIM), nn.LeakyReLU(0.2)]
-        self.mapping = nn.Sequential(*layers)
 
     def add_decoder(self, channels: list[int]) -> None:
         """Layers from 8 pixels to the image."""

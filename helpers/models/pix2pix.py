@@ -147,10 +147,6 @@ class Pix2Pix(TrainTask):
             for name, network in self.networks.items()
         }
 
-    def config_dict(self) -> dict:
-        """The config with the number of steps, which the learning rate depends on."""
-        return super().config_dict() | {"steps": self.steps}
-
     def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
         """Set the learning rate, update D, then G. Returns `loss_d`, `loss_g` and `l1`."""
         for optimizer in self.optimizers.values():

@@ -169,10 +169,7 @@ class SegmenterTask(ValidatedTask):
 
     def __init__(self, config: SegmenterConfig, steps: int, val: dict[str, np.ndarray] | None = None):
         """`val`: `images` and `masks` to validate on, see `ValidatedTask`."""
-        super().__init__(config, steps, val)
-        self.networks = {"segmenter": Segmenter(config)}
-        params = self.networks["segmenter"].parameters()
-        self.optimizers = {"segmenter": torch.optim.AdamW(params, config.lr, weight_decay=1e-2, fused=True)}
+        super().__init__(config, steps, val, Segmenter(config))
         self.extra_state["init_from"] = self.networks["segmenter"].init
 
     def init_from(self, checkpoint: str | Path) -> None:

@@ -119,9 +119,8 @@ class SkinTask(ValidatedTask):
     score_name = "val_score"  # never set: a choice on val would need labels
 
     def __init__(self, config: SkinConfig, steps: int):
-        super().__init__(config, steps, val=None)
-        encoder = SkinEncoder(config)
-        self.networks = {"encoder": encoder, "head": projection_head(encoder.num_features)}
+        super().__init__(config, steps, val=None, network=SkinEncoder(config))
+        self.networks["head"] = projection_head(self.networks["encoder"].num_features)
         params = [p for network in self.networks.values() for p in network.parameters()]
         self.optimizers = {"simclr": torch.optim.AdamW(params, config.lr, weight_decay=WEIGHT_DECAY, fused=True)}
 

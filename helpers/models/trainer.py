@@ -74,7 +74,8 @@ class TrainTask:
     """What a method gives the training loop.
 
     `networks` and `optimizers` are named; `ema_names` lists the networks that get an exponential moving average.
-    `config` must equal the checkpoint's to resume. `extra_state` is saved and restored unchanged.
+    `config` must equal the checkpoint's to resume. `extra_state` is saved and restored unchanged. A subclass defines
+    `training_step(batch, step, backward)`, which updates every network once and returns scalars for the history.
     """
 
     networks: dict[str, nn.Module]
@@ -82,15 +83,13 @@ class TrainTask:
     ema_names: tuple[str, ...]
     config: Any  # the method's frozen dataclass
     extra_state: dict
+    steps: int | None = None  # length of the learning rate schedule, if it has a fixed one
     progress: float = 0.0  # fraction of the run that is done, in [0, 1]; set before every step
 
     def config_dict(self) -> dict:
-        """The config as plain values, for checkpoints."""
-        return {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
-
-    def training_step(self, batch: Batch, step: int, backward: Backward) -> dict[str, Tensor]:
-        """Update every network once; returns scalars for the history."""
-        raise NotImplementedError
+        """The config as plain values, for checkpoints; with `steps` where the learning rate depends on them."""
+        fields = {name: list(v) if isinstance(v, tuple) else v for name, v in asdict(self.config).items()}
+        return fields | ({} if self.steps is None else {"steps": self.steps})
 
     def _optimizer_step(self, name: str, loss: Tensor, backward: Backward) -> None:
         """Backpropagate `loss` and step the optimizer `name`."""

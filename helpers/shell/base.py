@@ -25,7 +25,7 @@ DatasetName = Literal[DATASETS]
 
 @dataclass(frozen=True, kw_only=True)
 class Command:
-    """A command: its fields are the options, `run` returns the exit status."""
+    """A command: its fields are the options, `run` returns the exit status, or raises `DataError` or `ValueError`."""
 
     preset: ClassVar[str | None] = None  # key of `PRESETS`: the fields `settings` and, of a method, `train`
     no_effect: ClassVar[dict[str, str]] = {}  # options of `settings` that are refused, and why
@@ -56,10 +56,6 @@ class Command:
     def config(self) -> Config:
         """Paths, profile and data set."""
         return get_config(self.dataset, getattr(self, "data_root", None))
-
-    def run(self) -> int:
-        """Do it; returns the exit status. Raises `DataError` and `ValueError` with a message for the user."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,7 +33,7 @@ from helpers.shell.base import Command, DataCommand, DatasetName, Flat, check_ou
 
 @dataclass(frozen=True, kw_only=True)
 class TrainCommand(DataCommand):
-    """Prepares the data if needed, trains, prints the result and the peak memory."""
+    """Prepares the data if needed, trains and prints the result (`fit`), and the peak memory."""
 
     train: Flat[TrainConfig]
     out: Path | None = None  # folder for checkpoint and history; default: outputs/.../METHOD
@@ -46,10 +46,6 @@ class TrainCommand(DataCommand):
         self.fit()
         print(peak_memory())
         return 0
-
-    def fit(self) -> None:
-        """Train and print the result."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
