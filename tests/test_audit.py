@@ -32,7 +32,7 @@ def test_audit_sample_reports_exactly_the_injected_faults(report, injected_fault
     assert as_sets(report.near_duplicates) == injected_faults["near_duplicate_across_splits"]
     assert as_sets(report.leaks) == injected_faults["near_duplicate_across_splits"]
     assert set(report.empty_masks) == injected_faults["empty_mask"]
-    assert report.usable and not report.unreadable and not report.unreadable_masks
+    assert not report.unusable and not report.unreadable and not report.unreadable_masks
 
 
 def test_clean_sample_removes_the_injected_faults(report, injected_faults):
@@ -97,7 +97,7 @@ def test_clean_too_many_unreadable_images_raise(isic):
     for i in range(5):
         (isic / f"ISBI2016_ISIC_Part1_Training_Data/ISIC_{i:07d}.jpg").write_bytes(b"")
     report = audit(read(isic), progress=False)
-    assert not report.usable and "CANNOT BE USED: 5 of 20 images" in str(report)
+    assert report.unusable and "CANNOT BE USED: 5 of 20 images" in str(report)
     with pytest.raises(DataError, match=r"5 of 20 images cannot be read, at most 20 % may be: .*ISIC_0000000\.jpg"):
         clean(report)
 
@@ -105,7 +105,7 @@ def test_clean_too_many_unreadable_images_raise(isic):
 def test_clean_mask_of_other_size_raises_with_both_sizes(isic):
     write_mask(isic / "ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000001_Segmentation.png", (50, 50))
     report = audit(read(isic), progress=False)
-    assert list(report.size_mismatches) == ["ISIC_0000001"] and not report.usable
+    assert list(report.size_mismatches) == ["ISIC_0000001"] and report.unusable
     with pytest.raises(DataError, match="50 x 50 pixels but its image is 40 x 32"):
         clean(report)
 
@@ -122,7 +122,7 @@ def test_clean_unreadable_sketch_becomes_unknown(tmp_path):
 def test_clean_unreadable_mask_becomes_unknown(isic):
     (isic / "ISBI2016_ISIC_Part1_Training_GroundTruth/ISIC_0000001_Segmentation.png").write_bytes(b"")
     report = audit(read(isic), progress=False)
-    assert report.usable and list(report.unreadable_masks) == ["ISIC_0000001"]
+    assert not report.unusable and list(report.unreadable_masks) == ["ISIC_0000001"]
     assert "1 unreadable masks treated as unknown" in clean(report).problems
 
 
@@ -137,7 +137,7 @@ def test_audit_sketch_of_other_shape_is_unusable(tmp_path):
     write_mask(sketch, (100, 30))
     assert "100 x 30 pixels but its image is 40 x 32" in audit(read(tmp_path), progress=False).unusable
     write_mask(sketch, (80, 64))
-    assert audit(read(tmp_path), progress=False).usable, "the same shape at another size is fine"
+    assert not audit(read(tmp_path), progress=False).unusable, "the same shape at another size is fine"
 
 
 def test_audit_lesion_with_two_diagnoses_is_reported(tmp_path):
@@ -167,7 +167,7 @@ def test_clean_over_20_percent_contradicting_copies_raise(tmp_path):
         for i in range(10):
             write_image(tmp_path / name / f"{name}_{i}.jpg", i if i < 2 else i + 100 * (name == "nevus"))
     report = audit(read(tmp_path), progress=False)
-    assert report.usable and len(report.contradicting) == 4
+    assert not report.unusable and len(report.contradicting) == 4
     shutil.copy(tmp_path / "nevus/nevus_5.jpg", tmp_path / "melanoma/copy.jpg")
     report = audit(read(tmp_path), progress=False)
     with pytest.raises(DataError, match="6 of 21 images have a copy with another label, at most 20 % may: "):

@@ -42,7 +42,7 @@ def test_read_ph2_masks_of_one_bit_are_read_by_the_audit(tmp_path):
     for path in list(ph2(tmp_path).rglob("*_lesion.bmp")):
         Image.open(path).convert("1").save(path)
     report = audit(read(tmp_path), progress=False)
-    assert report.usable and not report.unreadable_masks and not report.empty_masks and not report.full_masks
+    assert not report.unusable and not report.unreadable_masks and not report.empty_masks and not report.full_masks
 
 
 def test_read_ph2_with_bom_other_case_and_a_missing_image(tmp_path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.render import ARTIFACTS, _hairs, _light, artifact_flags, render, render_with_flags
+from helpers.phantoms.render import ARTIFACTS, _hairs, _light, render, render_with_flags
 
 LESIONS = 30  # per class, for the statistics below
 MEL, NV, BCC, AKIEC, BKL, DF, VASC = range(7)
@@ -202,7 +202,7 @@ NUM_FLAGGED = 100  # seeds per class
 @pytest.fixture(scope="module")
 def flags() -> np.ndarray:
     """Artifact flags by class and seed: (7, NUM_FLAGGED, 7)."""
-    return np.array([[artifact_flags(k, seed) for seed in range(NUM_FLAGGED)] for k in range(len(CLASSES))])
+    return np.array([[render_with_flags(k, seed, 64)[2] for seed in range(NUM_FLAGGED)] for k in range(len(CLASSES))])
 
 
 def examples(flags, name: str, count: int = 8) -> list[tuple[int, int]]:
@@ -217,16 +217,16 @@ def change(label: int, seed: int, name: str) -> np.ndarray:
     return render(label, seed)[0].astype(int) - render_with_flags(label, seed, artifacts=others)[0]
 
 
-def test_artifact_flags_order_is_that_of_the_vocabulary():
+def test_render_with_flags_order_is_that_of_the_vocabulary():
     assert ARTIFACTS == ("dark_corner", "hair", "gel_border", "gel_bubble", "ruler", "ink", "patches")
 
 
 @pytest.mark.parametrize("size", [64, 200])
-def test_render_with_flags_agrees_with_render_and_artifact_flags_at_every_size(size):
+def test_render_with_flags_agrees_with_render_and_has_the_same_flags_at_every_size(size):
     for seed in range(12):
         image, mask, flags = render_with_flags(MEL, seed, size, view=1)
         assert flags.shape == (7,) and flags.dtype == np.uint8 and set(flags) <= {0, 1}
-        assert np.array_equal(flags, artifact_flags(MEL, seed, view=1))
+        assert np.array_equal(flags, render_with_flags(MEL, seed, 64, view=1)[2])
         assert all(np.array_equal(a, b) for a, b in zip((image, mask), render(MEL, seed, size, 1), strict=True))
 
 
@@ -237,18 +237,18 @@ def test_render_with_flags_agrees_with_render_and_artifact_flags_at_every_size(s
         ("ink", 0.08), ("patches", 0.04),
     ],
 )  # fmt: skip
-def test_artifact_flags_frequency_is_the_intended_one_in_all_classes(flags, name, frequency):
+def test_render_with_flags_frequency_is_the_intended_one_in_all_classes(flags, name, frequency):
     of_class = flags[..., ARTIFACTS.index(name)].mean(1)
     assert of_class.mean() == pytest.approx(frequency, abs=max(0.02, 0.15 * frequency))
     assert np.abs(of_class - frequency).max() < 4 * np.sqrt(frequency / NUM_FLAGGED)
 
 
-def test_artifact_flags_differ_between_views():
-    assert len({tuple(artifact_flags(NV, 2, view)) for view in range(12)}) > 2
+def test_render_with_flags_differ_between_views():
+    assert len({tuple(render_with_flags(NV, 2, 64, view)[2]) for view in range(12)}) > 2
 
 
 @pytest.mark.parametrize("name", ARTIFACTS)
-def test_artifact_flags_a_flagged_artifact_is_visible_and_can_be_left_out(flags, name):
+def test_render_with_flags_a_flagged_artifact_is_visible_and_can_be_left_out(flags, name):
     for label, seed in examples(flags, name):
         assert np.abs(change(label, seed, name)).max() > 20, (label, seed)
         others = [other for other in ARTIFACTS if other != name]
@@ -259,7 +259,7 @@ def test_artifact_flags_a_flagged_artifact_is_visible_and_can_be_left_out(flags,
 
 
 @pytest.mark.parametrize("name", ARTIFACTS)
-def test_artifact_flags_an_image_without_the_flag_does_not_show_the_artifact(flags, name):
+def test_render_with_flags_an_image_without_the_flag_does_not_show_the_artifact(flags, name):
     seeds, labels = np.nonzero(flags[..., ARTIFACTS.index(name)].T == 0)
     for label, seed in list(zip(labels, seeds, strict=True))[::20]:
         visible = np.abs(change(label, seed, name)).max(2) > 20
@@ -267,7 +267,7 @@ def test_artifact_flags_an_image_without_the_flag_does_not_show_the_artifact(fla
         assert visible.mean() <= (0.003 if name in ("hair", "dark_corner") else 0), (label, seed)
 
 
-def test_artifact_flags_hair_outside_the_frame_is_not_flagged():
+def test_render_with_flags_hair_outside_the_frame_is_not_flagged():
     visible, changed = [], []
     for seed in range(600):
         image = np.full((64, 64, 3), 130, np.float32)
@@ -278,7 +278,7 @@ def test_artifact_flags_hair_outside_the_frame_is_not_flagged():
     assert changed[~visible].max() < 0.003 < np.quantile(changed[visible], 0.05)
 
 
-def test_artifact_flags_dark_corner_of_few_pixels_is_not_flagged():
+def test_render_with_flags_dark_corner_of_few_pixels_is_not_flagged():
     found = [_light(np.random.default_rng(seed), 128) for seed in range(1500)]
     dark = np.array([(light > 0.6).mean() for light, _ in found])
     visible = np.array([visible for _, visible in found])

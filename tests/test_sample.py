@@ -14,7 +14,7 @@ from helpers.data.audit import audit
 from helpers.data.files import DataError
 from helpers.data.layouts import read
 from helpers.phantoms.classes import CLASSES
-from helpers.phantoms.render import ARTIFACTS, artifact_flags, render_with_flags
+from helpers.phantoms.render import ARTIFACTS, render_with_flags
 from helpers.phantoms.sample import _VERSION, SAMPLE_SIZES, _lesions, write
 
 
@@ -80,7 +80,7 @@ def test_write_artifacts_are_the_flags_of_the_phantoms(tmp_path, monkeypatch):
     calls = []
 
     def record(label, seed, size, view):
-        flags = artifact_flags(label, seed, view)
+        flags = render_with_flags(label, seed, 64, view)[2]
         calls.append(" ".join(name for name, flag in zip(ARTIFACTS, flags, strict=True) if flag))
         return render_with_flags(label, seed, size, view)
 

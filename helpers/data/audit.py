@@ -72,11 +72,6 @@ class Report:
             return f"{len(mismatches)} masks or sketches do not have the size or shape of their image: {mismatches[0]}"
         return ""
 
-    @property
-    def usable(self) -> bool:
-        """Whether `clean` accepts the data."""
-        return not self.unusable
-
     def __str__(self) -> str:
         return "\n".join(_report_lines(self))
 
@@ -132,7 +127,7 @@ def clean(report: Report, seed: int = 0) -> DatasetTable:
     Unreadable images and copies with contradicting labels are removed, empty masks become unknown. Every change is
     added to `problems`, with its count. Raises `DataError` if the data cannot be used.
     """
-    if not report.usable:
+    if report.unusable:
         raise DataError(f"{report.dataset.root}: {report.unusable}; replace these files and run the command again")
     dataset, table = report.dataset, report.dataset.table
     keep = ~table["image_id"].isin(set(report.unreadable) | report.contradicting).to_numpy()

@@ -1,6 +1,6 @@
 """Copies of images: fingerprints, pairs with identical pixels, and pairs of images that show the same lesion."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from threading import local
@@ -60,37 +60,24 @@ def fingerprint(path: str, mask_path: str | None = None, sketch_path: str | None
     result = Fingerprint(
         pixel_hash(image), image.shape[:2], signature(gray), np.float32([k.pt for k in keypoints]), descriptors
     )
-    _check_mask(result, mask_path)
-    _check_sketch(result, sketch_path)
+    mask, result.mask_error = _read_beside(read_mask, mask_path)
+    sketch, result.sketch_error = _read_beside(read_image, sketch_path)
+    if mask is not None:
+        result.foreground = float(mask.mean())
+        if mask.shape != result.shape:
+            result.size_mismatch = size_mismatch_message(mask_path, mask.shape, result.shape)
+    # A sketch may have another size than its image, but not another aspect ratio.
+    if sketch is not None and abs(sketch.shape[1] * result.shape[0] / (sketch.shape[0] * result.shape[1]) - 1) > 0.02:
+        result.size_mismatch = size_mismatch_message(sketch_path, sketch.shape, result.shape)
     return result
 
 
-def _check_mask(image: Fingerprint, path: str | None) -> None:
-    """Record the mask's foreground fraction, or its error or size mismatch, in the fingerprint of its image."""
-    if path is None or pd.isna(path):
-        return
+def _read_beside(read: Callable, path: str | None) -> tuple[np.ndarray | None, str]:
+    """What `read` gives for the mask or sketch of an image, None without a path, and its error message, "" if none."""
     try:
-        mask = read_mask(path)
+        return (None if pd.isna(path) else read(path)), ""
     except DataError as error:
-        image.mask_error = str(error)
-        return
-    image.foreground = float(mask.mean())
-    if mask.shape != image.shape:
-        image.size_mismatch = size_mismatch_message(path, mask.shape, image.shape)
-
-
-def _check_sketch(image: Fingerprint, path: str | None) -> None:
-    """Record a sketch's error or mismatch in the fingerprint of its image."""
-    if path is None or pd.isna(path):
-        return
-    try:
-        height, width = read_image(path).shape[:2]
-    except DataError as error:
-        image.sketch_error = str(error)
-        return
-    # A sketch may have another size than its image, but not another aspect ratio.
-    if abs(width * image.shape[0] / (height * image.shape[1]) - 1) > 0.02:
-        image.size_mismatch = size_mismatch_message(path, (height, width), image.shape)
+        return None, str(error)
 
 
 def signature(gray: np.ndarray) -> np.ndarray:

@@ -206,15 +206,10 @@ def render(label: int, seed: int, size: int = 128, view: int = 0) -> tuple[np.nd
     return image, mask
 
 
-def artifact_flags(label: int, seed: int, view: int = 0) -> np.ndarray:
-    """Which of `ARTIFACTS` are visible in `render(label, seed, view=view)`, at every size: `uint8 (7,)` in {0, 1}."""
-    return render_with_flags(label, seed, 64, view)[2]
-
-
 def render_with_flags(
     label: int, seed: int, size: int = 128, view: int = 0, artifacts: Container[str] = ARTIFACTS
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Image and mask of `render` and the flags of `artifact_flags`, in one rendering.
+    """Image and mask of `render`, and which of `ARTIFACTS` are visible, at every size: `uint8 (7,)` in {0, 1}.
 
     artifacts: those of `ARTIFACTS` that may occur; the others are left out, and everything else stays as it is.
     """

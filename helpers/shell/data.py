@@ -29,7 +29,7 @@ class Audit(Command):
     def run(self) -> int:
         report = audit(read(self.folder, list(self.classes) or None), workers=self.config().workers)
         print(report)
-        return 0 if report.usable else 1
+        return 1 if report.unusable else 0
 
 
 @dataclass(frozen=True, kw_only=True)
