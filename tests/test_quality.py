@@ -13,7 +13,6 @@ from helpers.metrics.extractors import FeatureExtractor, Features, Resized, extr
 from helpers.metrics.image_set import ImageSet
 from helpers.metrics.quality import (
     Quality,
-    classifier_score,
     compute_metrics,
     density_coverage,
     frechet,
@@ -151,15 +150,15 @@ def test_inception_score_certain_uniform_predictions_is_number_of_classes():
     assert inception_score(np.zeros((1000, 5), np.float32)) == pytest.approx(1)
 
 
-def test_classifier_score_is_the_exponential_of_the_mutual_information():
+def test_inception_score_with_one_split_is_the_exponential_of_the_mutual_information():
     certain = 50 * np.eye(3, dtype=np.float32)[np.arange(30) % 3]
-    assert classifier_score(certain) == pytest.approx(3)
-    assert classifier_score(np.zeros((30, 3), np.float32)) == pytest.approx(1), "never certain"
-    assert classifier_score(certain[:1].repeat(30, axis=0)) == pytest.approx(1), "never varied"
+    assert inception_score(certain, splits=1) == pytest.approx(3)
+    assert inception_score(np.zeros((30, 3), np.float32), splits=1) == pytest.approx(1), "never certain"
+    assert inception_score(certain[:1].repeat(30, axis=0), splits=1) == pytest.approx(1), "never varied"
     p = np.array([[0.8, 0.2], [0.4, 0.6]])
     divergence = (p * np.log(p / p.mean(axis=0))).sum(axis=1).mean()
     logits = np.log(p).repeat(10, axis=0).astype(np.float32)
-    assert classifier_score(logits) == pytest.approx(np.exp(divergence), rel=1e-4)
+    assert inception_score(logits, splits=1) == pytest.approx(np.exp(divergence), rel=1e-4)
 
 
 def test_frechet_infinity_is_nearer_to_the_closed_form_than_the_distance():
@@ -193,7 +192,7 @@ def test_quality_classifier_has_a_classifier_score_instead_of_an_inception_score
     table = quality(images, images, [classifier]).table
     assert "is" not in table and (table["classifier_score"].between(1, 4)).all()
     logits = extract_features(images, classifier, 64).logits
-    assert table["classifier_score"][0] == classifier_score(logits)
+    assert table["classifier_score"][0] == inception_score(logits, splits=1)
 
 
 def test_compute_metrics_cache_of_other_version_is_ignored(tmp_path, monkeypatch):

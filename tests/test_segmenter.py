@@ -17,7 +17,6 @@ from helpers.models.segmenter import (
     clean_mask,
     fit_segmenter,
     is_uniform,
-    jaccard,
     jaccard_loss,
     load_segmenter,
     probabilities,
@@ -121,11 +120,13 @@ def half_masks() -> tuple[torch.Tensor, torch.Tensor]:
     return left, upper
 
 
-def test_jaccard_known_regions_returns_known_values():
+def test_val_jaccard_known_regions_is_the_mean_of_known_values(monkeypatch):
     left, upper = half_masks()
     empty = torch.zeros_like(left)
-    scores = jaccard(torch.cat([left, left, empty, empty]), torch.cat([left, upper, left, empty]))
-    assert scores.tolist() == pytest.approx([1, 1 / 3, 0, 1])
+    monkeypatch.setattr(module, "probabilities", lambda *_: torch.cat([left, left, empty, empty]))
+    masks = torch.cat([left, upper, left, empty])[:, 0].numpy().astype(np.uint8)
+    val = {"images": np.zeros((4, 8, 8, 3), np.uint8), "masks": masks}
+    assert val_jaccard(torch.nn.Linear(1, 1), val) == pytest.approx((1 + 1 / 3 + 0 + 1) / 4)
 
 
 def test_jaccard_loss_confident_logits_is_one_minus_smoothed_jaccard():

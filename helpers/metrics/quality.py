@@ -131,17 +131,12 @@ def density_coverage(synthetic: np.ndarray, real: np.ndarray) -> tuple[float, fl
     return float(contained / (DC_NEIGHBORS * len(synthetic))), float(covered / len(real))
 
 
-def inception_score(logits: np.ndarray) -> float:
-    """Inception Score from `logits (N, K)`, mean over ten splits (Salimans et al., arXiv 1606.03498): 1 to K, high if
-    the predicted classes are certain and varied."""
-    return isc_features_to_metric(torch.from_numpy(logits))["inception_score_mean"]
-
-
-def classifier_score(logits: np.ndarray) -> float:
-    """The inception score by our classifier instead of Inception, from `logits (N, K)`, over all images at once: 1 to
-    K, high if the predicted diagnoses are certain and varied. It is not comparable with an Inception Score: compare
-    with real images of the same N and mix of classes, whose score is that of the floor."""
-    return isc_features_to_metric(torch.from_numpy(logits), splits=1)["inception_score_mean"]
+def inception_score(logits: np.ndarray, splits: int = 10) -> float:
+    """Inception Score from `logits (N, K)`, mean over the splits (Salimans et al., arXiv 1606.03498): 1 to K, high if
+    the predicted classes are certain and varied. By our classifier instead of Inception, over all images at once, it is
+    the classifier score: not comparable with an Inception Score, but with that of real images of the same N and mix of
+    classes, the floor's."""
+    return isc_features_to_metric(torch.from_numpy(logits), splits=splits)["inception_score_mean"]
 
 
 def frechet_infinity(synthetic: np.ndarray, real: np.ndarray) -> float:
@@ -316,7 +311,7 @@ def _rows(
                 notes.append(f"{comparison}: no fd_infinity: {error}")
         if extractor == CLASSIFIER:
             row.pop("is", None)
-            row["classifier_score"] = classifier_score(pair[0].logits)
+            row["classifier_score"] = inception_score(pair[0].logits, splits=1)
         if extractor == INCEPTION:  # no other extractor's distance is FID
             row = {name.replace("fd", "fid"): value for name, value in row.items()}
         yield {"extractor": extractor, "compared": comparison, "class": class_name} | row

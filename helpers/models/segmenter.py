@@ -152,12 +152,6 @@ def jaccard_loss(logits: Tensor, masks: Tensor) -> Tensor:
     return (1 - (intersection + 1) / (union + 1)).mean()
 
 
-def jaccard(pred: Tensor, masks: Tensor) -> Tensor:
-    """Jaccard index per image `(B,)` of regions `(B, 1, H, W)` in {0, 1}; 1 if both are empty."""
-    intersection, union = (pred * masks).sum(dim=(1, 2, 3)), torch.maximum(pred, masks).sum(dim=(1, 2, 3))
-    return torch.where(union > 0, intersection / union.clamp(min=1), 1.0)
-
-
 # ---------------------------------------------------------------------------------------------------------- training
 
 
@@ -206,8 +200,9 @@ def val_jaccard(segmenter: Segmenter, val: dict[str, np.ndarray]) -> float:
     for start in range(0, len(val["images"]), INFERENCE_BATCH_SIZE):
         part = slice(start, start + INFERENCE_BATCH_SIZE)
         tensors = to_tensors({name: val[name][part] for name in ("images", "masks")}, device)
-        pred = (probabilities(segmenter, tensors["images"]) > 0.5).float()
-        scores.append(jaccard(pred, tensors["masks"]))
+        pred = (probabilities(segmenter, tensors["images"]) > 0.5).long()
+        stats = smp.metrics.get_stats(pred, tensors["masks"].long(), mode="binary")
+        scores.append(smp.metrics.iou_score(*stats))  # 1 if both are empty
     return float(torch.cat(scores).mean())
 
 
