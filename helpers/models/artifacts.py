@@ -104,12 +104,8 @@ class ArtifactTask(ValidatedTask):
 def average_precisions(probs: np.ndarray, flags: np.ndarray) -> np.ndarray:
     """Average precision of each flag, `(7,)`, from `probs (N, 7)` and `flags bool (N, 7)`; NaN for a flag that all
     images have, or none."""
-    return np.array(
-        [
-            average_precision_score(f, p) if 0 < f.sum() < len(f) else np.nan
-            for p, f in zip(probs.T, flags.T, strict=True)
-        ]
-    )
+    pairs = zip(probs.T, flags.T, strict=True)
+    return np.array([average_precision_score(f, p) if 0 < f.sum() < len(f) else np.nan for p, f in pairs])
 
 
 def read_flags(path: str | Path) -> pd.DataFrame:

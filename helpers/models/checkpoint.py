@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import nn
 
 from helpers.colab import keep
 from helpers.config import display_path
@@ -141,7 +141,8 @@ def _read_released(path: str | Path) -> dict:
         with safe_open(path, "pt") as file:
             header, names = json.loads((file.metadata() or {})["checkpoint"]), list(file.keys())
             config, extra_state = header["config"], header["extra_state"]
-            weights = {name: to_float32(file.get_tensor(name)) for name in names}
+            tensors = zip(names, map(file.get_tensor, names), strict=True)
+            weights = {name: w.float() if w.is_floating_point() else w for name, w in tensors}
         extra_state["trained_on"] = unpack_ids(extra_state["trained_on"])
         if license_name := header.get("license"):
             extra_state["licenses"] = license_name.split("; ")
@@ -212,8 +213,3 @@ def unpack_ids(text: str) -> list[str]:
     if not unpacker.eof:
         raise ValueError(f"its training images take over {MAX_IDS_BYTES // 2**20} MiB or are cut off")
     return ids.decode().splitlines()
-
-
-def to_float32(weight: Tensor) -> Tensor:
-    """Floating point tensors as float32; integer tensors unchanged."""
-    return weight.float() if weight.is_floating_point() else weight
