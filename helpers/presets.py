@@ -8,13 +8,12 @@ from dataclasses import replace
 
 from helpers.data.store import StoreConfig
 from helpers.experiments.ablation import AblationExperiment, SmallDataExperiment
-from helpers.experiments.backbones import BackboneExperiment
 from helpers.experiments.balancing import BalancingExperiment
-from helpers.experiments.forest import FeatureExperiment
+from helpers.experiments.features import FeatureComparison
+from helpers.experiments.networks_compared import BackboneExperiment, SegmenterExperiment
 from helpers.experiments.real_vs_generated import RealVsGeneratedExperiment
 from helpers.experiments.real_vs_synthetic import RealVsSyntheticExperiment
 from helpers.experiments.segmentation import SegmentationExperiment
-from helpers.experiments.segmenters import SegmenterExperiment
 from helpers.models.artifacts import ArtifactConfig
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.gan import GANConfig, dcgan_config
@@ -53,7 +52,7 @@ SMOKE = {
         folds=2,
         seeds=(0, 1),
     ),
-    "features": FeatureExperiment("mobilenet_v2", 24),
+    "features": FeatureComparison(("mobilenet_v2",), 24),
     "ablation": AblationExperiment(replace(SMALL_CGAN, projected=True), TrainConfig(2, 4), 12),
     "small_data": SmallDataExperiment(replace(SMALL_CGAN, projected=True), TrainConfig(2, 4), 12, fractions=(0.5, 1.0)),
 }
@@ -104,7 +103,7 @@ DEMO = {
         TrainConfig(4_000, 4),
         TrainConfig(3_000, 8),
     ),
-    "features": FeatureExperiment("mobilenet_v2", 300),
+    "features": FeatureComparison(("mobilenet_v2",), 300),
     "ablation": AblationExperiment(replace(DEMO_CGAN, projected=True), TrainConfig(1_500, 4)),
     "small_data": SmallDataExperiment(replace(DEMO_CGAN, projected=True), TrainConfig(1_500, 4)),
 }
@@ -163,7 +162,7 @@ COLAB = {
         folds=2,
         seeds=(0,),
     ),
-    "features": FeatureExperiment("resnet18", 1_000),
+    "features": FeatureComparison(("resnet18",), 1_000),
     "ablation": AblationExperiment(GANConfig(64, projected=True), TrainConfig(3_000)),
     "small_data": SmallDataExperiment(GANConfig(64, projected=True), TrainConfig(3_000)),
 }
@@ -204,7 +203,7 @@ FULL = {
         num_synthetic=6_000,
         real_per_synthetic=(1, 4),
     ),
-    "features": FeatureExperiment("resnet18", 2_000),
+    "features": FeatureComparison(("resnet18",), 2_000),
     "ablation": AblationExperiment(replace(FULL_CGAN, projected=True), TrainConfig(20_000, 16)),
     "small_data": SmallDataExperiment(replace(FULL_CGAN, projected=True), TrainConfig(20_000, 16)),
 }

@@ -7,7 +7,6 @@ from helpers.config import Config
 from helpers.data.files import DataError
 from helpers.experiments import extractors as module
 from helpers.experiments.extractors import (
-    ExtractorComparison,
     above_floor,
     compare_extractors,
     summary_table,
@@ -53,7 +52,7 @@ def test_compare_extractors_has_floors_and_a_reason_for_what_is_missing(phantoms
     train_gan(phantom_store, config, tmp_path / "cgan", TrainConfig(1, 4))
     folders = {name: tmp_path / name for name in ("stores", "features", "outputs", "released")}
     cfg, checkpoint = Config("smoke", "phantoms", phantoms, workers=1, **folders), tmp_path / "cgan/checkpoint.pt"
-    table = compare_extractors(checkpoint, ExtractorComparison(), cfg)
+    table = compare_extractors(checkpoint, "val", cfg)
     assert table["extractor"].unique().tolist() == [
         "inception",
         "mobilenet_v2",
@@ -83,8 +82,7 @@ def test_compare_extractors_has_floors_and_a_reason_for_what_is_missing(phantoms
 def test_compare_extractors_of_another_file_raises(phantoms, tmp_path):
     folders = {name: tmp_path / name for name in ("stores", "features", "outputs", "released")}
     with pytest.raises(DataError, match=r"none\.pt"):
-        compare_extractors(tmp_path / "none.pt", ExtractorComparison(),
-                           Config("smoke", "phantoms", phantoms, workers=1, **folders))  # fmt: skip
+        compare_extractors(tmp_path / "none.pt", "val", Config("smoke", "phantoms", phantoms, workers=1, **folders))
 
 
 def test_summary_table_keeps_the_order_of_extractors():

@@ -8,11 +8,15 @@ import torch
 from torch import nn
 
 from helpers.__main__ import main
-from helpers.experiments import backbones
-from helpers.experiments.backbones import BackboneExperiment, backbone_experiment
+from helpers.experiments import networks_compared
+from helpers.experiments.networks_compared import (
+    BackboneExperiment,
+    SegmenterExperiment,
+    backbone_experiment,
+    segmenter_experiment,
+)
 from helpers.experiments.results import publish
 from helpers.experiments.runner import to_wide, training_facts
-from helpers.experiments.segmenters import SegmenterExperiment, segmenter_experiment
 from helpers.models.classifier import ClassifierConfig
 from helpers.models.segmenter import SegmenterConfig
 from helpers.models.trainer import TrainConfig
@@ -32,7 +36,7 @@ def test_training_facts_divide_the_images_by_the_seconds_without_validation(tmp_
 
 
 def test_backbone_experiment_has_two_measures_per_network_and_halves_the_steps(phantom_store, tmp_path, monkeypatch):
-    monkeypatch.setattr(backbones, "HALF_STEPS", ("mobilenet_v3_small",))
+    monkeypatch.setattr(networks_compared, "HALF_STEPS", ("mobilenet_v3_small",))
     experiment = BackboneExperiment(CLASSIFIER, TrainConfig(4, 4), ("mobilenet_v3_small", "small_cnn"))
     rows = backbone_experiment(phantom_store, experiment, tmp_path)
     assert rows["arch"].tolist() == ["mobilenet_v3_small"] * 2 + ["small_cnn"] * 2
@@ -55,7 +59,7 @@ def test_backbone_experiment_has_two_measures_per_network_and_halves_the_steps(p
 
 
 def test_backbone_experiment_continues_after_a_kill_and_counts_all_seconds(phantom_store, tmp_path, monkeypatch):
-    train, archs = backbones.train_classifier, ("small_cnn", "mobilenet_v3_small")
+    train, archs = networks_compared.train_classifier, ("small_cnn", "mobilenet_v3_small")
     experiment = BackboneExperiment(CLASSIFIER, TrainConfig(2, 4, save_every=1), archs)
 
     def killed(store, config, out, train_config):
@@ -65,10 +69,10 @@ def test_backbone_experiment_continues_after_a_kill_and_counts_all_seconds(phant
         saved = torch.load(out / "checkpoint.pt", weights_only=True)
         torch.save(saved | {"seconds": 1000.0}, out / "checkpoint.pt")  # of the process that ends here
 
-    monkeypatch.setattr(backbones, "train_classifier", killed)
+    monkeypatch.setattr(networks_compared, "train_classifier", killed)
     with pytest.raises(KeyboardInterrupt):
         backbone_experiment(phantom_store, experiment, tmp_path)
-    monkeypatch.setattr(backbones, "train_classifier", train)
+    monkeypatch.setattr(networks_compared, "train_classifier", train)
     rows = backbone_experiment(phantom_store, experiment, tmp_path)
     assert set(rows["arch"]) == set(archs) and rows["seconds"].iloc[0] == 1000, "trained before, not again"
 

@@ -1,10 +1,7 @@
 """Do all feature extractors say the same of a generator? One table: distances with their floors, by every extractor."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 
@@ -31,16 +28,7 @@ LIMITS = (
 )
 
 
-@dataclass(frozen=True)
-class ExtractorComparison:
-    """Options of `experiment extractors`."""
-
-    split: Literal["val", "test"] = "val"
-
-
-def compare_extractors(
-    checkpoint: str | Path, options: ExtractorComparison, cfg: Config, names: Sequence[str] = EXTRACTORS
-) -> pd.DataFrame:
+def compare_extractors(checkpoint: str | Path, split: str, cfg: Config) -> pd.DataFrame:
     """Row per extractor and measure of `MEASURES`: `extractor measure value low high n n_real floor floor_low
     floor_high seconds note`, of up to 1,000 images in the natural mix of classes; what is not available has one row
     with the reason in `note`.
@@ -49,8 +37,8 @@ def compare_extractors(
     """
     generate, config = load_generator(checkpoint)
     store = open_store(cfg, config.size, config.style, classes=config.classes)
-    generated, rows = sample_images(generate, store, options.split, "natural"), []
-    for name in names:
+    generated, rows = sample_images(generate, store, split, "natural"), []
+    for name in EXTRACTORS:
         started = time.perf_counter()
         extractors, missing = load_extractors([name])
         measured = distances(generated, extractors, cfg.features, [], by_class=False)
@@ -59,7 +47,7 @@ def compare_extractors(
         rows += [row | {"seconds": seconds, "note": REMARKS.get(name)} for row in found]
         rows += [{"extractor": name, "measure": "kid", "note": reason} for reason in missing.values()]
     columns = ["extractor", "measure", "value", "low", "high", "n", "n_real", "floor", "floor_low", "floor_high"]
-    return pd.DataFrame(rows).reindex(columns=[*columns, "seconds", "note"]).assign(split=options.split)
+    return pd.DataFrame(rows).reindex(columns=[*columns, "seconds", "note"]).assign(split=split)
 
 
 def measured_rows(rows: list[dict]) -> list[dict]:

@@ -35,7 +35,7 @@ REAL, SYNTHETIC = "real", "synthetic"
 
 @dataclass(frozen=True)
 class FeatureComparison:
-    """Options of `experiment features`."""
+    """Options of `experiment features`, and settings of the features in notebook 7."""
 
     extractors: tuple[str, ...] = ("resnet18", DISCRIMINATOR_FEATURES)  # torchvision networks or EfficientNet-Lite
     num_images: int = 300  # real images per split at most, with a generated one each

@@ -5,7 +5,6 @@ that supplied its training images, a classifier's score measures how well it fit
 measure how well it classifies lesions.
 """
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,14 +17,6 @@ from helpers.metrics.extractors import FeatureExtractor, extract_array
 
 TREES = 300
 SETS = {"real": ["real"], "synthetic": ["synthetic"], "combined": ["real", "synthetic"]}
-
-
-@dataclass(frozen=True)
-class FeatureExperiment:
-    """Settings of the features in notebook 7."""
-
-    extractor: str = "mobilenet_v2"  # a torchvision network
-    num_images: int = 300  # real images per split; as many synthetic ones
 
 
 def feature_table(

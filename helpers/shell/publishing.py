@@ -3,27 +3,17 @@
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import pandas as pd
 import tyro
-from matplotlib.figure import Figure
 
 from helpers.config import display_path
 from helpers.data.files import atomic_file
 from helpers.data.store import Store
-from helpers.experiments import (
-    backbones,
-    extractors,
-    features,
-    forest,
-    headline,
-    kid_scale,
-    real_vs_generated,
-    segmenters,
-)
+from helpers.experiments import extractors, features, forest, headline, kid_scale, networks_compared, real_vs_generated
 from helpers.experiments.evaluation import load_generator
-from helpers.experiments.results import FIGURE_DPI, Page, publish
+from helpers.experiments.results import FIGURE_DPI, Page, publish, to_charts
 from helpers.experiments.runner import to_wide
 from helpers.metrics.extractors import load_extractor
 from helpers.models.gan import load_gan
@@ -118,14 +108,15 @@ class NetworkComparison(ExperimentCommand):
 
     def report_networks(self, name: str, store: Store, rows: pd.DataFrame, keys: list[str], shorter: str = "") -> None:
         """Print, write and publish the `rows`, which `keys` name the networks of; `shorter`: which took fewer steps."""
-        train = self.settings.train
+        train, names = self.settings.train, rows[keys].agg("\n".join, axis=1)
+        charts = to_charts(rows.assign(name=names, measure=rows["measure"].str.replace("_", " ")), "measure", "name")
         page = Page(
             question=f"Which of these {name} is best after equally many steps?",
             settings=[data_line(store), training_line(train) + shorter, f"seed {train.seed}"],
             table=to_wide(rows, keys),
             verdict=[best_sentence(rows, rows["measure"].iloc[0], keys)],
             limits=[VAL_LIMIT, SEED_LIMIT, *([INIT_LIMIT] if rows["init"].nunique() > 1 else [])],
-            figure=interval_figure(rows, keys),
+            figure=plots.intervals(charts, "score on val"),
             caption="Scores on val with 95 % intervals over lesions",
         )
         self.report(name, store, rows, page)
@@ -136,13 +127,13 @@ class Backbones(NetworkComparison):
     """Balanced accuracy and AUC on val of several networks after equally many steps."""
 
     preset: ClassVar = "backbones"
-    settings: Flat[backbones.BackboneExperiment]
+    settings: Flat[networks_compared.BackboneExperiment]
 
     def run(self) -> int:
         settings = self.settings
         store = self.store(settings.classifier.size, classes=settings.classifier.classes)
-        rows = backbones.backbone_experiment(store, settings, self.folder("backbones"))
-        halved = "".join(f"; {name} half of them" for name in backbones.HALF_STEPS if name in settings.archs)
+        rows = networks_compared.backbone_experiment(store, settings, self.folder("backbones"))
+        halved = "".join(f"; {name} half of them" for name in networks_compared.HALF_STEPS if name in settings.archs)
         self.report_networks("backbones", store, rows, ["arch"], halved)
         return 0
 
@@ -152,11 +143,11 @@ class Segmenters(NetworkComparison):
     """Mean Jaccard index on val of several networks after equally many steps."""
 
     preset: ClassVar = "segmenters"
-    settings: Flat[segmenters.SegmenterExperiment]
+    settings: Flat[networks_compared.SegmenterExperiment]
 
     def run(self) -> int:
         store = self.store(self.settings.segmenter.size, crop="none")
-        rows = segmenters.segmenter_experiment(store, self.settings, self.folder("segmenters"))
+        rows = networks_compared.segmenter_experiment(store, self.settings, self.folder("segmenters"))
         self.report_networks("segmenters", store, rows, ["arch", "encoder"])
         return 0
 
@@ -166,13 +157,13 @@ class Extractors(DataCommand):
     """KID, Fréchet distance, precision and recall of one generator by every extractor that is available."""
 
     checkpoint: tyro.conf.Positional[Path | None] = None  # of a generator; default: as in `generate`
-    options: Flat[extractors.ExtractorComparison] = field(default_factory=extractors.ExtractorComparison)
+    split: Literal["val", "test"] = "val"
     publish: bool = False  # write outputs/results/extractors-DATASET-SIZE.*
 
     def run(self) -> int:
         cfg = self.config()
         checkpoint = find_checkpoint("cgan", self.checkpoint, cfg)
-        table = extractors.compare_extractors(checkpoint, self.options, cfg)
+        table = extractors.compare_extractors(checkpoint, self.split, cfg)
         page = extractors.to_page(table, checkpoint, cfg.dataset)
         print(page.table.to_string(), *page.verdict, sep="\n")
         if self.publish:
@@ -226,12 +217,3 @@ def best_sentence(rows: pd.DataFrame, measure: str, keys: list[str]) -> str:
     others = f"; within its interval: {', '.join(close)}" if len(close) else "; no other is within its interval"
     value = f"{best['value']:.3f}, {best['low']:.3f} to {best['high']:.3f}, N {best['n']}"
     return f"By {measure.replace('_', ' ')} {best['name']} is best ({value}){others}."
-
-
-def interval_figure(rows: pd.DataFrame, keys: list[str]) -> Figure:
-    """A chart per measure, a line per network."""
-    charts = {}
-    for row in rows.to_dict("records"):
-        name = "\n".join(row[key] for key in keys)
-        charts.setdefault(row["measure"].replace("_", " "), {})[name] = [row[k] for k in ("value", "low", "high")]
-    return plots.intervals(charts, "score on val")
