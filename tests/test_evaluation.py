@@ -133,7 +133,7 @@ def test_format_table_names_what_was_not_measured():
 @pytest.fixture
 def extractor(monkeypatch) -> FeatureExtractor:
     extractor = FeatureExtractor("mean-pool", MeanPoolExtractor())
-    monkeypatch.setattr(generator_module, "available_extractors", lambda checkpoint: ([extractor], ["no inception"]))
+    monkeypatch.setattr(generator_module, "available_extractors", lambda *_: ([extractor], ["no inception"]))
     monkeypatch.setattr(generator_module, "DIVERSITY_SKETCHES", 4)
     return extractor
 
@@ -197,7 +197,7 @@ def test_evaluate_generator_trained_on_the_split_raises(cfg, phantom_store, extr
 
 def test_evaluate_generator_extractor_option_and_authenticity_are_explained(cfg, outputs, monkeypatch):
     loaded = FeatureExtractor("skin", MeanPoolExtractor())
-    monkeypatch.setattr(generator_module, "load_extractor", lambda name: {"skin": loaded}[name])
+    monkeypatch.setattr("helpers.metrics.extractors.load_extractor", lambda name: {"skin": loaded}[name])
     monkeypatch.setattr(generator_module, "DIVERSITY_SKETCHES", 4)
     options = GeneratorEvaluation(extractor="skin", infinity=True)
     table = evaluate_generator(outputs / "cgan" / "checkpoint.pt", options, cfg)

@@ -5,7 +5,6 @@ from factories import MeanPoolExtractor, random_inception
 from PIL import Image
 from torch import nn
 from torch_fidelity import feature_extractor_inceptionv3 as published
-from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 
 from helpers.data.files import DataError
 from helpers.metrics.extractors import (
@@ -19,7 +18,6 @@ from helpers.metrics.extractors import (
     load_extractor_or_random,
     optimize_for_inference,
     random_extractor,
-    tensorflow_resize_matrix,
 )
 from helpers.metrics.image_set import ImageSet
 from helpers.models.classifier import (
@@ -163,13 +161,6 @@ def test_inception_random_weights_equals_torch_fidelity():
     assert outputs.shape == (1, 3056)
     assert np.allclose(outputs, expected, rtol=1e-3, atol=1e-4 * float(expected.abs().max()))
     assert not any(isinstance(m, nn.BatchNorm2d) for m in network.modules()), "all are fused"
-
-
-def test_tensorflow_resize_matrix_equals_tensorflow_1_resizing():
-    x = torch.rand(1, 2, 37, 50)
-    expected = interpolate_bilinear_2d_like_tensorflow1x(x, size=(299, 299), align_corners=False)
-    resized = tensorflow_resize_matrix(37, 299) @ x @ tensorflow_resize_matrix(50, 299).T
-    assert torch.allclose(resized, expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("arch", ["small_cnn", "resnet18", "mobilenet_v2", "densenet121", "efficientnet_lite1"])

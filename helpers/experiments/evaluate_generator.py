@@ -21,13 +21,7 @@ from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS
 from helpers.data.store import SPLITS, Store
 from helpers.experiments.evaluation import Generate, load_generator, mean_row, open_store, to_table
-from helpers.metrics.extractors import (
-    TRAINED_HERE,
-    FeatureExtractor,
-    available_extractors,
-    extract_array,
-    load_extractor,
-)
+from helpers.metrics.extractors import TRAINED_HERE, FeatureExtractor, available_extractors, extract_array
 from helpers.metrics.fidelity import (
     MIN_POSITION_IMAGES,
     label_accuracy,
@@ -82,12 +76,7 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
     of the classifier, or for fewer than 10 images.
     """
     generate, config = load_generator(checkpoint)
-    checkpoint_of_classifier = cfg.outputs / "classifier" / "checkpoint.pt"
-    extractors, notes = (
-        ([load_extractor(options.extractor)], [])
-        if options.extractor
-        else available_extractors(checkpoint_of_classifier)
-    )
+    extractors, notes = available_extractors(cfg.outputs / "classifier" / "checkpoint.pt", options.extractor)
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
     others = np.flatnonzero(store.splits != SPLITS.index(options.split))
     check_held_out(checkpoint, store, others)

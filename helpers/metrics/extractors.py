@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+from torch_fidelity.interpolate_compat_tensorflow import interpolate_bilinear_2d_like_tensorflow1x
 from tqdm.auto import tqdm
 
 from helpers.config import display_path, find_weights_file, get_config
@@ -137,9 +138,12 @@ def load_extractors(names: Sequence[str]) -> tuple[list[FeatureExtractor], dict[
     return extractors, missing
 
 
-def available_extractors(checkpoint: Path) -> tuple[list[FeatureExtractor], list[str]]:
-    """Inception and MobileNetV2 if their weights are available (in place of MobileNetV2 else EfficientNet-Lite2, which
-    comes by pip), the classifier of `checkpoint` if that file exists; and one message for each that is missing."""
+def available_extractors(checkpoint: Path, only: str | None = None) -> tuple[list[FeatureExtractor], list[str]]:
+    """The extractor named `only`. Without a name Inception and MobileNetV2 if their weights are available (in place of
+    MobileNetV2 else EfficientNet-Lite2, which comes by pip), the classifier of `checkpoint` if that file exists; and
+    one message for each that is missing. Raises `DataError` if `only` is not available."""
+    if only:
+        return [load_extractor(only)], []
     extractors, missing = load_extractors((INCEPTION, "mobilenet_v2"))
     if "mobilenet_v2" not in [extractor.name for extractor in extractors]:
         substitutes, absent = load_extractors(("efficientnet_lite2",))
@@ -180,11 +184,7 @@ class WithLogits(nn.Module):
 
 class Inception(nn.Module):
     """The Inception-v3 that defines FID: images (B, 3, H, W) in 0..255 -> (B, 3056), 2048 pool3 features and 1008
-    logits without bias.
-
-    Uses torch-fidelity's modules and weights. TensorFlow's bilinear resizing of 2015 is linear in rows and columns, so
-    two matrix products replace it.
-    """
+    logits without bias. Uses torch-fidelity's modules and weights."""
 
     def __init__(self, published: FeatureExtractorInceptionV3):
         super().__init__()
@@ -192,21 +192,9 @@ class Inception(nn.Module):
         self.trunk, self.head = nn.Sequential(*trunk, nn.Flatten()), head
 
     def forward(self, x: Tensor) -> Tensor:
-        resize_rows, resize_columns = (tensorflow_resize_matrix(size, 299).to(x.device) for size in x.shape[2:])
-        x = resize_rows @ x @ resize_columns.T  # (B, 3, 299, 299)
+        x = interpolate_bilinear_2d_like_tensorflow1x(x, size=(299, 299), align_corners=False)  # (B, 3, 299, 299)
         features = self.trunk(((x - 128) / 128).contiguous(memory_format=torch.channels_last))  # (B, 2048)
         return torch.cat([features, F.linear(features, self.head.weight)], dim=1)
-
-
-def tensorflow_resize_matrix(in_size: int, out_size: int) -> Tensor:
-    """Matrix `(out_size, in_size)` of bilinear resizing along one axis as in TensorFlow 1: without antialiasing and
-    without half-pixel centers."""
-    position = torch.arange(out_size) * (in_size / out_size)
-    low = position.floor().long()
-    matrix = torch.zeros(out_size, in_size)
-    matrix[torch.arange(out_size), low] = 1 - (position - low)
-    matrix[torch.arange(out_size), (low + 1).clamp(max=in_size - 1)] += position - low
-    return matrix
 
 
 def load_inception(file: Path | None = None) -> Inception:

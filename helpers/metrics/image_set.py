@@ -12,16 +12,8 @@ import cv2
 import numpy as np
 
 from helpers.config import cpu_count, display_path
-from helpers.data.class_folders import MASK_NAME, is_mask_folder
-from helpers.data.files import (
-    HIDDEN_FOLDER,
-    DataError,
-    center_crop,
-    list_images,
-    read_header,
-    read_image,
-    report_skipped,
-)
+from helpers.data.class_folders import MASK_NAME, is_mask_folder, subfolders
+from helpers.data.files import DataError, center_crop, list_images, read_header, read_image, report_skipped
 from helpers.data.labels import report_ids
 
 MAX_UNREADABLE = 0.2  # fraction of the files
@@ -133,8 +125,7 @@ def _list_images_by_class(folder: Path, warnings: list[str]) -> tuple[list[Path]
     of their file or folder, and skipped files go to `warnings`."""
     if not folder.is_dir():
         raise DataError(f"there is no folder {display_path(folder)}")
-    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not HIDDEN_FOLDER.fullmatch(p.name))
-    paths, by_class = list_images(folder), [path for sub in subfolders for path in list_images(sub)]
+    paths, by_class = list_images(folder), [path for sub in subfolders(folder) for path in list_images(sub)]
     if paths and by_class:
         raise DataError(f"{display_path(folder)} must hold either images or folders of images, got both: the image "
                         f"{paths[0].name} and the folder {by_class[0].parent.name}")  # fmt: skip

@@ -25,7 +25,7 @@ from helpers.experiments.evaluate_networks import (
 )
 from helpers.experiments.evaluation import format_table, to_page
 from helpers.experiments.results import publish
-from helpers.metrics.extractors import available_extractors, load_extractor
+from helpers.metrics.extractors import available_extractors
 from helpers.metrics.image_set import ImageSet
 from helpers.metrics.quality import quality
 from helpers.models.trainer import check_seed
@@ -49,9 +49,7 @@ class EvaluateFolders(Command):
         real, synthetic = ImageSet.from_folder(self.real), ImageSet.from_folder(self.synthetic)
         floor = self.floor and ImageSet.from_folder(self.floor)
         checkpoint = cfg.outputs / "classifier" / "checkpoint.pt"
-        extractors, missing = (
-            ([load_extractor(self.extractor)], []) if self.extractor else available_extractors(checkpoint)
-        )
+        extractors, missing = available_extractors(checkpoint, self.extractor)
         if not extractors:
             raise DataError("no feature extractor available: " + "; ".join(missing))
         result = quality(real, synthetic, extractors, floor, cfg.features, self.infinity)
