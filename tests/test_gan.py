@@ -9,9 +9,9 @@ from factories import load_checkpoint, random_batch
 from torch import nn
 
 from helpers.data.files import DataError
-from helpers.data.store import Store, StoreConfig
+from helpers.data.store import Store
 from helpers.models.augment import d4_augment
-from helpers.models.gan import GAN, GANConfig, dcgan_config, fit_style, load_gan, train_gan
+from helpers.models.gan import GAN, GANConfig, dcgan_config, load_gan, train_gan
 from helpers.models.sampling import sample
 from helpers.models.trainer import TrainConfig
 
@@ -163,13 +163,6 @@ def test_d4_augment_many_images_gives_all_8_positions_with_their_sketches():
 
 
 # ---------------------------------------------------------------------------------------------------------- training
-
-
-def test_fit_style_takes_the_style_of_the_store_if_none_is_given(phantom_store, monkeypatch):
-    monkeypatch.setattr(phantom_store, "config", StoreConfig(64, "structure"))
-    assert fit_style(GANConfig(64), phantom_store).style == "structure"
-    for config in (SMALL, GANConfig(64, style="none"), StoreConfig(64)):
-        assert fit_style(config, phantom_store) is config
 
 
 def test_train_resumed_equals_uninterrupted_run_and_saves_grids(store, tmp_path):

@@ -218,15 +218,15 @@ def test_train_out_of_gpu_memory_names_half_the_batch_size(tmp_path):
         train(HugeTask(), get_linear_batch, tmp_path, TrainConfig(10, batch_size=16))
 
 
-def test_fit_config_fills_empty_classes_and_names_what_differs():
+def test_fit_config_fills_empty_classes_and_style_and_names_what_differs():
     @dataclass(frozen=True)
     class Config:
         size: int = 64
         classes: tuple[str, ...] = ()
-        style: str = "contour"
+        style: str | None = None
 
     store = SimpleNamespace(config=SimpleNamespace(size=64, style="contour"), classes=["MEL", "NV"])
-    assert fit_config(Config(), store) == Config(classes=("MEL", "NV"))
+    assert fit_config(Config(), store) == Config(classes=("MEL", "NV"), style="contour")
     assert fit_config(Config(style="none"), store).style == "none"
     assert fit_config(Config(style="structure"), store, check_style=False).style == "structure"
     message = r"the store has size 64, the config 128; classes \('MEL', 'NV'\), the config \('NV',\)$"

@@ -147,13 +147,13 @@ class Store:
 
 
 def fit_config(config: Any, store: Store, check_style: bool = True) -> Any:
-    """A method's `config`, with the classes of the store if it has none.
+    """A method's `config`, with the classes and the sketch style of the store if it has none.
 
     Raises `ValueError` if its size, classes or sketch style are not the store's; the style "none" fits every store.
     """
     has = {"size": store.config.size, "style": store.config.style, "classes": tuple(store.classes)}
-    if getattr(config, "classes", None) == ():
-        config = replace(config, classes=has["classes"])
+    unset = [name for name, value in (("classes", ()), ("style", None)) if getattr(config, name, "") == value]
+    config = replace(config, **{name: has[name] for name in unset})
     given = {name: getattr(config, name) for name in has if hasattr(config, name)}
     if not check_style or given.get("style") == "none":
         given.pop("style", None)

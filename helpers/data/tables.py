@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.config import display_path
-from helpers.data.files import DataError
+from helpers.data.files import DataError, atomic_file
 from helpers.data.labels import find_separator, report_ids
 
 COLUMNS = ["image_id", "path", "mask_path", "sketch_path", "label", "lesion_id", "split", "source", "artifacts"]
@@ -30,6 +30,12 @@ def read_own_table(path: str | Path, dtype: str | dict[str, str] = IDS) -> pd.Da
             return pd.read_csv(file, dtype=dtype, keep_default_na=False, na_values=[""])
     except (OSError, ValueError) as error:
         raise DataError(f"{display_path(path)} cannot be read as CSV ({error})"[:300]) from error
+
+
+def write_csv(table: pd.DataFrame, file: Path, **options) -> None:
+    """Write a table by `atomic_file`; `options` are pandas'."""
+    with atomic_file(file) as temporary:
+        table.to_csv(temporary, **options)
 
 
 @dataclass

@@ -16,10 +16,10 @@ import pandas as pd
 from scipy.special import softmax
 
 from helpers.config import EXTERNAL, Config, display_path
-from helpers.data.files import DataError, atomic_file
+from helpers.data.files import DataError
 from helpers.data.layouts import ARTIFACTS, open_dataset
 from helpers.data.store import Store
-from helpers.data.tables import read_own_table
+from helpers.data.tables import read_own_table, write_csv
 from helpers.experiments.evaluation import difference_row, load_generator, mean_row, open_store, to_table
 from helpers.metrics.classification import calibration_error
 from helpers.metrics.fidelity import label_accuracy
@@ -97,8 +97,7 @@ def evaluate_segmenter(checkpoint: str | Path, options: SegmenterEvaluation, cfg
         compared = f"against {options.against.name}"
         rows.append(difference_row(compared, "jaccard_difference", scores["jaccard"], baseline, scores["group"]))
     if options.csv:
-        with atomic_file(options.csv) as temporary:
-            scores.to_csv(temporary, index=False)
+        write_csv(scores, options.csv, index=False)
     time_taken = f"{split}, N {len(scores)}, {seconds:.0f} s including reading and scoring"
     return to_table(rows, [store, config, time_taken], [*notes, *store.problems])
 

@@ -13,8 +13,9 @@ import pandas as pd
 from sklearn.decomposition import PCA
 from sklearn.manifold import TSNE
 
-from helpers.data.files import DataError, atomic_file
+from helpers.data.files import DataError
 from helpers.data.store import Store
+from helpers.data.tables import write_csv
 from helpers.experiments.forest import SETS, feature_table, feature_values, fit_forest, of_sources, predict_forest
 from helpers.experiments.real_vs_generated import generate_test_images
 from helpers.experiments.results import with_interval
@@ -77,9 +78,7 @@ def feature_experiment(
             for source, images in part.images.items()
         ]
         tables[extractor.name] = table = pd.concat(parts, ignore_index=True)
-        out.mkdir(parents=True, exist_ok=True)
-        with atomic_file(out / f"features-{arch}.csv") as temporary:
-            table.to_csv(temporary, index=False, float_format="%.5g")
+        write_csv(table, out / f"features-{arch}.csv", index=False, float_format="%.5g")
         found = [*forest_rows(table), *(frechet_row(table, split) for split in SPLITS)]
         facts = {"extractor": extractor.name, "init": "random init" if "random init" in extractor.name else "ImageNet"}
         facts["note"] = NOTE if projected and arch == DISCRIMINATOR_FEATURES else pd.NA

@@ -24,6 +24,7 @@ from matplotlib.figure import Figure
 
 from helpers.config import ROOT, cpu_count, display_path
 from helpers.data.files import DataError, atomic_file, write_image
+from helpers.data.tables import write_csv
 
 RESULTS = ROOT / "outputs" / "results"
 MAX_SETTINGS = 5
@@ -67,9 +68,7 @@ def publish(name: str, rows: pd.DataFrame, page: Page, folder: Path = RESULTS) -
     for column, value in {"command": command_line(), "commit": commit(), "machine": machine()}.items():
         rows[column] = rows[column].fillna(value) if column in rows else value
     files = [folder / f"{name}{ending}" for ending in (".csv", ".md", ".png")]
-    folder.mkdir(parents=True, exist_ok=True)
-    with atomic_file(files[0]) as temporary:
-        rows.to_csv(temporary, index=False, float_format="%.6g")
+    write_csv(rows, files[0], index=False, float_format="%.6g")
     with atomic_file(files[1]) as temporary:
         temporary.write_text(to_markdown(name, rows, page), encoding="utf-8")
     for image, pixels in page.images.items():

@@ -20,11 +20,10 @@ from helpers.colab import keep
 from helpers.config import display_path
 from helpers.data.files import DataError, atomic_file
 from helpers.data.store import Store, fit_config
-from helpers.data.tables import read_own_table
+from helpers.data.tables import read_own_table, write_csv
 from helpers.experiments.results import with_interval
 from helpers.metrics.stats import bootstrap_with_original, ci_over_seeds, verdict
 from helpers.models.checkpoint import read_checkpoint
-from helpers.models.gan import fit_style
 
 Arm = Callable[[float, int, Path], pd.DataFrame]  # (fraction of the data, seed, work folder) -> results, row by row
 # A column of the results, averaged over images, or a function: (rows of one run, weights (R, N)) -> (R,).
@@ -68,8 +67,7 @@ def run_grid(
             table = arms[arm](fraction, seed, work)
             for position, (column, value) in enumerate({"arm": arm, "fraction": fraction, "seed": seed}.items()):
                 table.insert(position, column, value)
-            with atomic_file(file) as temporary:
-                table.to_csv(temporary, index=False)
+            write_csv(table, file, index=False)
             keep(file)
         shutil.rmtree(work, ignore_errors=True)
         tables.append(read_own_table(file))
@@ -98,8 +96,8 @@ def fit_configs(experiment: Any, store: Store) -> Any:
     """An experiment's settings with classes and sketch style of the store in every method's config. Raises
     `ValueError` if a config does not fit the store, or for an option without effect, see `check_options`."""
     check_options(experiment)
-    configs = {name: fit_style(value, store) for name, value in vars(experiment).items() if hasattr(value, "size")}
-    return replace(experiment, **{name: fit_config(config, store) for name, config in configs.items()})
+    configs = {name: fit_config(value, store) for name, value in vars(experiment).items() if hasattr(value, "size")}
+    return replace(experiment, **configs)
 
 
 def check_options(experiment: Any) -> None:

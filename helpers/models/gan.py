@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -379,7 +378,7 @@ def train_gan(
     or the initial checkpoint, `DataError` if there are no training images, or unknown flags and no detector, or if
     `init_from` was trained on images of this store that are held out here.
     """
-    config = check_config(fit_style(config, store), store, sketches)
+    config = check_config(config, store, sketches)
     if config.artifacts and (store.artifacts == UNKNOWN).any():
         from helpers.models.artifacts import ensure_artifacts  # imports timm, which takes seconds
 
@@ -399,11 +398,6 @@ def train_gan(
         generator.train()
     get_batch = balanced_batches(store, train_config.batch_size, train_config.seed, rows, sampling)
     return train(task, get_batch, out, train_config)
-
-
-def fit_style(config: Any, store: Store) -> Any:
-    """A method's `config`, with the sketch style of the store if its `style` is None."""
-    return replace(config, style=store.config.style) if getattr(config, "style", "none") is None else config
 
 
 def check_config(config: GANConfig, store: Store, sketches: np.ndarray | None) -> GANConfig:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from helpers.config import display_path, get_config
 from helpers.data.store import Store
+from helpers.data.tables import write_csv
 from helpers.experiments import ablation, balancing, real_vs_synthetic, segmentation
 from helpers.experiments.arm_results import Scores
 from helpers.experiments.evaluation import open_store
@@ -18,7 +19,7 @@ from helpers.experiments.runner import metric_name, summary, to_sentences
 from helpers.metrics.extractors import load_extractor_or_random
 from helpers.metrics.prediction_tables import auc, average_precision, balanced_accuracy, recalls_by_arm
 from helpers.shell.base import DatasetName, Flat
-from helpers.shell.pages import ArmsCommand, ExperimentCommand, data_line, training_line, write_csv
+from helpers.shell.pages import ArmsCommand, ExperimentCommand, data_line, training_line
 from helpers.views import plots
 
 CLIPPED = "intervals of scores are clipped to [0, 1]; they do not include the variance of training the generators"
@@ -198,7 +199,7 @@ class Ablation(ArmsCommand):
         store = self.store(self.settings.generator.size, self.settings.generator.style)
         out, extractor = self.folder("ablation"), load_extractor_or_random("mobilenet_v2")
         results = ablation.ablation_experiment(store, self.settings, extractor, out, self.arms)
-        report_generators(results, store, self.settings, extractor.name, out / "means.csv")
+        write_csv(ablation.mean_over_seeds(results), out / "means.csv")
         arms = [ablation.FLOOR, ablation.FULL_RECIPE, *ablation.ABLATIONS, "pix2pix"]
         question = "What does each component of the CGAN contribute?"
         rows, page = generator_page(question, self.settings, store, results, extractor.name, arms)
@@ -218,7 +219,7 @@ class SmallData(ExperimentCommand):
         store = self.store(self.settings.generator.size, self.settings.generator.style)
         out, extractor = self.folder("small-data"), load_extractor_or_random("mobilenet_v2")
         results = ablation.small_data_experiment(store, self.settings, extractor, out)
-        report_generators(results, store, self.settings, extractor.name, out / "means.csv")
+        write_csv(ablation.mean_over_seeds(results), out / "means.csv")
         page = generator_page("How many images does the CGAN need?", self.settings, store, results, extractor.name)
         self.publish_page("small-data", store, *page)
         return 0
@@ -227,11 +228,16 @@ class SmallData(ExperimentCommand):
 def generator_page(
     question: str, settings: Any, store: Store, results: pd.DataFrame, extractor: str, arms: Sequence[str] = ()
 ) -> tuple[pd.DataFrame, Page]:
-    """Rows and page of an experiment that scores generators; those of `arms` without results are named."""
-    rows, means = ablation.score_rows(results), ablation.mean_over_seeds(results)
+    """Print the means over the seeds; returns rows and page of an experiment that scores generators. Those of `arms`
+    without results are named."""
+    rows, means, train = ablation.score_rows(results), ablation.mean_over_seeds(results), settings.train
+    print(f"{store}\ngenerated images of val sketches against the real images, features of {extractor}")
+    print(f"after {train.steps} steps with batch size {train.batch_size}; "
+          f"means over seeds {' '.join(map(str, settings.seeds))}\n")  # fmt: skip
+    print(means.round(3).to_string())
     kid = results.groupby(["arm", "fraction"], sort=False)[["kid", "kid_low", "kid_high"]].mean()
     chart = {f"{arm}, {fraction:.0%}": values for (arm, fraction), *values in kid.itertuples()}
-    training = training_line(settings.train, early_stopping=False)
+    training = training_line(train, early_stopping=False)
     page = Page(
         question=question,
         settings=[
@@ -260,13 +266,3 @@ def report(scores: Scores, out: Path, suffix: str = "") -> None:
         sentences = "\n".join(to_sentences(differences, measure))
         print(arms.round(4).to_string(), differences.round(4).to_string(), sentences, sep="\n\n")
         print()
-
-
-def report_generators(results: pd.DataFrame, store: Store, settings: Any, extractor: str, file: Path) -> None:
-    """Print the means over the seeds, and write them as CSV."""
-    table, train = ablation.mean_over_seeds(results), settings.train
-    print(f"{store}\ngenerated images of val sketches against the real images, features of {extractor}")
-    print(f"after {train.steps} steps with batch size {train.batch_size}; "
-          f"means over seeds {' '.join(map(str, settings.seeds))}\n")  # fmt: skip
-    print(table.round(3).to_string())
-    write_csv(table, file)

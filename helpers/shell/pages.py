@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 
 from helpers.config import display_path
-from helpers.data.files import atomic_file
 from helpers.data.store import Store
+from helpers.data.tables import write_csv
 from helpers.experiments.results import Page, publish
 from helpers.models.trainer import TrainConfig
 from helpers.shell.base import DataCommand
@@ -42,12 +42,6 @@ class ArmsCommand(ExperimentCommand):
     """An experiment of which some arms can be run alone."""
 
     arms: tuple[str, ...] = ()  # only these arms; default: all
-
-
-def write_csv(table: pd.DataFrame, file: Path, **options) -> None:
-    """Write a table by `atomic_file`; `options` are pandas'."""
-    with atomic_file(file) as temporary:
-        table.to_csv(temporary, **options)
 
 
 def print_paths(paths: list[Path]) -> None:

@@ -192,7 +192,6 @@ class KidScale(DataCommand):
         page = kid_scale.to_page(table, shown, display_path(checkpoint), cfg.dataset)
         print(page.table.to_string(), *page.verdict, sep="\n")
         out = self.out or cfg.outputs / "kid-scale.png"
-        out.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(out) as temporary:
             page.figure.savefig(temporary, format="png", dpi=FIGURE_DPI, bbox_inches="tight")
         print_paths([out, *(publish("kid-scale", table, page) if self.publish else [])])

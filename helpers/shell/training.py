@@ -8,7 +8,6 @@ from typing import ClassVar, Literal
 import numpy as np
 import tyro
 from accelerate import PartialState
-from torch import nn
 
 from helpers.config import display_path, get_config
 from helpers.data.files import DataError
@@ -221,19 +220,14 @@ class Export(Command):
             raise DataError(f"{display_path(checkpoint)} does not exist: `python -m helpers train {self.method}` "
                             "writes it")  # fmt: skip
         network, _ = LOADERS[self.method](checkpoint)  # raises if the checkpoint is of another method
+        folder, ending = (checkpoint.parent, "onnx") if self.onnx else (cfg.released, "safetensors")
+        file = self.out or folder / f"{self.method}.{ending}"
+        check_outputs([file], [checkpoint])
         if self.onnx:
-            return self.write_onnx(network, checkpoint)
-        file = self.out or cfg.released / f"{self.method}.safetensors"
-        check_outputs([file], [checkpoint])
-        export_weights(checkpoint, file, self.all_networks, self.license)
-        print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; "
-              "write a model card next to it: training data, license, measured quality")  # fmt: skip
-        return 0
-
-    def write_onnx(self, network: nn.Module, checkpoint: Path) -> int:
-        """Write the ONNX file; returns the exit status."""
-        file = self.out or checkpoint.with_name(f"{self.method}.onnx")
-        check_outputs([file], [checkpoint])
-        export_onnx(network, file)
-        print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; inputs: helpers/models/onnx_export.py")
+            export_onnx(network, file)
+            hint = "inputs: helpers/models/onnx_export.py"
+        else:
+            export_weights(checkpoint, file, self.all_networks, self.license)
+            hint = "write a model card next to it: training data, license, measured quality"
+        print(f"{display_path(file)}: {file.stat().st_size / 1e6:.1f} MB; {hint}")
         return 0
