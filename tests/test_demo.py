@@ -164,11 +164,12 @@ def test_artifact_names_are_those_of_the_data_and_hidden_if_the_generator_has_no
         assert not demo.artifact_input(Handlers(predictor), "Artifacts").visible
 
 
-def test_class_choices_are_those_of_each_network_with_display_names(predictor):
-    generated, analyzed = (demo.class_choices(predictor, method) for method in ("cgan", "classifier"))
-    assert [name for _, name in generated] == ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
-    assert [name for _, name in analyzed] == [name for _, name in generated]
-    assert all(shown != name for shown, name in generated + analyzed), "every class has a display name"
+def test_class_input_has_the_classes_of_the_network_with_display_names(predictor):
+    with gradio.Blocks():
+        first, second = (demo.class_input(Handlers(predictor), "cgan", "Diagnosis", k) for k in (0, 1))
+    assert [name for _, name in first.choices] == ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
+    assert all(shown != name for shown, name in first.choices), "every class has a display name"
+    assert (first.value, second.value) == ("MEL", "NV")
 
 
 def test_describe_without_a_segmenter_does_not_claim_that_there_is_no_lesion(predictor):

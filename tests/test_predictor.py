@@ -7,14 +7,14 @@ from PIL import Image
 
 from helpers.config import get_config
 from helpers.data.files import DataError
-from helpers.data.sketches import mask_from_sketch
+from helpers.data.sketches import mask_from_sketch, shrink
 from helpers.data.store import StoreConfig
 from helpers.phantoms.render import render
 from helpers.shell.inference import iter_images
 from helpers.views.predictor import (
+    DISPLAY_SIDE,
     Predictor,
     Request,
-    display_image,
     display_name,
     example_sketches,
     find_weights,
@@ -30,17 +30,17 @@ from helpers.views.predictor import (
 LABELS = ["MEL", "NV", "BCC", "AKIEC", "BKL", "DF", "VASC"]
 
 
-def test_read_photo_applies_exif_rotation_and_display_image_limits_the_size(tmp_path):
+def test_read_photo_applies_exif_rotation_and_shrink_limits_the_size(tmp_path):
     array = np.zeros((600, 1200, 3), np.uint8)
     array[:, :600] = 255
     image = Image.fromarray(array)
     exif = image.getexif()
     exif[0x0112] = 6  # rotate clockwise
     image.save(tmp_path / "a.jpg", exif=exif)
-    photo = display_image(read_photo(tmp_path / "a.jpg"))
+    photo = shrink(read_photo(tmp_path / "a.jpg"), DISPLAY_SIDE)
     assert photo.shape == (512, 256, 3) and photo[:240].min() > 240 and photo[272:].max() < 15
     Image.fromarray(array[:20, 590:611]).save(tmp_path / "b.png")
-    assert display_image(read_photo(tmp_path / "b.png")).shape == (20, 21, 3), "small photos keep their size"
+    assert shrink(read_photo(tmp_path / "b.png"), DISPLAY_SIDE).shape == (20, 21, 3), "small photos keep their size"
 
 
 def test_read_of_unusable_files_raises_without_naming_the_folder(tmp_path):

@@ -418,12 +418,17 @@ def _is_abandoned(path: Path, machine: str, process: int) -> bool:
     """Whether the process has ended; if that cannot be looked up, whether file or folder are older than a day."""
     if machine != _MACHINE or os.name != "posix":  # on Windows `os.kill` would end the process
         return time.time() - path.stat().st_mtime > MAX_AGE
+    return not is_running(process)
+
+
+def is_running(process: int) -> bool:
+    """Whether a process of this machine exists, of whatever user. Not for Windows, where `os.kill` would end it."""
     try:
         with suppress(PermissionError):  # a process of another user
             os.kill(process, 0)
     except (ProcessLookupError, OverflowError):
-        return True
-    return False
+        return False
+    return True
 
 
 def _remove(path: Path, moved_aside: bool) -> None:

@@ -275,7 +275,7 @@ def _upright_rgb(drawing: np.ndarray | Image.Image | str | Path) -> np.ndarray:
 def _lines_on_paper(image: np.ndarray) -> np.ndarray:
     """`extract_lines` of `image (H, W, 3)` against paper of one color, or else against unevenly lit paper. Raises
     `DataError` if there is nothing on the paper, or if it is a real image, which has tones between paper and ink."""
-    view = _shrink(image, VIEW)
+    view = shrink(image, VIEW)
     lines = extract_lines(view)
     if _middle_tones(lines, 0.1) < 0.01 and _is_plain(view, 0.05 * lines.max()):
         return extract_lines(image)
@@ -305,7 +305,7 @@ def _is_plain(image: np.ndarray, tolerance: float) -> bool:
 
 def _local_paper(image: np.ndarray) -> np.ndarray:
     """Color of the paper around every pixel of a drawing `uint8 (H, W, 3)`: the median over an eighth of the side."""
-    small = _shrink(image, 96)
+    small = shrink(image, 96)
     window = max(small.shape) // 8 | 1
     padded = cv2.copyMakeBorder(small, window, window, window, window, cv2.BORDER_REPLICATE)
     median = cv2.medianBlur(padded, window)[window:-window, window:-window]
@@ -314,7 +314,7 @@ def _local_paper(image: np.ndarray) -> np.ndarray:
 
 def _has_one_hue(paper: np.ndarray) -> bool:
     """Whether light and shade are all that varies in `paper (H, W, 3)`; skin and lesion differ in hue."""
-    colors = _shrink(paper, 32).reshape(-1, 3).astype(np.float32)
+    colors = shrink(paper, 32).reshape(-1, 3).astype(np.float32)
     hues = colors / np.maximum(colors.sum(axis=1, keepdims=True), 30)
     return bool(np.quantile(np.abs(hues - np.median(hues, axis=0)).max(axis=1), 0.95) < 0.007)
 
@@ -356,7 +356,7 @@ def _fit(image: np.ndarray, size: int) -> np.ndarray:
     return cv2.resize(image, shape, interpolation=cv2.INTER_AREA if scale <= 1 else cv2.INTER_CUBIC)
 
 
-def _shrink(image: np.ndarray, side: int) -> np.ndarray:
+def shrink(image: np.ndarray, side: int) -> np.ndarray:
     """`image (H, W, 3)` with at most `side` pixels on its longer side."""
     scale = side / max(image.shape)
     shape = [max(1, round(scale * length)) for length in image.shape[1::-1]]

@@ -16,7 +16,6 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from helpers.data.files import atomic_file
-from helpers.data.sketches import contour
 from helpers.models.artifacts import load_artifacts, predict_artifacts
 from helpers.models.classifier import load_classifier, predict_proba
 from helpers.models.gan import GANConfig, load_gan
@@ -25,15 +24,11 @@ from helpers.models.segmenter import load_segmenter, segment
 from helpers.phantoms.classes import CLASSES
 from helpers.phantoms.render import ARTIFACTS, render, render_with_flags
 from helpers.views.plots import grid, overlay, save
+from helpers.views.predictor import example_sketches
 
 CELL, CGAN_CELL = 0.92, 1.2  # inches per image side, 110 pixels each
 LINE = 0.12  # inches per line of the text at an image
 COLORS = 256  # palette of the files, which are then a third as large as in true color
-
-
-def phantom_contours(count: int, size: int) -> np.ndarray:
-    """Outlines of the masks of the first `count` phantoms, `uint8 (count, size, size)` in {0, 255}."""
-    return np.stack([contour(render(k, k, size)[1]) for k in range(count)])
 
 
 def generate(file: Path, count: int) -> tuple[np.ndarray, np.ndarray, GANConfig]:
@@ -42,7 +37,7 @@ def generate(file: Path, count: int) -> tuple[np.ndarray, np.ndarray, GANConfig]
     Images of one sketch share the latent and the random maps; no artifact flags.
     """
     generator, config = load_gan(file)
-    sketches, num_classes = phantom_contours(count, config.size), len(config.classes)
+    sketches, num_classes = np.stack(example_sketches(config.size, count)), len(config.classes)
     z, labels = draw_latents(count, config.z_dim), np.tile(np.arange(num_classes), count)
     images = sample(generator, sketches.repeat(num_classes, 0), labels, 0, z.repeat_interleave(num_classes, dim=0))
     return sketches, images.reshape(count, num_classes, *images.shape[1:]), config
@@ -57,8 +52,9 @@ def generate_with_each_artifact(file: Path, rows: Sequence[int], labels: Sequenc
     """`uint8 (7, H, W, 3)`: image k has the outline and the latent of number `rows[k]` in `generate`, class `labels[k]`
     and only the k-th of `ARTIFACTS`."""
     generator, config = load_gan(file)
-    sketches, z = phantom_contours(max(rows) + 1, config.size), draw_latents(max(rows) + 1, config.z_dim)
-    return sample(generator, sketches[list(rows)], labels, 0, z[list(rows)], np.eye(len(ARTIFACTS), dtype=np.uint8))
+    sketches = np.stack(example_sketches(config.size, max(rows) + 1))[list(rows)]
+    z = draw_latents(max(rows) + 1, config.z_dim)[list(rows)]
+    return sample(generator, sketches, labels, 0, z, np.eye(len(ARTIFACTS), dtype=np.uint8))
 
 
 def captioned(

@@ -25,7 +25,7 @@ from helpers.data.files import (
     read_image,
 )
 from helpers.data.layouts import image_files
-from helpers.data.sketches import contour, fill, mask_from_sketch, parse_drawing
+from helpers.data.sketches import contour, fill, mask_from_sketch, parse_drawing, shrink
 from helpers.data.store import StoreConfig, resize
 from helpers.models.classifier import hide_surroundings, predict
 from helpers.models.gradcam import grad_cam
@@ -111,13 +111,6 @@ def read_photo(path: str | Path) -> np.ndarray:
     """A photo as `uint8 (H, W, 3)`, upright, read as the store reads images. Raises `DataError` (see
     `check_image_header`)."""
     return read_upload(path, size=DISPLAY_SIDE)
-
-
-def display_image(image: np.ndarray) -> np.ndarray:
-    """`image uint8 (H, W, 3)` with at most `DISPLAY_SIDE` pixels per side; smaller ones are unchanged."""
-    scale = DISPLAY_SIDE / max(image.shape[:2])
-    shape = (max(1, round(image.shape[1] * scale)), max(1, round(image.shape[0] * scale)))
-    return image if scale >= 1 else cv2.resize(image, shape, interpolation=cv2.INTER_AREA)
 
 
 def example_sketches(size: int, count: int = 5) -> list[np.ndarray]:
@@ -255,7 +248,7 @@ class Predictor:
 
     def analyze(self, image: np.ndarray) -> Analysis:
         """Segment and classify a photo `uint8 (H, W, 3)`. Raises `DataError` if it has one color only."""
-        shown = display_image(image)
+        shown = shrink(image, DISPLAY_SIDE)
         if is_uniform(shown):
             raise DataError("The image has one color only: choose an image of a lesion.")
         with LOCK:

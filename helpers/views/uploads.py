@@ -20,6 +20,8 @@ from pathlib import Path
 from stat import S_ISDIR
 from threading import Thread
 
+from helpers.data.files import DataError, is_running
+
 PREFIX = f"sketch2lesion-{re.sub(r'[^A-Za-z0-9]', '', platform.node())}-"  # of this machine's pages
 
 
@@ -30,17 +32,6 @@ def remove_leftovers(folder: str) -> None:
             process, status = int(path.name.removeprefix(PREFIX).split("-")[0]), path.lstat()
             if S_ISDIR(status.st_mode) and status.st_uid == os.getuid() and not is_running(process):
                 shutil.rmtree(path, ignore_errors=True)
-
-
-def is_running(process: int) -> bool:
-    """Whether a process of this machine exists, of whatever user."""
-    try:
-        os.kill(process, 0)
-    except (ProcessLookupError, OverflowError):
-        return False
-    except PermissionError:
-        return True
-    return True
 
 
 if os.name == "posix":  # on Windows `os.kill` would end the process
@@ -57,7 +48,6 @@ import gradio as gr  # noqa: E402
 import numpy as np  # noqa: E402
 from PIL import Image  # noqa: E402
 
-from helpers.data.files import DataError  # noqa: E402
 from helpers.views.predictor import check_image_header  # noqa: E402
 
 KEEP_SECONDS, PURGE_INTERVAL = 300, 30  # lifetime of a file, and time between two purges, in seconds
