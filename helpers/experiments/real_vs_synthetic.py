@@ -72,11 +72,10 @@ def real_vs_synthetic_experiment(
 ) -> pd.DataFrame:
     """Train a classifier per arm, fraction and seed, and test it once on the real images of `options.split`.
 
-    Arms (those named in `options.only`, by default those of the notebook): real images and synthetic ones, together or
-    alone, with and without augmentation, classes sampled equally; "class-weighted" samples real images uniformly and
-    weights the loss instead; "pretrained", "filtered" and "artifacts balanced": see `ArmConfig`. The generator of a
-    fraction is trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators,
-    and decide synthetic images, initial weights and batches.
+    Arms: those of `ARMS` that `options.only` names, by default those of the notebook; see `ArmConfig`. Classes are
+    sampled equally; "class-weighted" samples images uniformly and weights the loss instead. The generator of a fraction
+    is trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators, and decide
+    synthetic images, initial weights and batches.
 
     Returns the columns `arm fraction seed`, those of `predict_table`, `collapsed` (see `is_collapsed`), `init` (initial
     weights), `generator` and `seconds`; with `options.also` also `data`, and rows for the test images of that data set,

@@ -67,10 +67,9 @@ def segmentation_experiment(
 ) -> pd.DataFrame:
     """Train a segmenter per arm, fraction and seed, and test it once on the real images of `options.split`.
 
-    Arms (those named in `options.only`, by default those of the notebook): real pairs and synthetic ones, together or
-    alone, with and without augmentation; "pretrained" and "filtered": see `ArmConfig`. The generator of a fraction is
-    trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators, and decide
-    synthetic pairs, initial weights and batches.
+    Arms: those of `ARMS` that `options.only` names, by default those of the notebook; see `ArmConfig`. The generator of
+    a fraction is trained on that fraction's images only, see `prepare_generator`. Seeds share fractions and generators,
+    and decide synthetic pairs, initial weights and batches.
 
     Returns the columns `arm fraction seed`, those of `score_images`, `init` (initial weights), `generator` and
     `seconds`. Raises `DataError` if masks or labels are missing, or a file of a generator was trained on other lesions;

@@ -141,9 +141,8 @@ def train_artifacts(
     """Train on the training split, choose the weights on val; returns the history with `checked_at` and `val_ap`.
 
     `flags`: annotations by image id, see `read_flags`; without them those that the data set came with. Ids in `exclude`
-    are not used, for example official test images of another set. `init_from`: checkpoint or released file to
-    initialize from. Raises `ValueError` if config and store differ in size, `DataError` without annotated training
-    images, or if `init_from` was trained on images that are held out here.
+    are not used, for example official test images of another set. `init_from`: see `start_from`. Raises `ValueError` if
+    config and store differ in size, `DataError` without annotated training images, and both as `start_from` does.
     """
     config = fit_config(config, store)
     ids = store.table["image_id"].to_numpy(str)

@@ -264,14 +264,11 @@ def train_classifier(
     init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split; checkpoint and history go to `out`. Returns the history, with `checked_at`
-    (steps of the validations) and `val_balanced_accuracy`.
+    (steps of the validations) and `val_balanced_accuracy`. Stops early, see `ValidatedTask`.
 
-    Validates at every checkpoint and stops early, see `ValidatedTask`. `init_from`: checkpoint or released file to
-    initialize from, also of other classes.
-
-    Raises `ValueError` if the config does not fit the store or the initial checkpoint, `DataError` if fewer than 2
-    classes have training images (with a mask, if `config.lesion_only`), or if `init_from` was trained on images of this
-    store that are held out here.
+    `init_from`: see `start_from`, also of other classes. Raises `ValueError` if the config does not fit the store,
+    `DataError` if fewer than 2 classes have training images (with a mask, if `config.lesion_only`), and both as
+    `start_from` does.
     """
     config = fit_config(config, store)
     needs = ["label", "mask"] if config.lesion_only else ["label"]

@@ -369,14 +369,12 @@ def train_gan(
     history and grids go to `out`. Returns the history.
 
     With `config.paired` False, `sketches uint8 (M, H, W)` in {0, 255} are used and images need none; without `sketches`
-    each image gets a random sketch of the store. `init_from`: checkpoint or released file to initialize from, also of
-    other classes, see `init_networks`.
+    each image gets a random sketch of the store. `init_from`: see `start_from` and, for other classes, `init_networks`.
     `evaluate` is called with generator and step before the first step, then with the EMA generator at checkpoints; a
     grid is written as often.
 
-    Unknown artifact flags are filled by the released detector. Raises `ValueError` if the config does not fit the store
-    or the initial checkpoint, `DataError` if there are no training images, or unknown flags and no detector, or if
-    `init_from` was trained on images of this store that are held out here.
+    Unknown artifact flags are filled by the released detector. Raises `ValueError` if the config does not fit the
+    store, `DataError` if there are no training images, or unknown flags and no detector, and both as `start_from` does.
     """
     config = check_config(config, store, sketches)
     if config.artifacts and (store.artifacts == UNKNOWN).any():

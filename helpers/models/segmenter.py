@@ -214,13 +214,10 @@ def train_segmenter(
     init_from: str | Path | None = None,
 ) -> dict[str, list[float]]:
     """Train on the store's training split; checkpoint and history go to `out`. Returns the history, with `checked_at`
-    (steps of the validations) and `val_jaccard`.
+    (steps of the validations) and `val_jaccard`. Stops early, see `ValidatedTask`.
 
-    Validates at every checkpoint and stops early, see `ValidatedTask`.
-    `init_from`: checkpoint or released file to initialize from.
-
-    Raises `ValueError` if the config does not fit the store or the initial checkpoint, `DataError` if the store has no
-    masks, or if `init_from` was trained on images of this store that are held out here.
+    `init_from`: see `start_from`. Raises `ValueError` if the config does not fit the store, `DataError` if the store
+    has no masks, and both as `start_from` does.
     """
     config = fit_config(config, store)
     rows = store.rows("train", needs=["mask"])
