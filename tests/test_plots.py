@@ -116,6 +116,22 @@ def test_intervals_draw_values_and_ends_in_order():
     assert (first.get_title(), second.get_title(), first.get_xlabel()) == ("a", "b", "KID")
 
 
+def test_intervals_mark_zero_only_where_it_says_something_and_share_the_axes_of_equal_entries():
+    scores = {
+        "10 %": {"real": (0.8, 0.7, 0.9), "both": (0.6, 0.5, 0.7)},
+        "100 %": {"real": (2, 1, 3), "both": (1, 1, 1)},
+    }
+    left, right = plots.intervals(scores, "Jaccard").axes
+    assert left.get_xlim() == right.get_xlim() and left.get_xlim()[0] > 0.3
+    assert (
+        not any(label.get_visible() for label in right.get_yticklabels())
+        or right.yaxis.get_tick_params()["labelleft"] is False
+    )
+    assert plots.intervals(scores, "difference of Jaccard").axes[0].get_xlim()[0] <= 0
+    other = plots.intervals({"a": {"x": (1, 1, 2)}, "b": {"y": (5, 4, 6)}}, "FD").axes
+    assert other[0].get_xlim() != other[1].get_xlim()
+
+
 def test_curves_are_named_at_their_ends_without_overlap():
     history = {"step": [1, 2], "a": [0.0, 1.0], "b": [0.0, 1.0], "c": [5.0, 0.0]}
     (axis,) = plots.curves(history, [["a", "b", "c"]]).axes

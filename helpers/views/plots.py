@@ -102,15 +102,21 @@ def label_ends(axis: Axes) -> None:
 
 
 def intervals(charts: dict[str, dict[str, Sequence[float]]], unit: str) -> Figure:
-    """One chart per title; each entry is a row with its value and interval `(value, low, high)`. `unit`: x label."""
+    """One chart per title; each entry is a row with its value and interval `(value, low, high)`. `unit`: x label.
+
+    Zero is marked where an interval reaches it, and for differences. Charts with the same entries share both axes."""
+    same = len({tuple(entries) for entries in charts.values()}) == 1
     max_lines = max(sum(1 + name.count("\n") for name in entries) for entries in charts.values())
     inches = (max(5, 4 * len(charts)), max(2.2, 0.8 + 0.2 * max_lines))
-    figure, axes = plt.subplots(1, len(charts), figsize=inches, squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, len(charts), sharex=same, sharey=same, figsize=inches, squeeze=False, layout="constrained"
+    )
     for axis, (title, entries) in zip(axes[0], charts.items(), strict=True):
         for y, (value, low, high) in enumerate(entries.values()):
             axis.plot([low, high], [y, y], color=PALETTE[1], linewidth=3, alpha=0.4)
             axis.plot(value, y, "o", color=PALETTE[1])
-        axis.axvline(0, color="0.6", linewidth=0.8)
+        if "difference" in unit or min(low for _, low, _ in entries.values()) <= 0:
+            axis.axvline(0, color="0.6", linewidth=0.8)
         axis.set_yticks(range(len(entries)), entries)
         axis.locator_params(axis="x", nbins=4)
         axis.set(title=title, xlabel=unit, ylim=(len(entries) - 0.5, -0.5))
