@@ -11,6 +11,7 @@ from helpers.config import display_path
 from helpers.data.files import DataError
 from helpers.data.store import Store
 from helpers.models.checkpoint import check_held_out, read_checkpoint, training_data
+from helpers.models.checks import check_class_names
 from helpers.models.trainer import TrainTask
 
 # Layers that a checkpoint to initialize from may lack, and those that it may not have if the config lacks them.
@@ -53,6 +54,10 @@ def init_networks(networks: dict[str, nn.Module], config: dict, checkpoint: str 
         classes = saved["config"]["classes"]
         if not isinstance(classes, list) or not all(isinstance(name, str) for name in classes):
             raise ValueError(f"{path} has classes that are no list of names")
+        try:
+            check_class_names(tuple(classes))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
         grows = bool(config["level_channels"]) and saved["config"]["size"] * 2 == config["size"]
         saved_networks = saved.get("networks", saved["ema_models"])
         if "generator" not in saved_networks:
