@@ -82,7 +82,7 @@ def select_row(file: Path, where: dict[str, str | float]) -> pd.Series:
     """The row of a CSV with these values. Raises `DataError` if it has none, or several."""
     table = pd.read_csv(file)
     for column, value in where.items():
-        table = table[table[column].fillna("") == value]
+        table = table[table[column].astype(object).fillna("") == value]
     if len(table) != 1:
         raise DataError(f"{file.name} has {len(table)} rows of {where}, 1 needed")
     return table.iloc[0]
