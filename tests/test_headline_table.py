@@ -40,6 +40,13 @@ def test_answers_table_lists_questions_and_verdicts(tmp_path):
     assert answers_table(tmp_path).splitlines()[2:] == ["| [Does it help?](results/a.md) | No: 0.1. Yes. |"]
 
 
+def test_answers_table_shows_the_first_four_sentences(tmp_path):
+    verdict = "\n".join(f"- {k}\n  wrapped." for k in range(6))
+    (tmp_path / "a.md").write_text(f"# Does it help?\n\n## Verdict\n\n{verdict}\n\n## Limits\n\n- one\n")
+    (line,) = answers_table(tmp_path).splitlines()[2:]
+    assert line.endswith("| 0 wrapped. 1 wrapped. 2 wrapped. 3 wrapped. (2 more on the page) |")
+
+
 def test_write_tables_replaces_what_is_between_the_markers(tmp_path):
     (tmp_path / "outputs/results").mkdir(parents=True)
     for file in (tmp_path / "README.md", tmp_path / "outputs/README.md"):

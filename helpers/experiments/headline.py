@@ -14,6 +14,9 @@ from helpers.experiments.results import RESULTS, markdown_table
 ISIC2017_WINNER = "challenge winner 0.765, whole images ([Codella et al.](https://arxiv.org/abs/1710.05006))"
 
 
+MAX_SENTENCES = 4  # of a verdict in the list of answers
+
+
 @dataclass(frozen=True)
 class Row:
     """One number of the README: which row of which file it is, and what to compare it with."""
@@ -89,18 +92,16 @@ def select_row(file: Path, where: dict[str, str | float]) -> pd.Series:
 
 
 def answers_table(folder: Path = RESULTS) -> str:
-    """Markdown table of the pages in `folder`: question with link, verdict."""
+    """Markdown table of the pages in `folder`: question with link, and the first `MAX_SENTENCES` of the verdict."""
     lines = []
     for page in sorted(folder.glob("*.md")):
         text = page.read_text(encoding="utf-8")
         title, verdict = re.match(r"# (.*)", text), re.search(r"## Verdict\n\n(.*?)\n\n## ", text, re.DOTALL)
         if title and verdict:
-            lines.append(
-                [
-                    f"[{title[1]}](results/{page.name})",
-                    " ".join(verdict[1].replace("\n- ", " ").removeprefix("- ").split()),
-                ]
-            )
+            sentences = [" ".join(line.split()) for line in verdict[1].removeprefix("- ").split("\n- ")]
+            more = f"({len(sentences) - MAX_SENTENCES} more on the page)"
+            shown = sentences[:MAX_SENTENCES] + [more] * (len(sentences) > MAX_SENTENCES)
+            lines.append([f"[{title[1]}](results/{page.name})", " ".join(shown)])
     return markdown_table(pd.DataFrame(lines, columns=["question", "answer"]))
 
 
