@@ -112,7 +112,7 @@ def test_main_backbones_and_segmenters_publish_their_tables(phantoms, tmp_path, 
     }
     for name, options in networks.items():
         assert main(["experiment", name, *data, *options]) == 0
-        assert "synthetic phantoms, not photographs" in (tmp_path / "results" / f"{name}-phantoms-64.md").read_text()
+        assert "synthetic phantoms, no real images" in (tmp_path / "results" / f"{name}-phantoms-64.md").read_text()
         table = pd.read_csv(tmp_path / "results" / f"{name}-phantoms-64.csv")
         assert set(table["arch"]) == {options[1]} and table["parameters"].gt(10_000).all()
         assert (tmp_path / "results" / f"{name}-phantoms-64.png").stat().st_size < 300_000

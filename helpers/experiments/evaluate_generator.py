@@ -80,7 +80,7 @@ def evaluate_generator(checkpoint: str | Path, options: GeneratorEvaluation, cfg
     store, rows = open_store(cfg, config.size, config.style, classes=config.classes), []
     others = np.flatnonzero(store.splits != SPLITS.index(options.split))
     check_held_out(checkpoint, store, others)
-    segmenter = own_or_released(cfg, "segmenter", store, others)
+    segmenter = own_or_released(cfg, "segmenter", store, others, notes)
     for protocol in ("natural", "balanced"):
         generated = sample_images(generate, store, options.split, protocol)
         measured = distances(generated, extractors, cfg.features, notes, options.infinity)
@@ -185,14 +185,18 @@ def label_accuracies(generated: Generated, checkpoint: Path, notes: list[str]) -
     return real_and_synthetic("label_accuracy_lesion_only" if config.lesion_only else "label_accuracy", *correct)
 
 
-def own_or_released(cfg: Config, method: str, store: Store, rows: np.ndarray) -> Path:
-    """The checkpoint of `train METHOD`; without one the released file. Raises `DataError` if the latter was trained on
-    lesions of the store other than at `rows`."""
+def own_or_released(cfg: Config, method: str, store: Store, rows: np.ndarray, notes: list[str]) -> Path:
+    """The checkpoint of `train METHOD`; without one the released file, unless that was trained on lesions of the store
+    other than at `rows`, which is added to `notes`."""
     own, released = cfg.outputs / method / "checkpoint.pt", cfg.released / f"{method}.safetensors"
-    if not own.is_file() and released.is_file():
+    if own.is_file() or not released.is_file():
+        return own
+    try:
         check_held_out(released, store, rows)
-        return released
-    return own
+    except DataError as error:
+        notes.append(f"not used: {error}")
+        return own
+    return released
 
 
 def sketch_dices(generated: Generated, checkpoint: Path, notes: list[str]) -> list[dict]:

@@ -133,7 +133,7 @@ def _against_floor(row) -> str:
     if row.measure != "kid" or pd.isna(row.low) or pd.isna(row.floor):
         return ""
     differs = row.low > row.floor
-    return "; these images can be told from real ones" if differs else "; no difference from real images seen"
+    return "; generated images differ from real ones" if differs else "; no difference from real images seen"
 
 
 def _a_line_per_comparison(rows: pd.DataFrame) -> pd.DataFrame:

@@ -24,9 +24,8 @@ class Row:
     measure: str
     data: str
     file: str  # CSV in `outputs/results`
-    where: dict[str, str | float] = field(
-        default_factory=dict
-    )  # columns and values that select one row; "" is an empty cell
+    # Columns and values that select one row; "" is an empty cell.
+    where: dict[str, str | float] = field(default_factory=dict)
     reference: str = ""  # {floor}, {real} and {majority} are those of the row, {other} is the value of another one
     other: dict[str, str | float] = field(default_factory=dict)  # selects it, in the same file
 

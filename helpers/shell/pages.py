@@ -51,7 +51,7 @@ def print_paths(paths: list[Path]) -> None:
 
 def data_line(store: Store) -> str:
     """Data set, size and splits; says so if the images are phantoms."""
-    return f"data: {store!r}" + " (synthetic phantoms, not photographs)" * (store.name == "phantoms")
+    return f"data: {store!r}" + " (synthetic phantoms, no real images)" * (store.name == "phantoms")
 
 
 def training_line(train: TrainConfig, early_stopping: bool = True) -> str:
